@@ -1,0 +1,54 @@
+"""Editor of the default model: 64 px scenes, an MGT that starts as a copier, a small text encoder trained along.
+
+    editmgt train --config configs/scenes_mgt.py --workdir runs/mgt --config.model.vq=runs/vq/export/vqvae
+"""
+
+from configs import base
+
+
+def get_config():
+    config = base.get_config()
+    config.task = "mgt"
+    config.batch_size = 32
+    config.steps = 60_000
+    config.optimizer.update(
+        learning_rate=1.5e-3, schedule="cosine", warmup_steps=500, total_steps=60_000, clip_norm=1.0, beta2=0.99,
+        ema_decay=0.999,
+    )
+    config.model = dict(
+        vq="runs/vq/export/vqvae",
+        tokenizer="",  # learnt from the instructions when empty
+        timestep_convention="mask_rate",
+        copy_friendly=True,
+        remat="none",
+        mgt=dict(
+            num_layers=2,
+            num_single_layers=4,
+            attention_head_dim=32,
+            num_attention_heads=6,
+            axes_dims_rope=(4, 14, 14),
+            joint_attention_dim=128,
+            pooled_projection_dim=128,
+            codebook_size=1024,
+            vocab_size=1032,
+            downsample=True,
+            upsample=True,
+            connector_type="none",
+            text_encoder_architecture="CLIP",
+        ),
+        text=dict(
+            vocab_size=0,  # this and the special ids are the tokenizer's
+            hidden_size=128,
+            intermediate_size=512,
+            projection_dim=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=24,
+            hidden_act="gelu",
+            bos_token_id=0,
+            eos_token_id=0,
+            pad_token_id=0,
+        ),
+    )
+    config.loss = dict(changed_weight=2.0, min_masking_rate=0.0, condition_dropout=0.1)
+    return config

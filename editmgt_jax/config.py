@@ -1,0 +1,251 @@
+"""Architectures as frozen dataclasses, read from and written to the released `config.json` files.
+
+Axes used by every module of this package (one letter, one meaning):
+
+    B batch            T text tokens        E width of the text states   P width of the pooled text vector
+    H W VQ grid        L = H*W              h w MGT grid                 N = h*w image tokens in the MGT
+    D width of the MGT S joint sequence     G segments of a sequence     A attention heads, K head width
+    C codebook size    V vocabulary size    R rows of relevance asked for
+
+Source: the config.json of the released checkpoints (diffusers layout). Keys that carry no weight are kept
+out of the dataclasses; unsupported values are errors, never ignored.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+# Keys of the released files that change neither weights nor computation here.
+_WEIGHTLESS_KEYS = {"patch_size", "in_channels", "sample_size", "scaling_factor", "force_upcast"}
+
+
+def _require(condition: bool, rule: str, got) -> None:
+    if not condition:
+        raise ValueError(f"{rule}; got {got!r}")
+
+
+class _JSONConfig:
+    """Shared reading and writing: fields are the released keys, spelt as released."""
+
+    CLASS_NAME = ""
+
+    @classmethod
+    def from_dict(cls, values: dict):
+        """Builds the config from released keys; a required key that is missing is named."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+        missing = sorted(required - values.keys())
+        if missing:
+            raise ValueError(f"{cls.__name__} needs the config keys {missing}, which are missing; got {sorted(values)}")
+        known = {name: value for name, value in values.items() if name in fields}
+        cls._check_released(values)
+        known = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
+        return cls(**known)
+
+    @classmethod
+    def from_json(cls, path):
+        """Reads `config.json` at `path`. Errors: FileNotFoundError, ValueError naming the file."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"a model component needs its config.json; none at {path}")
+        try:
+            values = json.loads(path.read_text())
+            return cls.from_dict(values)
+        except (json.JSONDecodeError, ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def to_dict(self) -> dict:
+        """The released keys, with `_class_name`."""
+        return {"_class_name": self.CLASS_NAME} | dataclasses.asdict(self)
+
+    @classmethod
+    def _check_released(cls, values: dict) -> None:
+        """Rejects released options this implementation does not have."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MGTConfig(_JSONConfig):
+    """The masked generative transformer. Defaults are the released editor's values."""
+
+    num_layers: int = 14  # double-stream blocks
+    num_single_layers: int = 28
+    attention_head_dim: int = 128
+    num_attention_heads: int = 8
+    joint_attention_dim: int = 2304  # E
+    pooled_projection_dim: int = 1024  # P
+    axes_dims_rope: tuple[int, ...] = (16, 56, 56)
+    vocab_size: int = 8256
+    codebook_size: int = 8192
+    downsample: bool = True
+    upsample: bool = True
+    connector_type: str = "linear"
+    text_encoder_architecture: str = "CLIP_Gemma2"
+
+    CLASS_NAME = "Transformer2DModel"
+
+    def __post_init__(self):
+        _require(
+            self.connector_type in ("none", "linear"),
+            "connector_type must be 'none' or 'linear' ('mlp', 'fmlp' and 'qformer' are not supported)",
+            self.connector_type,
+        )
+        _require(
+            sum(self.axes_dims_rope) == self.attention_head_dim and all(d % 2 == 0 for d in self.axes_dims_rope),
+            f"axes_dims_rope must be even and sum to attention_head_dim {self.attention_head_dim}",
+            self.axes_dims_rope,
+        )
+        _require(len(self.axes_dims_rope) == 3, "axes_dims_rope must hold three widths", self.axes_dims_rope)
+        _require(
+            self.vocab_size > self.codebook_size,
+            f"vocab_size must exceed codebook_size {self.codebook_size} (the last id is the mask)",
+            self.vocab_size,
+        )
+        _require(
+            self.downsample == self.upsample,
+            "downsample and upsample must be both true or both false",
+            (self.downsample, self.upsample),
+        )
+
+    @classmethod
+    def _check_released(cls, values: dict) -> None:
+        _require(not values.get("guidance_embeds"), "guidance_embeds must be false", values.get("guidance_embeds"))
+        _require(values.get("patch_size", 1) == 1, "patch_size must be 1", values.get("patch_size"))
+
+    @property
+    def width(self) -> int:
+        return self.attention_head_dim * self.num_attention_heads
+
+    @property
+    def num_blocks(self) -> int:
+        return self.num_layers + self.num_single_layers
+
+    @property
+    def mask_token_id(self) -> int:
+        return self.vocab_size - 1
+
+    @property
+    def stride(self) -> int:
+        """VQ tokens per MGT token along one side."""
+        return 2 if self.downsample else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class VQConfig(_JSONConfig):
+    """The image tokenizer (diffusers `VQModel`). Pixels are in [0, 1] on both sides."""
+
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    latent_channels: int
+    num_vq_embeddings: int
+    norm_num_groups: int = 32
+    vq_embed_dim: int | None = None
+    in_channels: int = 3
+    out_channels: int = 3
+    mid_block_add_attention: bool = True
+
+    CLASS_NAME = "VQModel"
+
+    @classmethod
+    def _check_released(cls, values: dict) -> None:
+        _require(values.get("act_fn", "silu") == "silu", "act_fn of the VQ must be 'silu'", values.get("act_fn"))
+        _require(values.get("norm_type", "group") == "group", "norm_type must be 'group'", values.get("norm_type"))
+        _require(
+            values.get("lookup_from_codebook", True), "lookup_from_codebook must be true", values["lookup_from_codebook"]
+        ) if "lookup_from_codebook" in values else None
+        for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+            _require(set(values.get(key, [kind])) == {kind}, f"{key} must all be {kind}", values.get(key))
+
+    def __post_init__(self):
+        bad = [c for c in self.block_out_channels if c % self.norm_num_groups]
+        _require(
+            not bad, f"block_out_channels must be multiples of norm_num_groups {self.norm_num_groups}", bad or None
+        )
+
+    def to_dict(self) -> dict:
+        levels = len(self.block_out_channels)
+        return super().to_dict() | {
+            "act_fn": "silu",
+            "norm_type": "group",
+            "lookup_from_codebook": True,
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
+        }
+
+    @property
+    def code_dim(self) -> int:
+        return self.latent_channels if self.vq_embed_dim is None else self.vq_embed_dim
+
+    @property
+    def factor(self) -> int:
+        """Pixels per token along one side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPTextConfig(_JSONConfig):
+    """CLIP text tower with projection (transformers `CLIPTextModelWithProjection`)."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    projection_dim: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = 49407
+    bos_token_id: int = 49406
+    pad_token_id: int = 1
+
+    CLASS_NAME = "CLIPTextModelWithProjection"
+
+    def __post_init__(self):
+        _require(
+            self.hidden_act in ("gelu", "quick_gelu"), "hidden_act must be 'gelu' or 'quick_gelu'", self.hidden_act
+        )
+
+    def to_dict(self) -> dict:
+        values = super().to_dict()
+        del values["_class_name"]
+        return values | {"architectures": [self.CLASS_NAME], "model_type": "clip_text_model"}
+
+
+@dataclasses.dataclass(frozen=True)
+class SchedulerConfig(_JSONConfig):
+    """Decode constants that a model directory states in `scheduler/scheduler_config.json`.
+
+    `timestep_convention` is ours: "released" passes the step index counting down, as released weights expect;
+    "mask_rate" passes the share of hidden tokens, in training and in decoding alike. The released files lack the key.
+    The remaining keys are the operating point at which a model was evaluated; the pipeline's defaults come from them.
+    """
+
+    mask_token_id: int
+    masking_schedule: str = "cosine"
+    timestep_convention: str = "released"
+    default_steps: int = 36
+    default_guidance_scale: float = 6.0
+    default_reference_strength: float = 1.1
+    default_sampling_temperature: float = 1.0
+    default_temperature: tuple[float, float] = (2.0, 0.0)
+    default_hold_threshold: float = 0.0
+    default_layers: tuple[int, ...] = ()
+
+    CLASS_NAME = "Scheduler"
+
+    def __post_init__(self):
+        _require(
+            self.masking_schedule in ("cosine", "linear"),
+            "masking_schedule must be 'cosine' or 'linear'",
+            self.masking_schedule,
+        )
+        _require(
+            self.timestep_convention in ("released", "mask_rate"),
+            "timestep_convention must be 'released' or 'mask_rate'",
+            self.timestep_convention,
+        )
+
+
+def write_json(config: _JSONConfig, path) -> None:
+    """Writes `config` as released JSON, sorted and indented."""
+    Path(path).write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")

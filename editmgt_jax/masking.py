@@ -1,0 +1,116 @@
+"""Mask rates and schedules: how many image tokens are hidden, in training and at each decoding step.
+
+Axes    B batch, L image tokens, S decoding steps
+Source  MaskGIT (section 3); released Scheduler.step and trainer
+Differs the last ratio of a decode is exactly 0, where float32 cos(pi / 2) is negative, so decoding has no last-step branch;
+        the masks of a training batch depend on each sample's index, not on the batch around it
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+HALF_PI = np.float32(np.pi / 2)
+
+
+def _cosine(t):
+    angle = t * HALF_PI
+    if isinstance(t, np.ndarray):  # correctly rounded, whatever vector units the host's float32 cos uses
+        return np.cos(angle.astype(np.float64)).astype(np.float32)
+    return jnp.cos(angle)
+
+
+# From progress in [0, 1] (float32) to the share of tokens that is hidden, 1 at the start and 0 at the end.
+CURVES: dict[str, Callable] = {"cosine": _cosine, "linear": lambda t: 1 - t}
+TIMESTEP_CONVENTIONS = ("released", "mask_rate")
+
+
+class Schedule(NamedTuple):
+    """A decode's settings, one row per step: made on the host, traced in `decode`, so new values never recompile."""
+
+    step: np.ndarray  # int32 [S]: 0 ... S - 1
+    time: np.ndarray  # float32 [S]: what the model is told
+    hidden_ratio: (
+        np.ndarray
+    )  # float32 [S]: share of the tokens to fill that is still hidden after the step; the last is 0
+    temperature: np.ndarray  # float32 [S]: scale of the Gumbel noise on the confidence
+
+
+def hidden_curve(t, kind: str):
+    """Share of tokens hidden at progress `t` in [0, 1] (float32, any shape; a numpy array stays on the host)."""
+    if kind not in CURVES:
+        raise ValueError(f"unknown mask schedule {kind!r}: choose one of {', '.join(CURVES)}")
+    return CURVES[kind](t)
+
+
+def hidden_count(length: int, ratio) -> jax.Array:
+    """floor(length * ratio) in float32, as released: cos(pi / 3) of 4096 tokens is 2047. -> int32, shape of `ratio`"""
+    return jnp.floor(length * jnp.asarray(ratio, jnp.float32)).astype(jnp.int32)
+
+
+def decode_schedule(
+    steps: int,
+    kind: str = "cosine",
+    temperature: float | tuple[float, float] = (2.0, 0.0),
+    timestep_convention: str = "released",
+) -> Schedule:
+    """The rows of a decode of `steps` steps.
+
+    temperature          of the confidence: (first, last), linear over the steps; one number means (number, 0.01), as released
+    timestep_convention  what `time` is. 'released': the number of steps still to come, S - 1 ... 0; 'mask_rate': the share
+                         of the tokens to fill that is hidden before the step, from 1 down, the quantity seen in training
+    """
+    if steps < 1:
+        raise ValueError(f"a decode needs at least one step, got {steps}")
+    if timestep_convention not in TIMESTEP_CONVENTIONS:
+        choices = ", ".join(TIMESTEP_CONVENTIONS)
+        raise ValueError(f"unknown timestep convention {timestep_convention!r}: choose one of {choices}")
+    first, last = temperature if isinstance(temperature, (tuple, list)) else (temperature, 0.01)
+
+    step = np.arange(steps, dtype=np.int32)
+    ratio = hidden_curve(((step + 1) / steps).astype(np.float32), kind)
+    ratio[-1] = 0.0
+    before = np.concatenate([np.ones(1, np.float32), ratio[:-1]])
+    return Schedule(
+        step=step,
+        time=before if timestep_convention == "mask_rate" else step[::-1].astype(np.float32),
+        hidden_ratio=ratio,
+        temperature=_linear(first, last, steps),
+    )
+
+
+def _linear(first: float, last: float, steps: int) -> np.ndarray:
+    """Float32 steps from both ends to the middle, bit for bit the released torch.linspace."""
+    first, last = np.float32(first), np.float32(last)
+    up = np.arange(steps, dtype=np.float32)
+    stride = (last - first) / np.float32(max(steps - 1, 1))
+    return np.where(up < steps // 2, first + stride * up, last - stride * up[::-1]) if steps > 1 else np.array([first])
+
+
+def sample_mask_rate(key: jax.Array, min_masking_rate: float = 0.0, kind: str = "cosine") -> jax.Array:
+    """A training sample's mask rate: the curve at a uniform point, clipped below. -> float32 []
+
+    The cosine of a uniform angle has the density (2 / pi) / sqrt(1 - r^2) of the paper.
+    """
+    return jnp.maximum(hidden_curve(jax.random.uniform(key, dtype=jnp.float32), kind), min_masking_rate)
+
+
+def random_mask(
+    key: jax.Array, batch: int, length: int, min_masking_rate: float = 0.0, *, kind: str = "cosine", first_index=0
+) -> tuple[jax.Array, jax.Array]:
+    """Masks of a training batch: max(1, round(L * rate)) positions of each sample, uniformly at random.
+
+    The masks are a function of (key, global index): `first_index` is the index of the first row, so that a part of a
+    batch (a microbatch, a host's rows) draws what it would draw inside the whole. -> bool [B L], rate float32 [B]
+    """
+
+    def one(index):
+        rate_key, order_key = jax.random.split(jax.random.fold_in(key, index))
+        rate = sample_mask_rate(rate_key, min_masking_rate, kind)
+        count = jnp.maximum(1, jnp.round(length * rate).astype(jnp.int32))
+        return jax.random.permutation(order_key, length) < count, rate
+
+    return jax.vmap(one)(first_index + jnp.arange(batch))

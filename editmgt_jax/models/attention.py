@@ -1,0 +1,58 @@
+"""Joint attention over segments, and the instruction-to-image attention read off it.
+
+Axes    as in `editmgt_jax.config`; Q query groups (runs of positions that share one bias row)
+Source  EditMGT: log(gamma) between the reference and everything else, in both directions
+Differs gamma = 0 is exact: the bias is then so low that the softmax weight is 0.0, not NaN
+"""
+
+import jax
+import jax.numpy as jnp
+
+# exp(NO_WEIGHT - anything) is exactly 0 in float32, while differences with it stay finite.
+NO_WEIGHT = -1e30
+
+
+def strength_bias(strength, lengths: tuple[int, int], batch: int):
+    """Bias rows for a reference of strength gamma.
+
+    Args:
+      strength: gamma >= 0, scalar or [B], traced.
+      lengths: static lengths of the two query groups ([text, image], reference).
+    Returns: [B 2 S] float32, log(gamma) wherever a query and a key are in different groups, 0 elsewhere.
+    """
+    log_gamma = jnp.maximum(jnp.log(jnp.broadcast_to(jnp.asarray(strength, jnp.float32), (batch,))), NO_WEIGHT)
+    first, second = (jnp.arange(sum(lengths)) < lengths[0], jnp.arange(sum(lengths)) >= lengths[0])
+    crosses = jnp.stack([second, first])  # [2 S]: keys on the other side of each group
+    return jnp.where(crosses[None], log_gamma[:, None, None], 0.0)
+
+
+def attend(q, k, v, bias_rows, lengths: tuple[int, ...]):
+    """Softmax attention with one additive bias row per query group.
+
+    Args:
+      q, k, v: [B S A K]; `bias_rows`: [B Q S] float32; `lengths`: Q static group lengths, summing to S.
+    Returns: [B S A*K]. Logits and softmax in float32.
+    """
+    batch, length, heads, width = q.shape
+    logits = jnp.einsum("bqak,bsak->baqs", q, k, preferred_element_type=jnp.float32) * width**-0.5
+    starts = [sum(lengths[:g]) for g in range(len(lengths))]
+    biased = [
+        logits[:, :, start : start + n] + bias_rows[:, None, g : g + 1]
+        for g, (start, n) in enumerate(zip(starts, lengths, strict=True))
+    ]
+    weights = jax.nn.softmax(jnp.concatenate(biased, axis=2), axis=-1)
+    out = jnp.einsum("baqs,bsak->bqak", weights.astype(v.dtype), v)
+    return out.reshape(batch, length, heads * width)
+
+
+def text_to_image_relevance(q, k, rows, num_text: int):
+    """Head-mean attention of chosen text rows to the image; the softmax is over [text, image] keys only.
+
+    Args:
+      q, k: [B' T+N.. A K] rotated queries and keys that start with [text, image] (a reference behind them is ignored
+        by the caller's slicing); `rows`: [B' R T] weights of the text positions in each wanted row.
+    Returns: [B' R N] float32. The uniform row gives the mean over the instruction, the identity the full T x N part.
+    """
+    logits = jnp.einsum("btak,bsak->bats", q[:, :num_text], k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    attention = jax.nn.softmax(logits, axis=-1)[..., num_text:]  # [B' A T N]
+    return jnp.einsum("brt,btn->brn", rows.astype(jnp.float32), attention.mean(axis=1))

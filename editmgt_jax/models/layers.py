@@ -1,0 +1,100 @@
+"""Norms, rotary positions, sinusoids and modulation shared by the models.
+
+Axes    as in `editmgt_jax.config`
+Source  the released Transformer2DModel; every statistic, angle and norm is in float32
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SINUSOID_WIDTH = 256
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, eps 1e-6, statistics in float32."""
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
+        return (normed * scale).astype(x.dtype)
+
+
+def layer_norm(x, epsilon: float = 1e-6):
+    """LayerNorm without affine parameters; what follows it is always an adaptive shift and scale."""
+    x32 = x.astype(jnp.float32)
+    centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
+
+
+def _released_frequencies() -> np.ndarray:
+    """exp(-ln(10000) i / 128), bit for bit as PyTorch computes it in float32 (entries 12 and 106 are one ulp up)."""
+    half = SINUSOID_WIDTH // 2
+    exponent = -np.float32(math.log(10000)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    table = np.exp(exponent.astype(np.float64)).astype(np.float32)
+    table[[12, 106]] = np.nextafter(table[[12, 106]], np.float32(np.inf))
+    return table
+
+
+_FREQUENCIES = _released_frequencies()
+
+
+def sinusoid(value):
+    """[...] float -> [... 256]: [cos, sin] of value times 128 frequencies. Angles reach 1e6 rad, so float32 throughout."""
+    angle = value.astype(jnp.float32)[..., None] * jnp.asarray(_FREQUENCIES)
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def rotary_table(grid: tuple[int, int], num_text: int, axes_dims: tuple[int, ...]):
+    """Rotary angles of [text, image]: ids (0, 0, 0) for text and (0, row, column) for the image.
+
+    Returns cos, sin, each [num_text + h*w, K/2] float32, made on the host in float64.
+    """
+    rows, columns = np.indices(grid).reshape(2, -1)
+    ids = np.stack([np.zeros_like(rows), rows, columns], axis=-1)
+    ids = np.concatenate([np.zeros((num_text, 3), ids.dtype), ids])  # [T+N 3]
+    angles = [
+        ids[:, axis, None] / 10000.0 ** (np.arange(0, width, 2, dtype=np.float64) / width)
+        for axis, width in enumerate(axes_dims)
+    ]
+    angles = np.concatenate(angles, axis=-1)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def rotate(x, cos, sin):
+    """Rotates [B S A K] by per-position angles [S K/2].
+
+    A rotated pair is channels (i, i + K/2) of a head. The released weights pair (2i, 2i + 1); `convert` permutes the
+    query and key channels once, which leaves every inner product unchanged and avoids strided access here.
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def per_segment(rows, lengths: tuple[int, ...]):
+    """Spreads one row per segment over its positions: [B G D] and G static lengths -> [B sum(lengths) D]."""
+    batch, _, width = rows.shape
+    spread = [jnp.broadcast_to(rows[:, g : g + 1], (batch, n, width)) for g, n in enumerate(lengths)]
+    return jnp.concatenate(spread, axis=1)
+
+
+class TwoLayerMLP(nn.Module):
+    """Linear, SiLU, Linear: the embedders of time, of the pooled condition and of the micro-conditions."""
+
+    width: int
+    use_bias: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(self.width, use_bias=self.use_bias, dtype=self.dtype, name="linear_1")(x)
+        return nn.Dense(self.width, use_bias=self.use_bias, dtype=self.dtype, name="linear_2")(nn.silu(x))

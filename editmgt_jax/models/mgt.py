@@ -1,0 +1,341 @@
+"""The masked generative transformer: token ids, text and an optional reference image -> logits over the codebook.
+
+Axes    as in `editmgt_jax.config`
+Source  released Transformer2DModel; EditMGT section 3 (attention injection)
+Differs one joint sequence [text, image, reference] with a modulation row per segment: text-to-image is the same code
+        with a reference of length zero. Blocks are scanned. Relevance is a return value of the scan.
+
+`condition` holds all work that is constant over decode steps; `__call__` is one step.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from editmgt_jax.config import MGTConfig
+from editmgt_jax.models import attention
+from editmgt_jax.models.layers import (
+    RMSNorm,
+    TwoLayerMLP,
+    layer_norm,
+    per_segment,
+    rotary_table,
+    rotate,
+    sinusoid,
+)
+
+REMAT_POLICIES = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@struct.dataclass
+class Condition:
+    """What a decode conditions on, computed once. Concatenable along the batch (guidance stacks two)."""
+
+    text: jax.Array  # [B T D] normalised text states
+    pooled: jax.Array  # [B D] embedded pooled text and micro-conditions
+    reference: jax.Array  # [B N' D] reference tokens in the trunk; N' = 0 without a reference
+    reference_modulation: jax.Array  # [B D] its modulation vector (time 0)
+    strength: jax.Array  # [B] gamma
+
+
+@struct.dataclass
+class Shared:
+    """Inputs that all blocks of a forward pass share."""
+
+    modulation: jax.Array  # [B 2 D]: [text and image, reference]
+    cos: jax.Array  # [S K/2]
+    sin: jax.Array
+    bias_rows: jax.Array  # [B 2 S]
+    rows: jax.Array | None  # [B' R T] text rows whose relevance is wanted, of the last B' samples
+    num_text: int = struct.field(pytree_node=False)
+    num_image: int = struct.field(pytree_node=False)
+
+    @property
+    def num_live(self) -> int:
+        """Positions of [text, image]; the reference lies behind them."""
+        return self.num_text + self.num_image
+
+
+def _dense(features, name, dtype, use_bias=True):
+    return nn.Dense(features, use_bias=use_bias, dtype=dtype, name=name)
+
+
+class _Block(nn.Module):
+    """What both kinds of block do: normalised heads, joint attention, relevance."""
+
+    config: MGTConfig
+    dtype: jnp.dtype
+
+    def heads(self, x, norm=None):
+        x = x.reshape(*x.shape[:2], self.config.num_attention_heads, self.config.attention_head_dim)
+        return x if norm is None else norm(x)
+
+    def joint_attention(self, q, k, v, shared: Shared, wanted):
+        """q, k, v [B S A K] before rotary -> ([B S D], relevance [B' R N] or None)."""
+        live = shared.num_live
+        q, k = rotate(q, shared.cos, shared.sin), rotate(k, shared.cos, shared.sin)
+        out = attention.attend(q, k, v, shared.bias_rows, (live, q.shape[1] - live))
+        if shared.rows is None:
+            return out, None
+        last = slice(q.shape[0] - shared.rows.shape[0], None)
+
+        def measure(q, k):
+            return attention.text_to_image_relevance(q, k, shared.rows, shared.num_text)
+
+        def skip(q, k):
+            return jnp.zeros((*shared.rows.shape[:2], shared.num_image), jnp.float32)
+
+        return out, jax.lax.cond(wanted, measure, skip, q[last, :live], k[last, :live])
+
+
+class DoubleBlock(_Block):
+    """Text has its own weights; image and reference share theirs and differ in their modulation row only."""
+
+    @nn.compact
+    def __call__(self, carry, wanted, shared: Shared):
+        text, visual = carry
+        width, dtype = self.config.width, self.dtype
+        lengths = (shared.num_image, visual.shape[1] - shared.num_image)
+        conditioning = nn.silu(shared.modulation)
+
+        rows = _dense(6 * width, "modulation", dtype)(conditioning)  # [B 2 6D]
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = jnp.split(
+            per_segment(rows, lengths), 6, axis=-1
+        )
+        text_rows = _dense(6 * width, "text_modulation", dtype)(conditioning[:, :1])  # [B 1 6D]
+        t_shift_attn, t_scale_attn, t_gate_attn, t_shift_mlp, t_scale_mlp, t_gate_mlp = jnp.split(text_rows, 6, axis=-1)
+
+        x = layer_norm(visual) * (1 + scale_attn) + shift_attn
+        t = layer_norm(text) * (1 + t_scale_attn) + t_shift_attn
+        q = self.heads(_dense(width, "to_q", dtype)(x), RMSNorm(name="norm_q"))
+        k = self.heads(_dense(width, "to_k", dtype)(x), RMSNorm(name="norm_k"))
+        v = self.heads(_dense(width, "to_v", dtype)(x))
+        tq = self.heads(_dense(width, "text_to_q", dtype)(t), RMSNorm(name="text_norm_q"))
+        tk = self.heads(_dense(width, "text_to_k", dtype)(t), RMSNorm(name="text_norm_k"))
+        tv = self.heads(_dense(width, "text_to_v", dtype)(t))
+        out, relevance = self.joint_attention(
+            jnp.concatenate([tq, q], axis=1),
+            jnp.concatenate([tk, k], axis=1),
+            jnp.concatenate([tv, v], axis=1),
+            shared,
+            wanted,
+        )
+        text_out, visual_out = out[:, : shared.num_text], out[:, shared.num_text :]
+
+        visual = visual + gate_attn * _dense(width, "to_out", dtype)(visual_out)
+        text = text + t_gate_attn * _dense(width, "text_to_out", dtype)(text_out)
+        x = layer_norm(visual) * (1 + scale_mlp) + shift_mlp
+        t = layer_norm(text) * (1 + t_scale_mlp) + t_shift_mlp
+        visual = visual + gate_mlp * _dense(width, "mlp_out", dtype)(
+            nn.gelu(_dense(4 * width, "mlp_in", dtype)(x), approximate=True)
+        )
+        text = text + t_gate_mlp * _dense(width, "text_mlp_out", dtype)(
+            nn.gelu(_dense(4 * width, "text_mlp_in", dtype)(t), approximate=True)
+        )
+        return (text, visual), relevance
+
+
+class SingleBlock(_Block):
+    """One set of weights for the whole sequence; attention and feed-forward in parallel."""
+
+    @nn.compact
+    def __call__(self, sequence, wanted, shared: Shared):
+        width, dtype = self.config.width, self.dtype
+        rows = _dense(3 * width, "modulation", dtype)(nn.silu(shared.modulation))  # [B 2 3D]
+        shift, scale, gate = jnp.split(per_segment(rows, (shared.num_live, sequence.shape[1] - shared.num_live)), 3, axis=-1)
+
+        x = layer_norm(sequence) * (1 + scale) + shift
+        q = self.heads(_dense(width, "to_q", dtype)(x), RMSNorm(name="norm_q"))
+        k = self.heads(_dense(width, "to_k", dtype)(x), RMSNorm(name="norm_k"))
+        v = self.heads(_dense(width, "to_v", dtype)(x))
+        out, relevance = self.joint_attention(q, k, v, shared, wanted)
+        hidden = nn.gelu(_dense(4 * width, "mlp_in", dtype)(x), approximate=True)
+        update = _dense(width, "proj_out", dtype)(jnp.concatenate([out, hidden], axis=-1))
+        return sequence + gate * update, relevance
+
+
+def _scan(block, length, policy):
+    """`length` blocks as one scanned module; their parameters are stacked on axis 0."""
+    if policy != "none":
+        block = nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[policy])
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast),
+        length=length,
+    )
+
+
+class MGT(nn.Module):
+    """Masked generative transformer.
+
+    Attributes:
+      config: architecture.
+      dtype: compute dtype of the matrix products; parameters, norms, softmax and logits are float32.
+      remat: which activations the backward pass keeps: 'none' (all), 'dots' or 'full' (recompute everything).
+    """
+
+    config: MGTConfig
+    dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
+
+    def setup(self):
+        config, width = self.config, self.config.width
+        if self.remat not in REMAT_POLICIES:
+            raise ValueError(f"remat must be one of {sorted(REMAT_POLICIES)}; got {self.remat!r}")
+
+        def dense(features, use_bias=False):
+            return nn.Dense(features, use_bias=use_bias, dtype=self.dtype)
+
+        if config.connector_type == "linear":
+            self.connector = dense(width, use_bias=True)
+        self.context_embedder = dense(width, use_bias=True)
+        self.text_norm = RMSNorm()
+        self.micro_embedder = TwoLayerMLP(width, False, self.dtype)
+        self.time_embedder = TwoLayerMLP(width, True, self.dtype)
+        self.pooled_embedder = TwoLayerMLP(width, True, self.dtype)
+
+        self.token_embedding = nn.Embed(config.vocab_size, width, dtype=self.dtype)
+        self.token_norm = RMSNorm()
+        self.token_conv = dense(width)
+        if config.downsample:
+            self.down_norm = RMSNorm()
+            self.down_conv = nn.Conv(width, (2, 2), (2, 2), padding="VALID", use_bias=False, dtype=self.dtype)
+        self.project_in_norm = RMSNorm()
+        self.project_in = dense(width)
+
+        self.double_blocks = _scan(DoubleBlock, config.num_layers, self.remat)(config, self.dtype)
+        self.single_blocks = _scan(SingleBlock, config.num_single_layers, self.remat)(config, self.dtype)
+
+        self.project_out_norm = RMSNorm()
+        self.project_out = dense(width)
+        if config.upsample:
+            self.up_norm = RMSNorm()
+            self.up_conv = dense(4 * width)  # a 2x2 stride-2 transposed conv is a linear map to 2 x 2 cells
+        self.head_conv = dense(width)
+        self.head_norm = RMSNorm()
+        self.head_logits = nn.Dense(config.codebook_size, use_bias=False, dtype=jnp.float32)
+
+    def _trunk_tokens(self, tokens):
+        """[B H W] int32 ids -> [B N D]; image and reference go through the same weights."""
+        x = self.token_conv(self.token_norm(self.token_embedding(tokens)))
+        if self.config.downsample:
+            x = self.down_conv(self.down_norm(x))
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        return self.project_in(self.project_in_norm(x))
+
+    def _check_grid(self, name, tokens):
+        if tokens.ndim != 3 or any(side % self.config.stride or not side for side in tokens.shape[1:]):
+            raise ValueError(
+                f"{name} must be [batch, rows, columns] with sides that are multiples of {self.config.stride}; "
+                f"got shape {tokens.shape}"
+            )
+
+    def condition(self, text_states, pooled, micro_conditions, reference_tokens=None, strength=1.0) -> Condition:
+        """Everything about a request that does not change between decode steps.
+
+        Args:
+          text_states: [B T E]; pooled: [B P]; micro_conditions: [B 5] (width, height, crop top, crop left, score).
+          reference_tokens: [B H W] int32 ids of the source image, or None for text-to-image.
+          strength: gamma >= 0, scalar or [B]; 1 adds nothing, 0 switches the reference off exactly.
+        """
+        batch = text_states.shape[0]
+        if text_states.shape[-1] != self.config.joint_attention_dim:
+            raise ValueError(
+                f"text_states must be {self.config.joint_attention_dim} wide (joint_attention_dim); "
+                f"got shape {text_states.shape}"
+            )
+        text = text_states.astype(self.dtype)
+        if self.config.connector_type == "linear":
+            text = self.connector(text)
+        text = self.text_norm(self.context_embedder(text))
+
+        micro = sinusoid(micro_conditions).reshape(batch, -1)  # [B 5*256]
+        pooled = self.micro_embedder(jnp.concatenate([pooled.astype(jnp.float32), micro], axis=-1))
+        pooled = self.pooled_embedder(pooled)
+        if reference_tokens is None:
+            reference = jnp.zeros((batch, 0, self.config.width), text.dtype)
+        else:
+            self._check_grid("reference_tokens", reference_tokens)
+            reference = self._trunk_tokens(reference_tokens)
+        return Condition(
+            text=text,
+            pooled=pooled,
+            reference=reference,
+            reference_modulation=self._modulation(jnp.zeros((batch,)), pooled),
+            strength=jnp.broadcast_to(jnp.asarray(strength, jnp.float32), (batch,)),
+        )
+
+    def _modulation(self, time, pooled):
+        return self.time_embedder(sinusoid(time * 1000.0)) + pooled  # [B D]
+
+    def _blocks(self, text, visual, wanted, shared: Shared):
+        """Runs both stacks -> ([B S D], relevance [blocks B' R N] or None)."""
+        double, single = wanted[: self.config.num_layers], wanted[self.config.num_layers :]
+        (text, visual), first = self.double_blocks((text, visual), double, shared)
+        sequence, second = self.single_blocks(jnp.concatenate([text, visual], axis=1), single, shared)
+        return sequence, None if shared.rows is None else jnp.concatenate([first, second])
+
+    def __call__(self, tokens, time, condition: Condition, rows=None, layers: tuple[int, ...] = ()):
+        """One forward pass.
+
+        Args:
+          tokens: [B H W] int32, `mask_token_id` where unknown.
+          time: [B] or scalar; multiplied by 1000 before its sinusoid (released convention).
+          condition: from `condition`, for the same batch.
+          rows: [B' R T] weights over text positions whose attention to the image is wanted, or None. B' <= B: they
+            belong to the last B' samples (the conditional half under guidance).
+          layers: static block numbers, 0 .. num_blocks-1, double-stream first; needed when `rows` is given.
+        Returns:
+          logits [B H W C] float32 and relevance [B' len(layers) R N] float32 (None without rows).
+        """
+        config = self.config
+        self._check_grid("tokens", tokens)
+        bad = [layer for layer in layers if not 0 <= layer < config.num_blocks]
+        if bad:
+            raise ValueError(f"layers must lie in 0..{config.num_blocks - 1} (this model's blocks); got {bad}")
+        batch, grid = tokens.shape[0], tuple(side // config.stride for side in tokens.shape[1:])
+        image = self._trunk_tokens(tokens)
+        num_text, num_image = condition.text.shape[1], image.shape[1]
+        num_reference = condition.reference.shape[1]
+        if num_reference not in (0, num_image):
+            raise ValueError(
+                f"the reference must have as many tokens as the image, {num_image} in the trunk; got {num_reference}"
+            )
+
+        time = jnp.broadcast_to(jnp.asarray(time, jnp.float32), (batch,))
+        live_modulation = self._modulation(time, condition.pooled)
+        cos, sin = rotary_table(grid, num_text, config.axes_dims_rope)
+        reference_positions = slice(num_text, num_text + num_reference)
+        shared = Shared(
+            modulation=jnp.stack([live_modulation, condition.reference_modulation], axis=1),
+            cos=jnp.concatenate([cos, cos[reference_positions]]),
+            sin=jnp.concatenate([sin, sin[reference_positions]]),
+            bias_rows=attention.strength_bias(condition.strength, (num_text + num_image, num_reference), batch),
+            rows=rows,
+            num_text=num_text,
+            num_image=num_image,
+        )
+        wanted = jnp.isin(jnp.arange(config.num_blocks), jnp.array(layers, jnp.int32))
+        visual = jnp.concatenate([image, condition.reference], axis=1)
+        sequence, relevance = self._blocks(condition.text, visual, wanted, shared)
+        logits = self._head(sequence[:, num_text : num_text + num_image], grid)
+        if rows is not None:
+            relevance = relevance[jnp.array(layers, jnp.int32)].swapaxes(0, 1)  # [B' layers R N]
+        return logits, relevance
+
+    def _head(self, x, grid):
+        """[B N D] -> logits [B H W C] float32."""
+        batch, (rows, columns), width = x.shape[0], grid, self.config.width
+        x = self.project_out(self.project_out_norm(x)).reshape(batch, rows, columns, width)
+        if self.config.upsample:
+            x = self.up_conv(self.up_norm(x)).reshape(batch, rows, columns, 2, 2, width)
+            x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * rows, 2 * columns, width)
+        x = self.head_norm(self.head_conv(x))
+        return self.head_logits(x.astype(jnp.float32))

@@ -1,0 +1,122 @@
+"""Strings -> padded token ids and token spans.
+
+Source  the released pipelines pad to the encoder's full length with the tokenizer's own pad token and side
+Differs an instruction that does not fit is an error, not a silent truncation; a query phrase is looked up among the
+        tokens of the encoder whose states the model attends to (the released code searches another tokenizer's)
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+class PromptError(ValueError):
+    """An instruction or query phrase that cannot be used."""
+
+
+class PromptTokenizer:
+    """A tokenizer directory of a model (slow or fast, any that transformers reads), padded to a fixed length.
+
+    Args:
+      directory: folder with tokenizer files.
+      length: T, the padded length; by default the tokenizer's own model_max_length.
+    """
+
+    def __init__(self, directory, length: int | None = None):
+        from transformers import AutoTokenizer
+
+        directory = Path(directory)
+        if not directory.is_dir():
+            raise FileNotFoundError(f"a model directory needs its tokenizer; no folder {directory}")
+        self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        self.length = length or self._tokenizer.model_max_length
+
+    def __call__(self, prompts: list[str]) -> np.ndarray:
+        """[B] strings -> ids [B T] int32, padded. Errors: PromptError naming the limit when one does not fit."""
+        encoded = self._tokenizer(list(prompts), padding="max_length", max_length=self.length)["input_ids"]
+        for prompt, ids in zip(prompts, encoded, strict=True):
+            if len(ids) > self.length:
+                shown = prompt if len(prompt) <= 60 else prompt[:57] + "..."
+                raise PromptError(
+                    f"an instruction may have at most {self.length} tokens, its start and end marks included; "
+                    f"{shown!r} has {len(ids)}: shorten it"
+                )
+        return np.array(encoded, np.int32)
+
+    def special_ids(self) -> dict[str, int]:
+        """What a text encoder's config must say of this tokenizer."""
+        tokenizer = self._tokenizer
+        return {
+            "vocab_size": len(tokenizer),
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+
+    def span(self, prompt: str, phrase: str) -> np.ndarray:
+        """Weights [T] float32 that average over the tokens of `phrase` inside `prompt`.
+
+        The first occurrence counts, letter case aside. Errors: PromptError naming the phrase and the tokens.
+        """
+        start = prompt.lower().find(phrase.lower().strip()) if phrase.strip() else -1
+        encoded = self._tokenizer(
+            prompt, padding="max_length", max_length=self.length, return_offsets_mapping=True
+        )
+        tokens = self._tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+        if start < 0:
+            shown = [t.removesuffix("</w>") for t in tokens if t not in self._tokenizer.all_special_tokens]
+            raise PromptError(f"the query phrase must occur in the instruction; {phrase!r} is not among {shown}")
+        end = start + len(phrase.strip())
+        inside = np.array([a < end and b > start and b > a for a, b in encoded["offset_mapping"]], np.float32)
+        return inside / inside.sum()
+
+
+def _byte_symbols() -> list[str]:
+    """The 256 printable stand-ins for bytes that byte-level BPE uses, in CLIP's order."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
+
+
+def train_tokenizer(corpus, directory, merges: int = 1000, length: int = 24) -> None:
+    """Learns a byte-pair encoding in CLIP's format from instructions and writes it to `directory`.
+
+    Args:
+      corpus: iterable of strings; merges: how many pairs to merge at most; length: model_max_length, T.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.normalizer = normalizers.Lowercase()
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(False)]
+    )
+    words = Counter(corpus)
+    alphabet = _byte_symbols()
+    learner.train_from_iterator(
+        words.elements(),
+        trainers.BpeTrainer(
+            vocab_size=4 * len(alphabet) + merges, initial_alphabet=alphabet, end_of_word_suffix="</w>", min_frequency=2
+        ),
+    )
+    learnt = json.loads(learner.to_str())["model"]["merges"][:merges]
+    pairs = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in learnt]
+    vocabulary = [*alphabet, *(symbol + "</w>" for symbol in alphabet), *("".join(pair) for pair in pairs), START, END]
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    ids = {token: i for i, token in enumerate(dict.fromkeys(vocabulary))}
+    (directory / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False) + "\n")
+    (directory / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in pairs))
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": length,
+        "bos_token": START,
+        "eos_token": END,
+        "pad_token": END,
+        "unk_token": END,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -1,0 +1,155 @@
+"""Training the MGT to edit: source ids and instruction -> masked target ids.
+
+Axes    B batch, H W tokens, L = H*W, T text tokens, C codebook size
+Source  released trainer (mask, loss, condition dropout as it was meant); EditMGT section 4
+Differs a text encoder can be trained along; changed ids may weigh more (`loss.changed_weight`, 1 = released)
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from editmgt_jax import masking
+from editmgt_jax.config import CLIPTextConfig, MGTConfig, SchedulerConfig, VQConfig, write_json
+from editmgt_jax.convert import load_params, save_component
+from editmgt_jax.models.clip_text import CLIPText
+from editmgt_jax.models.mgt import MGT
+from editmgt_jax.models.vq import VQModel
+from editmgt_jax.training.initialise import copy_friendly
+from editmgt_jax.training.step import TrainState, apply_gradients, masked_cross_entropy, new_state
+
+AESTHETIC_SCORE = 6.0
+
+
+def model_time(mask_rate, convention: str):
+    """Mask rate in [0, 1] -> what the model receives as time (it multiplies by 1000 again)."""
+    return mask_rate if convention == "mask_rate" else mask_rate * 1000.0
+
+
+class MGTTask:
+    """Task `mgt`.
+
+    Batches hold 'source' and 'target' uint8 [B S S 3], 'mask' bool [B S S] and 'text_ids' int32 [B T]; the frozen image
+    tokenizer runs inside the step.
+    """
+
+    monitor = ("accuracy_changed", "max")
+
+    def __init__(self, config):
+        self.config = config
+        self.vq_directory = Path(config.model.vq)
+        self.vq_config = VQConfig.from_json(self.vq_directory / "config.json")
+        self.mgt_config = MGTConfig.from_dict(config.model.mgt.to_dict())
+        self.text_config = CLIPTextConfig.from_dict(config.model.text.to_dict())
+        if self.mgt_config.codebook_size != self.vq_config.num_vq_embeddings:
+            raise ValueError(
+                f"model.mgt.codebook_size must equal the tokenizer's {self.vq_config.num_vq_embeddings} codes; "
+                f"got {self.mgt_config.codebook_size}"
+            )
+        self.mgt, self.text = MGT(self.mgt_config, remat=config.model.remat), CLIPText(self.text_config)
+        self.vq = VQModel(self.vq_config)
+        side = 4 * self.vq_config.factor
+        abstract = jax.eval_shape(self.vq.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]
+        self.vq_params = load_params(self.vq_directory, self.vq_config, abstract)
+
+    def init(self, key, optimizer) -> TrainState:
+        mgt_key, text_key, copy_key = jax.random.split(key, 3)
+        params = {
+            "mgt": init_mgt(self.mgt, mgt_key),
+            "text": self.text.init(text_key, jnp.zeros((1, self.text_config.max_position_embeddings), jnp.int32))[
+                "params"
+            ],
+        }
+        if self.config.model.copy_friendly:
+            params["mgt"] = copy_friendly(params["mgt"], self.mgt_config, self.vq_params["codebook"], copy_key)
+        return new_state(params, optimizer, ema=self.config.optimizer.ema_decay > 0)
+
+    def tokenize(self, pixels):
+        """uint8 [B S S 3] -> ids [B H W]."""
+        return self.vq.apply({"params": self.vq_params}, pixels.astype(jnp.float32) / 255, method="encode")
+
+    def _predict(self, params, batch, source, hidden, mask_rate, text_ids):
+        """Logits [B L C] of a batch whose target ids are partly hidden."""
+        states, pooled = self.text.apply({"params": params["text"]}, text_ids)
+        side = batch["source"].shape[1]
+        micro = jnp.broadcast_to(jnp.array([side, side, 0, 0, AESTHETIC_SCORE], jnp.float32), (len(source), 5))
+
+        def forward(mgt):
+            condition = mgt.condition(states, pooled, micro, source, 1.0)
+            return mgt(hidden, model_time(mask_rate, self.config.model.timestep_convention), condition)[0]
+
+        logits = self.mgt.apply({"params": params["mgt"]}, method=forward)
+        return logits.reshape(len(source), -1, logits.shape[-1])
+
+    def _loss(self, params, batch, source, target, key, drop_rate):
+        """-> (loss, metrics). `drop_rate`: share of samples whose instruction becomes the empty prompt."""
+        mask_key, drop_key = jax.random.split(key)
+        batch_size, grid = len(source), source.shape[1:]
+        mask, rate = masking.random_mask(mask_key, batch_size, grid[0] * grid[1], self.config.loss.min_masking_rate)
+        flat_target, flat_source = target.reshape(batch_size, -1), source.reshape(batch_size, -1)
+        hidden = jnp.where(mask, self.mgt_config.mask_token_id, flat_target).reshape(target.shape)
+        dropped = jax.random.uniform(drop_key, (batch_size, 1)) < drop_rate
+        text_ids = jnp.where(dropped, self.empty_prompt_ids(), batch["text_ids"])
+
+        logits = self._predict(params, batch, source, hidden, rate, text_ids)
+        changed = flat_target != flat_source
+        weights = jnp.where(changed, self.config.loss.changed_weight, 1.0)
+        loss = masked_cross_entropy(logits, flat_target, mask, weights)
+        right = jnp.argmax(logits, axis=-1) == flat_target
+
+        def share(where):
+            return (right * where).sum() / jnp.maximum(where.sum(), 1)
+
+        informed = mask & ~dropped
+        metrics = {
+            "loss": loss,
+            "accuracy_changed": share(informed & changed),
+            "accuracy_kept": share(informed & ~changed),
+            "changed": changed.mean(),
+        }
+        return loss, metrics
+
+    def empty_prompt_ids(self):
+        """[1 T]: start mark, then end marks."""
+        ids = np.full((1, self.text_config.max_position_embeddings), self.text_config.eos_token_id, np.int32)
+        ids[0, 0] = self.text_config.bos_token_id
+        return ids
+
+    def train_step(self, state, batch, key, optimizer):
+        source, target = self.tokenize(batch["source"]), self.tokenize(batch["target"])
+        (_, metrics), gradients = jax.value_and_grad(self._loss, has_aux=True)(
+            state.params, batch, source, target, key, self.config.loss.condition_dropout
+        )
+        state = apply_gradients(state, gradients, optimizer, self.config.optimizer.ema_decay)
+        return state, metrics
+
+    def eval_step(self, params, batch, key):
+        source, target = self.tokenize(batch["source"]), self.tokenize(batch["target"])
+        return self._loss(params, batch, source, target, key, 0.0)[1]
+
+    def export(self, params, directory, dtype=np.float32) -> None:
+        """Writes the model directory's `editmgt`, `text_encoder`, `vqvae` and `scheduler`."""
+        save_component(directory / "editmgt", self.mgt_config, params["mgt"], dtype)
+        save_component(directory / "text_encoder", self.text_config, params["text"], dtype)
+        save_component(directory / "vqvae", self.vq_config, self.vq_params, np.float32)
+        (directory / "scheduler").mkdir()
+        scheduler = SchedulerConfig(
+            mask_token_id=self.mgt_config.mask_token_id,
+            timestep_convention=self.config.model.timestep_convention,
+        )
+        write_json(scheduler, directory / "scheduler" / "scheduler_config.json")
+
+
+def init_mgt(mgt: MGT, key):
+    """Random parameters of an MGT (or, under `jax.eval_shape`, their shapes)."""
+    config, side = mgt.config, 2 * mgt.config.stride
+
+    def touch(module):
+        condition = module.condition(
+            jnp.zeros((1, 1, config.joint_attention_dim)), jnp.zeros((1, config.pooled_projection_dim)), jnp.zeros((1, 5))
+        )
+        return module(jnp.zeros((1, side, side), jnp.int32), 0.0, condition)
+
+    return mgt.init(key, method=touch)["params"]

@@ -1,0 +1,136 @@
+"""The training loop: mesh, state, restore, then evaluate, save, draw a batch, step, log.
+
+A run is a function of (config, data): resuming at step k gives bit-identical parameters to never having stopped.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from editmgt_jax.data.loader import batches
+from editmgt_jax.data.scenes import SceneConfig, SceneSource
+from editmgt_jax.prompts import PromptTokenizer, train_tokenizer
+from editmgt_jax.training.checkpoint import Checkpoints, restore_params
+from editmgt_jax.training.metrics import MetricsWriter
+from editmgt_jax.training.mgt_task import MGTTask
+from editmgt_jax.training.optimizer import make_optimizer
+from editmgt_jax.training.vq_task import VQTask
+
+TASKS = {"vq": VQTask, "mgt": MGTTask}
+
+
+def make_task(config):
+    if config.task not in TASKS:
+        raise ValueError(f"task must be one of {sorted(TASKS)}; got {config.task!r}")
+    return TASKS[config.task](config)
+
+
+def scene_batches(config, split: str, tokenizer=None):
+    """The batch iterator of a split of the procedural scenes."""
+    data = config.data
+    source = SceneSource(SceneConfig(size=data.size, split=split, seed=data.seed, objects=data.objects))
+    if config.batch_size % jax.device_count():
+        raise ValueError(
+            f"batch_size must be a multiple of the {jax.device_count()} devices; got {config.batch_size}"
+        )
+    return batches(source, config.batch_size, tokenizer, data.threads)
+
+
+def train(config, workdir) -> dict:
+    """Trains `config.task` in `workdir` until `config.steps`, resuming from its latest checkpoint. -> last evaluation"""
+    workdir = Path(workdir).absolute()
+    workdir.mkdir(parents=True, exist_ok=True)
+
+    # ---- task and data
+    tokenizer = run_tokenizer(config, workdir) if config.task == "mgt" else None
+    if tokenizer is not None:
+        config.model.text.update(tokenizer.special_ids())
+    task = make_task(config)
+    iterator = scene_batches(config, "train", tokenizer)
+
+    # ---- mesh: one axis, the batch is spread over all devices and the state is on each of them
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    replicated, spread = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    optimizer = make_optimizer(config.optimizer)
+    key = jax.random.key(config.seed)
+    train_step = jax.jit(
+        lambda state, batch: task.train_step(state, batch, jax.random.fold_in(key, state.step), optimizer),
+        donate_argnums=0,
+        in_shardings=(replicated, spread),
+        out_shardings=replicated,
+    )
+    eval_step = jax.jit(task.eval_step, in_shardings=(replicated, spread, None), out_shardings=replicated)
+
+    # ---- state: new, or the latest checkpoint's
+    state = jax.device_put(task.init(key, optimizer), replicated)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.to_dict(), task.monitor, config.checkpoint.keep)
+    start = checkpoints.latest_step
+    if start is not None:
+        state = checkpoints.restore(start, state, iterator)
+        print(f"resuming {workdir} at step {start}", file=sys.stderr)
+    elif config.start_from:
+        state = _warm_start(state, config.start_from, replicated)
+    (workdir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    start = start or 0
+    writer = MetricsWriter(workdir, start)
+
+    # ---- loop
+    def evaluate(step):
+        params = state.params if state.ema is None else state.ema
+        results = _evaluate(eval_step, params, scene_batches(config, "heldout", tokenizer), config, key)
+        writer.write(step, {f"eval/{name}": value for name, value in results.items()})
+        return results
+
+    evaluation, pending = {}, []
+    with tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True, mininterval=5) as bar:
+        for step in range(start, config.steps + 1):
+            last = step == config.steps
+            if last or (step % config.eval_every == 0 and step > start):
+                evaluation = evaluate(step)
+            if last or (step % config.checkpoint.every == 0 and step > start):
+                checkpoints.save(step, state, iterator, {task.monitor[0]: float(evaluation.get(task.monitor[0], 0.0))})
+            if last:
+                break
+            state, metrics = train_step(state, next(iterator))
+            pending.append(metrics)
+            if (step + 1) % config.log_every == 0:
+                means = {name: np.mean([float(m[name]) for m in pending]) for name in pending[0]}
+                pending = []
+                writer.write(step + 1, means)
+                bar.set_postfix({name: f"{means[name]:.4g}" for name in ("loss", task.monitor[0]) if name in means})
+            bar.update()
+    checkpoints.close()
+    writer.close()
+    return evaluation
+
+
+def _evaluate(eval_step, params, iterator, config, key) -> dict:
+    """Means over `config.eval_batches` held-out batches, always the same ones, with the same draws."""
+    totals = [
+        jax.device_get(eval_step(params, next(iterator), jax.random.fold_in(key, index)))
+        for index in range(config.eval_batches)
+    ]
+    return {name: float(np.mean([t[name] for t in totals])) for name in totals[0]}
+
+
+def run_tokenizer(config, workdir: Path) -> PromptTokenizer:
+    """The run's text tokenizer: `config.model.tokenizer` if given, else learnt once from the scenes' instructions."""
+    directory = Path(config.model.tokenizer or workdir / "tokenizer")
+    if not (directory / "vocab.json").exists():
+        from editmgt_jax.data.scenes import instruction_corpus
+
+        scenes = SceneConfig(size=config.data.size, seed=config.data.seed, objects="all")
+        train_tokenizer(instruction_corpus(20_000, scenes), directory, length=config.model.text.max_position_embeddings)
+    return PromptTokenizer(directory)
+
+
+def _warm_start(state, run, sharding):
+    """Parameters (and their average) from another run's latest checkpoint; optimizer and step start anew."""
+    params = restore_params(Path(run).absolute() / "checkpoints", None, {"params": state.params})["params"]
+    params = jax.device_put(params, sharding)
+    return state.replace(params=params, ema=None if state.ema is None else jax.tree.map(lambda x: x.copy(), params))

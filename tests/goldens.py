@@ -1,0 +1,172 @@
+"""Every comparison with stored results of the released implementation: python tests/goldens.py DIRECTORY
+
+The directory is laid out like tests/data. Prints a table (case, error, bound, pass) and exits 1 if a row fails. Checks find
+sizes, cases and grids in the files. A missing file or array, or a check that finds nothing to compare, is a failed row.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from editmgt_jax.decode import FREE, choose, commit
+from editmgt_jax.localize import filter_scores, hold_mask, rescale, upsample
+from editmgt_jax.masking import decode_schedule, hidden_count
+
+
+class Result(NamedTuple):
+    case: str
+    error: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.error <= self.bound)  # a NaN fails
+
+
+Check = Callable[[Path], Iterable[Result]]
+
+
+def compare(case: str, ours, golden, bound: float) -> Result:
+    """Largest absolute difference; other shapes are a failure, never a broadcast."""
+    ours, golden = np.asarray(ours), np.asarray(golden)
+    if ours.shape != golden.shape:
+        return Result(f"{case}: shape {ours.shape}, golden {golden.shape}", np.inf, bound)
+    return Result(case, float(np.max(np.abs(ours.astype(np.float64) - golden.astype(np.float64)), initial=0)), bound)
+
+
+def count_differing(case: str, ours, golden, bound: float = 0) -> Result:
+    """Number of entries that differ."""
+    ours, golden = np.asarray(ours), np.asarray(golden)
+    if ours.shape != golden.shape:
+        return Result(f"{case}: shape {ours.shape}, golden {golden.shape}", np.inf, bound)
+    return Result(case, float(np.sum(ours != golden)), bound)
+
+
+def check_schedule(directory: Path) -> Iterator[Result]:
+    """How many tokens stay hidden after each step, `KIND_L*_S*`."""
+    with np.load(directory / "schedule.npz") as golden:
+        for name in golden.files:
+            kind, length, steps = name.rsplit("_", 2)
+            ratio = decode_schedule(int(steps.removeprefix("S")), kind).hidden_ratio
+            count = hidden_count(int(length.removeprefix("L")), ratio)
+            yield count_differing(f"schedule {name}", count, golden[name])
+
+
+def check_decode_steps(directory: Path) -> Iterator[Result]:
+    """Decodes with given draws, each step after our own last one."""
+    with np.load(directory / "decode_steps.npz") as golden:
+        for case in sorted(name.removesuffix("/tokens") for name in golden.files if name.endswith("/tokens")):
+            arrays = _of_case(golden, case)
+            temperatures = arrays["temperatures"]
+            schedule = decode_schedule(
+                len(temperatures),
+                "linear" if "linear" in case else "cosine",
+                (float(temperatures[0]), float(temperatures[-1])),
+            )
+            yield compare(f"decode {case} temperatures", schedule.temperature, temperatures, 0)
+            tokens = _replay(arrays, schedule._replace(temperature=temperatures))
+            expected = arrays["tokens"][1:]
+            yield count_differing(f"decode {case} tokens", tokens, expected.reshape(tokens.shape))
+
+
+def _of_case(golden, case):
+    """The arrays that the cases share, and over them the case's own."""
+    shared = {name: golden[name] for name in golden.files if "/" not in name}
+    prefix = f"{case}/"
+    return shared | {name.removeprefix(prefix): golden[name] for name in golden.files if name.startswith(prefix)}
+
+
+def _replay(arrays, schedule):
+    """The tokens [S B L] after each step of a case."""
+    tokens = arrays["tokens"]
+    steps, batch = tokens.shape[0] - 1, tokens.shape[1]
+    draws = {
+        name: arrays[name].reshape(steps, batch, -1)
+        for name in ("sampled_ids", "gumbel", "sampled_prob", "reference_prob")
+    }
+    keep = hold_mask(arrays["scores"].reshape(batch, -1), arrays["threshold"])
+    pinned = jnp.where(keep, arrays["reference_ids"].reshape(batch, -1), FREE)
+    start_ratio = jnp.broadcast_to(arrays["starting_mask_ratio"], (batch,))
+    mask_id = int(arrays["mask_token_id"])
+
+    def step(tokens, inputs):
+        row, draw = inputs
+        probability = jnp.where(pinned == FREE, draw["sampled_prob"], draw["reference_prob"])
+        candidate = choose(draw["sampled_ids"], pinned)
+        tokens = commit(tokens, candidate, probability, draw["gumbel"], row, start_ratio, mask_id)
+        return tokens, tokens
+
+    return jax.lax.scan(step, jnp.asarray(tokens[0].reshape(batch, -1)), (schedule, draws))[1]
+
+
+def check_localization(directory: Path) -> Iterator[Result]:
+    """Raw -> rescaled -> filtered on each grid, and bicubic interpolation between two."""
+    bound = 1e-5
+    with np.load(directory / "localization.npz") as golden:
+        for name in golden.files:
+            kind, *middle = name.removesuffix("_no_peaks").split("_")
+            if kind == "rescaled":
+                grid = middle[0]
+                yield compare(f"localize {name}", rescale(golden[f"raw_{grid}"]), golden[name], bound)
+            elif kind in ("gaussian", "adaptive"):  # the file's bilateral and morphology filters are not ours
+                _, strength, grid = middle
+                scores = _on_grid(golden[f"rescaled_{grid}"], grid)
+                ours = filter_scores(scores, kind, float(strength), not name.endswith("_no_peaks"))
+                yield compare(f"localize {name}", ours.reshape(golden[name].shape), golden[name], bound)
+            elif kind == "bicubic":
+                grid, _, token_grid = middle
+                scores = _on_grid(golden[f"adaptive_strength_1.0_{grid}"], grid)
+                expected = _on_grid(golden[name], token_grid)
+                yield compare(f"localize {name}", upsample(scores, expected.shape[1:]), expected, bound)
+
+
+def _on_grid(scores, label):
+    """[B h w] from flat scores whose name says the grid: '32' is square, '24x40' is height by width."""
+    if scores.ndim == 3:
+        return scores
+    height, width = (int(side) for side in (label if "x" in label else f"{label}x{label}").split("x"))
+    return scores.reshape(-1, height, width)
+
+
+CHECKS: list[Check] = [check_schedule, check_decode_steps, check_localization]
+
+
+def run_check(check: Check, directory: Path) -> Iterator[Result]:
+    """The rows of one check. What keeps it from finishing, or from comparing anything, is a failed row."""
+    name, rows = check.__name__.removeprefix("check_"), 0
+    try:
+        for result in check(directory):
+            rows += 1
+            yield result
+    except Exception as error:  # noqa: BLE001  (it becomes a failed row, and the other checks still run)
+        yield Result(f"{name}: {type(error).__name__}: {error}", np.inf, 0)
+    else:
+        if not rows:
+            yield Result(f"{name}: nothing to compare", np.inf, 0)
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print(__doc__)
+        return 2
+    results = []
+    print(f"{'case':60} {'error':>10} {'bound':>10}  pass")
+    for check in CHECKS:
+        for result in run_check(check, Path(arguments[0])):
+            print(
+                f"{result.case:60} {result.error:10.3g} {result.bound:10.3g}  {'yes' if result.passed else 'NO'}",
+                flush=True,
+            )
+            results.append(result)
+    failed = sum(not result.passed for result in results)
+    print(f"{len(results)} comparisons, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -281,14 +281,21 @@ def test_probability_of_is_the_softmax():
 
 
 def test_sampling_temperature_moves_the_draw_but_not_the_confidence():
-    uniform, gumbel = jnp.full((1, 1, 4), 0.9), jnp.zeros((1, 1, 4))
-    logits = jnp.broadcast_to(jnp.array([2.0, 0.0, 0.0]), (1, 4, 3))
-    draw = lambda temperature: dec.decode(
-        lambda tokens, row: dec.Prediction(logits),
-        hidden_tokens(1, 4), decode_schedule(1), dec.Noise(uniform, gumbel), MASK, sampling_temperature=temperature,
-    ).tokens  # fmt: skip
-    np.testing.assert_array_equal(draw(1.0), jnp.full((1, 4), 2))
-    np.testing.assert_array_equal(draw(0.1), jnp.zeros((1, 4), int))
+    two_ids, ten_ids = [1.0, 0.0] + [-np.inf] * 8, [3.0] + [0.0] * 9  # id 0: p = 0.73 and 0.69; halved, 0.88 and 0.98
+    oracle = lambda tokens, row: dec.Prediction(jnp.array([[two_ids, ten_ids]], jnp.float32))
+
+    @jax.jit
+    def decode_two(uniform, temperature):
+        noise = dec.Noise(jnp.full((2, 1, 2), uniform), jnp.zeros((2, 1, 2)))
+        schedule = decode_schedule(2, "linear")
+        return dec.decode(oracle, hidden_tokens(1, 2), schedule, noise, MASK, sampling_temperature=temperature).steps[
+            :, 0
+        ]
+
+    for temperature, drawn in [(1.0, [1, 4]), (0.5, [0, 0])]:
+        first_is_surer = decode_two(0.0, temperature)[0]
+        np.testing.assert_array_equal(first_is_surer, [0, MASK])
+        np.testing.assert_array_equal(decode_two(0.8, temperature)[1], drawn)
 
 
 def test_guidance_mixes_the_halves_unconditional_first():

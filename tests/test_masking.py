@@ -5,7 +5,6 @@ import pytest
 
 from editmgt_jax import masking
 
-
 random_mask = jax.jit(masking.random_mask, static_argnums=(1, 2))
 
 

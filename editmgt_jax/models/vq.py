@@ -10,14 +10,17 @@ import jax
 import jax.numpy as jnp
 
 from editmgt_jax.config import VQConfig
+from editmgt_jax.models.convolution import convolve
+from editmgt_jax.models.layers import GroupNorm
 
 
-def _group_norm(groups, name):
-    return nn.GroupNorm(groups, epsilon=1e-6, use_fast_variance=False, name=name)
+def _conv(features, name):
+    return nn.Conv(features, (3, 3), padding=((1, 1), (1, 1)), conv_general_dilated=convolve, name=name)
 
 
-def _conv(features, size=3, name=None):
-    return nn.Conv(features, (size, size), padding=size // 2, name=name)
+def _halving_conv(features, name):
+    """Stride 2; padded on the right and bottom only, as released."""
+    return nn.Conv(features, (3, 3), (2, 2), padding=((0, 1), (0, 1)), conv_general_dilated=convolve, name=name)
 
 
 class ResnetBlock(nn.Module):
@@ -29,8 +32,8 @@ class ResnetBlock(nn.Module):
     @nn.compact
     def __call__(self, x):
         shortcut = x
-        x = _conv(self.features, name="conv1")(nn.silu(_group_norm(self.groups, "norm1")(x)))
-        x = _conv(self.features, name="conv2")(nn.silu(_group_norm(self.groups, "norm2")(x)))
+        x = _conv(self.features, name="conv1")(nn.silu(GroupNorm(self.groups, name="norm1")(x)))
+        x = _conv(self.features, name="conv2")(nn.silu(GroupNorm(self.groups, name="norm2")(x)))
         if shortcut.shape[-1] != self.features:
             shortcut = nn.Dense(self.features, name="conv_shortcut")(shortcut)
         return shortcut + x
@@ -44,7 +47,7 @@ class SpatialAttention(nn.Module):
     @nn.compact
     def __call__(self, x):
         batch, rows, columns, width = x.shape
-        y = _group_norm(self.groups, "norm")(x).reshape(batch, rows * columns, width)
+        y = GroupNorm(self.groups, name="norm")(x).reshape(batch, rows * columns, width)
         q, k, v = (nn.Dense(width, name=name)(y) for name in ("to_q", "to_k", "to_v"))
         weights = jax.nn.softmax(jnp.einsum("bqc,bkc->bqk", q, k) * width**-0.5, axis=-1)
         y = nn.Dense(width, name="to_out")(jnp.einsum("bqk,bkc->bqc", weights, v))
@@ -78,10 +81,9 @@ class Encoder(nn.Module):
             for i in range(config.layers_per_block):
                 x = ResnetBlock(features, config.norm_num_groups, name=f"down_{level}_resnet_{i}")(x)
             if level < len(config.block_out_channels) - 1:
-                x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))  # the released padding: right and bottom only
-                x = nn.Conv(features, (3, 3), (2, 2), padding="VALID", name=f"down_{level}_conv")(x)
+                x = _halving_conv(features, name=f"down_{level}_conv")(x)
         x = MiddleBlock(config, name="middle")(x)
-        x = nn.silu(_group_norm(config.norm_num_groups, "norm_out")(x))
+        x = nn.silu(GroupNorm(config.norm_num_groups, name="norm_out")(x))
         return _conv(config.latent_channels, name="conv_out")(x)
 
 
@@ -101,7 +103,7 @@ class Decoder(nn.Module):
             if level < len(config.block_out_channels) - 1:
                 x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
                 x = _conv(features, name=f"up_{level}_conv")(x)
-        x = nn.silu(_group_norm(config.norm_num_groups, "norm_out")(x))
+        x = nn.silu(GroupNorm(config.norm_num_groups, name="norm_out")(x))
         return _conv(config.out_channels, name="conv_out")(x)
 
 

@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
             eval_every=500,
             eval_batches=8,
             checkpoint=dict(every=500, keep=2),
-            data=dict(size=64, seed=0, objects="core", threads=1),
+            data=dict(size=64, seed=0, objects="core", tokens="", threads=1),
             optimizer=dict(
                 learning_rate=1e-4,
                 schedule="constant",

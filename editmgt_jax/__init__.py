@@ -1,0 +1,34 @@
+"""EditMGT in JAX: instruction-based image editing by a masked generative transformer.
+
+The public names are imported on first use, so that `import editmgt_jax` costs nothing.
+"""
+
+import importlib
+
+_HOMES = {
+    "EditPipeline": "pipeline",
+    "EditResult": "pipeline",
+    "EncodedText": "loading",
+    "LoadedModel": "loading",
+    "load_model": "loading",
+    "TokenEdit": "editing",
+    "Settings": "settings",
+    "SettingsError": "settings",
+    "ImageError": "images",
+    "PromptError": "prompts",
+    "WeightsError": "convert",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

@@ -217,12 +217,14 @@ class SchedulerConfig(_JSONConfig):
 
     `timestep_convention` is ours: "released" passes the step index counting down, as released weights expect;
     "mask_rate" passes the share of hidden tokens, in training and in decoding alike. The released files lack the key.
-    The remaining keys are the operating point at which a model was evaluated; the pipeline's defaults come from them.
+    `native_size` is the side in pixels of the squares that the model was trained on. The remaining keys are the operating
+    point at which a model was evaluated; the pipeline's defaults come from them.
     """
 
     mask_token_id: int
     masking_schedule: str = "cosine"
     timestep_convention: str = "released"
+    native_size: int = 1024
     default_steps: int = 36
     default_guidance_scale: float = 6.0
     default_reference_strength: float = 1.1

@@ -7,44 +7,19 @@ sizes, cases and grids in the files. A missing file or array, or a check that fi
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from goldens_models import MODEL_CHECKS
+from goldens_results import Result, compare, count_differing
 
 from editmgt_jax.decode import FREE, choose, commit
 from editmgt_jax.localize import filter_scores, hold_mask, rescale, upsample
 from editmgt_jax.masking import decode_schedule, hidden_count
 
 
-class Result(NamedTuple):
-    case: str
-    error: float
-    bound: float
-
-    @property
-    def passed(self) -> bool:
-        return bool(self.error <= self.bound)  # a NaN fails
-
-
 Check = Callable[[Path], Iterable[Result]]
-
-
-def compare(case: str, ours, golden, bound: float) -> Result:
-    """Largest absolute difference; other shapes are a failure, never a broadcast."""
-    ours, golden = np.asarray(ours), np.asarray(golden)
-    if ours.shape != golden.shape:
-        return Result(f"{case}: shape {ours.shape}, golden {golden.shape}", np.inf, bound)
-    return Result(case, float(np.max(np.abs(ours.astype(np.float64) - golden.astype(np.float64)), initial=0)), bound)
-
-
-def count_differing(case: str, ours, golden, bound: float = 0) -> Result:
-    """Number of entries that differ."""
-    ours, golden = np.asarray(ours), np.asarray(golden)
-    if ours.shape != golden.shape:
-        return Result(f"{case}: shape {ours.shape}, golden {golden.shape}", np.inf, bound)
-    return Result(case, float(np.sum(ours != golden)), bound)
 
 
 def check_schedule(directory: Path) -> Iterator[Result]:
@@ -133,7 +108,7 @@ def _on_grid(scores, label):
     return scores.reshape(-1, height, width)
 
 
-CHECKS: list[Check] = [check_schedule, check_decode_steps, check_localization]
+CHECKS: list[Check] = [check_schedule, check_decode_steps, check_localization, *MODEL_CHECKS]
 
 
 def run_check(check: Check, directory: Path) -> Iterator[Result]:

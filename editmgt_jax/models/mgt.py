@@ -339,3 +339,16 @@ class MGT(nn.Module):
             x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * rows, 2 * columns, width)
         x = self.head_norm(self.head_conv(x))
         return self.head_logits(x.astype(jnp.float32))
+
+
+def init_mgt(mgt: MGT, key):
+    """Random parameters of an MGT (or, under `jax.eval_shape`, their shapes)."""
+    config, side = mgt.config, 2 * mgt.config.stride
+
+    def touch(module):
+        condition = module.condition(
+            jnp.zeros((1, 1, config.joint_attention_dim)), jnp.zeros((1, config.pooled_projection_dim)), jnp.zeros((1, 5))
+        )
+        return module(jnp.zeros((1, side, side), jnp.int32), 0.0, condition)
+
+    return mgt.init(key, method=touch)["params"]

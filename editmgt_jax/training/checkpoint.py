@@ -4,7 +4,10 @@ A checkpoint holds the train state, the data iterator and, as metadata, the run'
 one that was never stopped.
 """
 
+import math
+
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 
@@ -25,7 +28,6 @@ class Checkpoints:
         name, direction = monitor
         policies = ocp.training.preservation_policies
         best = policies.BestN(get_metric_fn=lambda metrics: metrics[name], reverse=direction == "min", n=1)
-        self._name = name
         self._checkpointer = ocp.training.Checkpointer(
             directory,
             save_decision_policy=ocp.training.save_decision_policies.AnySavePolicy([]),
@@ -38,12 +40,6 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
-
-    @property
-    def best_step(self) -> int | None:
-        """The kept step with the best monitored metric, None without checkpoints."""
-        scored = [c for c in self._checkpointer.checkpoints if c.metrics]
-        return max(scored, key=lambda c: c.metrics[self._name]).step if scored else None
 
     def save(self, step: int, state, data, metrics: dict) -> None:
         """Saves state and data iterator together; returns while the files are still being written."""
@@ -73,13 +69,29 @@ def _arrays(state) -> dict:
     return {k: v for k, v in vars(state).items() if v is not None}
 
 
-def restore_params(directory, step: int | None, params):
-    """Reads only the parameters (or a tree of their shapes) of a run's checkpoint; the latest by default."""
+def restore_params(directory, step: int | None = None, monitor=None, average: bool = False):
+    """Reads only the parameters (or their moving average) of a run's checkpoint, as host arrays.
+
+    Args:
+      step: which; None is the best by `monitor` (metric name, "max" or "min"), or without monitor the latest.
+    """
     with ocp.training.Checkpointer(directory) as checkpointer:
-        latest = checkpointer.latest
-        if latest is None:
-            raise CheckpointError(f"no checkpoint in {directory}")
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+        steps = {c.step: c for c in checkpointer.checkpoints}
+        if not steps:
+            raise CheckpointError(f"a run needs a checkpoint; none in {directory}")
+        if step is None:
+            step = _best(steps.values(), monitor) if monitor else max(steps)
+        if step not in steps:
+            raise CheckpointError(f"step {step} is not kept in {directory}; there are {sorted(steps)}")
+        name = "ema" if average else "params"
+        metadata = checkpointer.metadata(step).metadata
+        abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata[name])
         loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
         with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
-            return checkpointer.load(latest.step if step is None else step, abstract)
+            return checkpointer.load(step, {name: abstract})[name]
+
+
+def _best(checkpoints, monitor) -> int:
+    name, direction = monitor
+    sign = 1 if direction == "max" else -1
+    return max(checkpoints, key=lambda c: sign * (c.metrics or {}).get(name, -sign * math.inf)).step

@@ -15,7 +15,7 @@ from editmgt_jax import masking
 from editmgt_jax.config import CLIPTextConfig, MGTConfig, SchedulerConfig, VQConfig, write_json
 from editmgt_jax.convert import load_params, save_component
 from editmgt_jax.models.clip_text import CLIPText
-from editmgt_jax.models.mgt import MGT
+from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.models.vq import VQModel
 from editmgt_jax.training.initialise import copy_friendly
 from editmgt_jax.training.step import TrainState, apply_gradients, masked_cross_entropy, new_state
@@ -31,8 +31,8 @@ def model_time(mask_rate, convention: str):
 class MGTTask:
     """Task `mgt`.
 
-    Batches hold 'source' and 'target' uint8 [B S S 3], 'mask' bool [B S S] and 'text_ids' int32 [B T]; the frozen image
-    tokenizer runs inside the step.
+    Batches hold 'text_ids' int32 [B T] and either 'source_ids' and 'target_ids' [B H W], or 'source' and 'target'
+    uint8 [B Y X 3]: then the frozen image tokenizer runs inside the step.
     """
 
     monitor = ("accuracy_changed", "max")
@@ -66,15 +66,21 @@ class MGTTask:
             params["mgt"] = copy_friendly(params["mgt"], self.mgt_config, self.vq_params["codebook"], copy_key)
         return new_state(params, optimizer, ema=self.config.optimizer.ema_decay > 0)
 
-    def tokenize(self, pixels):
-        """uint8 [B S S 3] -> ids [B H W]."""
-        return self.vq.apply({"params": self.vq_params}, pixels.astype(jnp.float32) / 255, method="encode")
+    def encode_image(self, pixels):
+        """[B Y X 3] in [0, 1] -> ids [B H W]."""
+        return self.vq.apply({"params": self.vq_params}, pixels, method="encode")
 
-    def _predict(self, params, batch, source, hidden, mask_rate, text_ids):
+    def _ids(self, batch, side):
+        """The batch's ids of 'source' or 'target', encoded here only if the data is not tokenised."""
+        if f"{side}_ids" in batch:
+            return batch[f"{side}_ids"].astype(jnp.int32)
+        return self.encode_image(batch[side].astype(jnp.float32) / 255)
+
+    def _predict(self, params, source, hidden, mask_rate, text_ids):
         """Logits [B L C] of a batch whose target ids are partly hidden."""
         states, pooled = self.text.apply({"params": params["text"]}, text_ids)
-        side = batch["source"].shape[1]
-        micro = jnp.broadcast_to(jnp.array([side, side, 0, 0, AESTHETIC_SCORE], jnp.float32), (len(source), 5))
+        rows, columns = (side * self.vq_config.factor for side in source.shape[1:])
+        micro = jnp.broadcast_to(jnp.array([columns, rows, 0, 0, AESTHETIC_SCORE], jnp.float32), (len(source), 5))
 
         def forward(mgt):
             condition = mgt.condition(states, pooled, micro, source, 1.0)
@@ -93,7 +99,7 @@ class MGTTask:
         dropped = jax.random.uniform(drop_key, (batch_size, 1)) < drop_rate
         text_ids = jnp.where(dropped, self.empty_prompt_ids(), batch["text_ids"])
 
-        logits = self._predict(params, batch, source, hidden, rate, text_ids)
+        logits = self._predict(params, source, hidden, rate, text_ids)
         changed = flat_target != flat_source
         weights = jnp.where(changed, self.config.loss.changed_weight, 1.0)
         loss = masked_cross_entropy(logits, flat_target, mask, weights)
@@ -118,7 +124,7 @@ class MGTTask:
         return ids
 
     def train_step(self, state, batch, key, optimizer):
-        source, target = self.tokenize(batch["source"]), self.tokenize(batch["target"])
+        source, target = self._ids(batch, "source"), self._ids(batch, "target")
         (_, metrics), gradients = jax.value_and_grad(self._loss, has_aux=True)(
             state.params, batch, source, target, key, self.config.loss.condition_dropout
         )
@@ -126,7 +132,7 @@ class MGTTask:
         return state, metrics
 
     def eval_step(self, params, batch, key):
-        source, target = self.tokenize(batch["source"]), self.tokenize(batch["target"])
+        source, target = self._ids(batch, "source"), self._ids(batch, "target")
         return self._loss(params, batch, source, target, key, 0.0)[1]
 
     def export(self, params, directory, dtype=np.float32) -> None:
@@ -138,18 +144,6 @@ class MGTTask:
         scheduler = SchedulerConfig(
             mask_token_id=self.mgt_config.mask_token_id,
             timestep_convention=self.config.model.timestep_convention,
+            native_size=self.config.data.size,
         )
         write_json(scheduler, directory / "scheduler" / "scheduler_config.json")
-
-
-def init_mgt(mgt: MGT, key):
-    """Random parameters of an MGT (or, under `jax.eval_shape`, their shapes)."""
-    config, side = mgt.config, 2 * mgt.config.stride
-
-    def touch(module):
-        condition = module.condition(
-            jnp.zeros((1, 1, config.joint_attention_dim)), jnp.zeros((1, config.pooled_projection_dim)), jnp.zeros((1, 5))
-        )
-        return module(jnp.zeros((1, side, side), jnp.int32), 0.0, condition)
-
-    return mgt.init(key, method=touch)["params"]

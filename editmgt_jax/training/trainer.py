@@ -4,16 +4,20 @@ A run is a function of (config, data): resuming at step k gives bit-identical pa
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from editmgt_jax.data.loader import batches
-from editmgt_jax.data.scenes import SceneConfig, SceneSource
+from editmgt_jax.data.records import RecordSource
+from editmgt_jax.data.scenes import SceneConfig, SceneSource, instruction_corpus
+from editmgt_jax.data.tokenize import tokenize as write_tokens
 from editmgt_jax.prompts import PromptTokenizer, train_tokenizer
 from editmgt_jax.training.checkpoint import Checkpoints, restore_params
 from editmgt_jax.training.metrics import MetricsWriter
@@ -30,15 +34,19 @@ def make_task(config):
     return TASKS[config.task](config)
 
 
-def scene_batches(config, split: str, tokenizer=None):
-    """The batch iterator of a split of the procedural scenes."""
+def scene_source(config, split: str) -> SceneSource:
     data = config.data
-    source = SceneSource(SceneConfig(size=data.size, split=split, seed=data.seed, objects=data.objects))
+    return SceneSource(SceneConfig(size=data.size, split=split, seed=data.seed, objects=data.objects))
+
+
+def make_batches(config, split: str, tokenizer=None):
+    """The batch iterator of a split: token records if `config.data.tokens` names them (training only), else scenes."""
     if config.batch_size % jax.device_count():
-        raise ValueError(
-            f"batch_size must be a multiple of the {jax.device_count()} devices; got {config.batch_size}"
-        )
-    return batches(source, config.batch_size, tokenizer, data.threads)
+        raise ValueError(f"batch_size must be a multiple of the {jax.device_count()} devices; got {config.batch_size}")
+    if split == "train" and config.data.tokens:
+        source = RecordSource(config.data.tokens)
+        return batches(source, config.batch_size, shuffle_seed=config.data.seed, threads=config.data.threads)
+    return batches(scene_source(config, split), config.batch_size, encode_text=tokenizer, threads=config.data.threads)
 
 
 def train(config, workdir) -> dict:
@@ -51,7 +59,7 @@ def train(config, workdir) -> dict:
     if tokenizer is not None:
         config.model.text.update(tokenizer.special_ids())
     task = make_task(config)
-    iterator = scene_batches(config, "train", tokenizer)
+    iterator = make_batches(config, "train", tokenizer)
 
     # ---- mesh: one axis, the batch is spread over all devices and the state is on each of them
     mesh = Mesh(np.array(jax.devices()), ("data",))
@@ -82,7 +90,7 @@ def train(config, workdir) -> dict:
     # ---- loop
     def evaluate(step):
         params = state.params if state.ema is None else state.ema
-        results = _evaluate(eval_step, params, scene_batches(config, "heldout", tokenizer), config, key)
+        results = _evaluate(eval_step, params, make_batches(config, "heldout", tokenizer), config, key)
         writer.write(step, {f"eval/{name}": value for name, value in results.items()})
         return results
 
@@ -122,15 +130,39 @@ def run_tokenizer(config, workdir: Path) -> PromptTokenizer:
     """The run's text tokenizer: `config.model.tokenizer` if given, else learnt once from the scenes' instructions."""
     directory = Path(config.model.tokenizer or workdir / "tokenizer")
     if not (directory / "vocab.json").exists():
-        from editmgt_jax.data.scenes import instruction_corpus
-
         scenes = SceneConfig(size=config.data.size, seed=config.data.seed, objects="all")
         train_tokenizer(instruction_corpus(20_000, scenes), directory, length=config.model.text.max_position_embeddings)
     return PromptTokenizer(directory)
 
 
+def tokenize(config, output, examples: int) -> None:
+    """Writes the first `examples` training pairs of an `mgt` config as token records into `output`."""
+    output = Path(output)
+    tokenizer = run_tokenizer(config, output)
+    config.model.text.update(tokenizer.special_ids())
+    task = MGTTask(config)
+    facts = {"image_tokenizer": str(config.model.vq), "data": config.data.to_dict()}
+    write_tokens(scene_source(config, "train"), task.encode_image, tokenizer, output, examples, facts)
+
+
+def export(workdir, output, step: int | None = None, dtype=np.float32) -> None:
+    """Writes a step of a run (by default the best; the average if there is one) as a model directory."""
+    workdir, output = Path(workdir).absolute(), Path(output)
+    if output.exists():
+        raise FileExistsError(f"{output} exists: export writes a new directory, name another one")
+    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+    task = make_task(config)
+    params = restore_params(workdir / "checkpoints", step, task.monitor, average=config.optimizer.ema_decay > 0)
+    temporary = output.with_name(output.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    task.export(params, temporary, dtype)
+    if config.task == "mgt":
+        shutil.copytree(config.model.tokenizer or workdir / "tokenizer", temporary / "tokenizer")
+    temporary.replace(output)
+
+
 def _warm_start(state, run, sharding):
     """Parameters (and their average) from another run's latest checkpoint; optimizer and step start anew."""
-    params = restore_params(Path(run).absolute() / "checkpoints", None, {"params": state.params})["params"]
+    params = restore_params(Path(run).absolute() / "checkpoints", average=state.ema is not None)
     params = jax.device_put(params, sharding)
     return state.replace(params=params, ema=None if state.ema is None else jax.tree.map(lambda x: x.copy(), params))

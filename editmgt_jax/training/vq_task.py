@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from editmgt_jax.config import VQConfig
+from editmgt_jax.convert import save_component
 from editmgt_jax.models.vq import VQModel
 from editmgt_jax.training.step import TrainState, apply_gradients, new_state
 
@@ -133,10 +134,8 @@ class VQTask:
     def eval_step(self, params, batch, key):
         return self._forward(params, batch, jnp.bool_(True), key)[1][0]
 
-    def export(self, params, directory) -> None:
-        """Writes `vqvae/` of a model directory."""
-        from editmgt_jax.convert import save_component
-
+    def export(self, params, directory, _dtype=np.float32) -> None:
+        """Writes `vqvae/` of a model directory, always float32: a rounded tokenizer gives other ids."""
         save_component(directory / "vqvae", self.model_config, params, np.float32)
 
 

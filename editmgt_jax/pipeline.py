@@ -1,0 +1,332 @@
+"""Load a model directory once, then edit pictures: tokenise, decode in one jitted scan, localise, paint, composite.
+
+Axes    as in `editmgt_jax.config`; n pictures of a result, S steps
+Source  released edit pipeline; model directories in the released diffusers layout
+Differs held regions come back as the input's own pixels; picture i of a seed does not depend on how many are asked for
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from editmgt_jax import decode, editing, images
+from editmgt_jax.editing import Request, TokenEdit
+from editmgt_jax.loading import EncodedText, LoadedModel, load_model
+from editmgt_jax.prompts import PromptError
+from editmgt_jax.settings import Settings, SettingsError, check_integer
+
+MAX_SEED = 2**32 - 1
+Progress = Callable[[str], None]  # called with the name of each stage as it begins
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EditResult:
+    """The n pictures of one image and instruction, and what the model did."""
+
+    images: list[Image.Image]  # of the input's size
+    relevance: np.ndarray  # float32 [n H W], at the step that held; about 0 to 1
+    keep_mask: np.ndarray  # bool [n H W]: tokens held at the source's ids
+    token_ids: np.ndarray  # int32 [n H W]
+    source_ids: np.ndarray  # int32 [H W]
+    settings: Settings
+    step_tokens: np.ndarray | None = None  # int32 [S n H W], recorded
+    step_relevance: np.ndarray | None = None  # float32 [S n H W], recorded
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Job:
+    """One image with one instruction, checked and ready."""
+
+    image: Image.Image
+    text: EncodedText
+    row: np.ndarray  # float32 [T]: weights of the text tokens in the relevance
+    mask: np.ndarray | None  # bool [Y X], True = may change
+
+
+class EditPipeline:
+    """Edits pictures with one loaded model; see `__call__`.
+
+    Args:
+      model: from `loading.load_model`.
+      batch_size: how many pictures are decoded at once at most.
+    """
+
+    def __init__(self, model: LoadedModel, batch_size: int = 8):
+        self.model, self.batch_size = model, batch_size
+        self._mgt_params, self._vq_params = jax.device_put((model.mgt_params, model.vq_params))
+        self._programs = {}  # compiled decodes by everything that shapes them
+
+    @classmethod
+    def from_pretrained(cls, directory=None, *, dtype=None, batch_size: int = 8) -> "EditPipeline":
+        """Reads a model directory (None: the default model of the package), see `loading.load_model`."""
+        return cls(load_model(directory, dtype), batch_size)
+
+    @property
+    def mask_token_id(self) -> int:
+        return self.model.mgt.config.mask_token_id
+
+    # ---- pictures
+
+    def __call__(
+        self,
+        image,
+        instruction,
+        *,
+        mask=None,
+        query=None,
+        seed: int = 0,
+        num_images: int = 1,
+        negative_prompt="",
+        composite: bool = True,
+        progress: Progress | None = None,
+        **settings,
+    ) -> EditResult | list[EditResult]:
+        """Edits `image` as `instruction` says.
+
+        Args:
+          image: path, PIL image or array (see `images.load`). image, instruction, mask and query may be lists of one
+            length, or single to go with all; with any list the result is a list.
+          instruction: string, or what `encode` returns.
+          mask: picture of the image's size, white = may change.
+          query: words of the instruction whose attention localises the edit; by default all of them.
+          seed, num_images: picture i is drawn from (seed, i) alone.
+          composite: take held regions from the input picture, past a feathered seam.
+          settings: see `editmgt_jax.settings.Settings`; None or absent is the model's own default.
+        Errors: SettingsError, PromptError, ImageError, FileNotFoundError, before any decoding.
+        """
+        settings = self.settings(**settings)
+        check_integer("num_images", num_images, 1)
+        check_integer("seed", seed, 0, MAX_SEED)
+        progress = progress or _silent
+        progress("text")
+        jobs, is_list = self._jobs(image, instruction, mask, query)
+        negative = self.encode(negative_prompt)
+        progress("tokenise")
+        sources = self._source_ids(jobs)
+
+        edits = {}
+        work = [(job, copy) for job in range(len(jobs)) for copy in range(num_images)]
+        for chunk in _chunks(work, lambda item: sources[item[0]].shape, self.batch_size):
+            output = self._edit_chunk(chunk, jobs, sources, negative, seed, settings, progress)
+            edits.update((item, (output, row)) for row, item in enumerate(chunk))
+        progress("paint")
+        results = [
+            self._result(job, sources[index], [edits[index, copy] for copy in range(num_images)], settings, composite)
+            for index, job in enumerate(jobs)
+        ]
+        return results if is_list else results[0]
+
+    def paint_steps(self, result: EditResult, index: int = 0) -> list[Image.Image]:
+        """Picture `index` of a recorded result after each step; tokens that are still hidden are grey."""
+        if result.step_tokens is None:
+            raise SettingsError("a result has steps when it was made with record=True; this one was not")
+        frames = []
+        for ids in result.step_tokens[:, index]:
+            pixels = images.hide(np.asarray(self.detokenize(ids[None]))[0], ids == self.mask_token_id)
+            frames.append(images.to_image(pixels, result.images[index].size))
+        return frames
+
+    # ---- tokens: what evaluation builds on
+
+    def settings(self, **chosen) -> Settings:
+        """Checked settings, with the model's own defaults."""
+        return Settings.resolve(self.model.scheduler, self.model.mgt.config.num_blocks, **chosen)
+
+    def encode(self, prompt):
+        """A prompt, or a list of them -> EncodedText, or a list. Errors: PromptError when one is too long."""
+        if isinstance(prompt, (list, tuple)):
+            return [self.encode(one) for one in prompt]
+        return prompt if isinstance(prompt, EncodedText) else self.model.text.encode(prompt)
+
+    def query_row(self, text: EncodedText, phrase: str | None = None) -> np.ndarray:
+        """Weights [T] of the text tokens in the relevance: those of `phrase`, or all the same."""
+        length = len(text.states)
+        if phrase is None:
+            return np.full(length, 1 / length, np.float32)
+        return self.model.text.tokenizer.span(text.text, phrase)
+
+    def tokenize(self, pixels) -> jax.Array:
+        """float [B Y X 3] in [0, 1] -> ids int32 [B H W]"""
+        return editing.tokenize(self._vq_params, jnp.asarray(pixels, jnp.float32), self.model.vq)
+
+    def detokenize(self, ids) -> jax.Array:
+        """ids [B H W] -> float32 [B Y X 3] in [0, 1]"""
+        return editing.detokenize(self._vq_params, jnp.asarray(ids, jnp.int32), self.model.vq)
+
+    def edit_tokens(
+        self,
+        reference_ids,
+        text: Sequence[EncodedText],
+        *,
+        start_ids=None,
+        keys=0,
+        negative: EncodedText | str = "",
+        rows=None,
+        relevance_step: int | None = None,
+        progress: Progress | None = None,
+        **settings,
+    ) -> TokenEdit:
+        """Decodes a batch of edits on one grid.
+
+        Args:
+          reference_ids: int32 [B H W]; text: B encoded instructions.
+          start_ids: int32 [B H W], the mask id where to edit; by default everywhere.
+          keys: a seed or a key (sample i draws from fold_in(key, i)), keys [B], or the draws (`decode.Noise`).
+          rows: float [B T], see `query_row`; by default all text tokens weigh the same.
+          relevance_step: the step whose raw relevance is returned; None is the mean over the steps.
+          settings: as in `__call__`.
+        """
+        settings = self.settings(**settings)
+        batch, *grid = np.shape(reference_ids)
+        if len(text) != batch:
+            raise ValueError(f"each of the {batch} samples needs an encoded instruction; got {len(text)}")
+        if relevance_step is not None and relevance_step not in range(settings.steps):
+            raise SettingsError(f"relevance_step must lie in 0..{settings.steps - 1}; got {relevance_step}")
+        if start_ids is None:
+            start_ids = np.full(np.shape(reference_ids), self.mask_token_id)
+        if rows is None:
+            rows = np.stack([self.query_row(one) for one in text])
+        weights = np.full(settings.steps, 1 / settings.steps, np.float32)
+        if relevance_step is not None:
+            weights = np.eye(settings.steps, dtype=np.float32)[relevance_step]
+        convention = self.model.scheduler.timestep_convention
+        request = Request(
+            reference=jnp.asarray(reference_ids, jnp.int32),
+            start=jnp.asarray(start_ids, jnp.int32),
+            text=_stack(text),
+            negative=_stack([self.encode(negative)] * batch),
+            size=jnp.asarray([side * self.model.vq.config.factor for side in reversed(grid)], jnp.float32),
+            rows=jnp.asarray(rows, jnp.float32)[:, None],
+            keys=_sample_keys(keys, batch),
+            step_weights=jnp.asarray(weights),
+            knobs=settings.knobs(self.model.scheduler.masking_schedule, convention),
+        )
+        return self._run(request, settings.plan(convention), progress or _silent)
+
+    # ---- inside
+
+    def _run(self, request, plan, progress) -> TokenEdit:
+        key = (plan, jax.tree.map(jnp.shape, request))
+        if key not in self._programs:
+            progress("compile")
+            grid = " x ".join(str(side) for side in reversed(request.reference.shape[1:]))
+            cached = "cached on disk afterwards" if jax.config.jax_compilation_cache_dir else "for this process"
+            tqdm.write(f"compiling for {grid} tokens, first use of these shapes; {cached}", file=sys.stderr)
+            lowered = editing.decode_edit.lower(self._mgt_params, request, self.model.mgt, plan)
+            self._programs[key] = lowered.compile()
+        progress("decode")
+        return self._programs[key](self._mgt_params, request)
+
+    def _jobs(self, image, instruction, mask, query):
+        """Everything that can be wrong with the inputs is found here. -> list of _Job, whether any input was a list"""
+        for prompt in instruction if isinstance(instruction, (list, tuple)) else [instruction]:
+            if not isinstance(prompt, EncodedText) and not (isinstance(prompt, str) and prompt.strip()):
+                raise PromptError(f"an instruction must say what to change; got {prompt!r}")
+        image = _each(image, images.load)
+        requests, is_list = _broadcast(image=image, instruction=self.encode(instruction), mask=mask, query=query)
+
+        def job(image, instruction, mask, query):
+            mask = None if mask is None else images.load_mask(mask, image.size)
+            return _Job(image, instruction, self.query_row(instruction, query), mask)
+
+        return [job(**request) for request in requests], is_list
+
+    def _source_ids(self, jobs) -> list[np.ndarray]:
+        """ids [H W] of each job's image; an image that several jobs share is tokenised once."""
+        known = {}
+        for job in jobs:
+            if id(job.image) not in known:
+                size = images.working_size(job.image.size, self.model.scheduler.native_size, self.model.unit)
+                known[id(job.image)] = np.asarray(self.tokenize(images.to_pixels(job.image, size)[None]))[0]
+        return [known[id(job.image)] for job in jobs]
+
+    def _edit_chunk(self, chunk, jobs, sources, negative, seed, settings, progress) -> TokenEdit:
+        """Decodes (job, copy) items of one grid together. -> arrays on the host"""
+        mask_id = self.mask_token_id
+
+        def start(index):
+            source, mask = sources[index], jobs[index].mask
+            return np.where(True if mask is None else images.mask_to_grid(mask, source.shape), mask_id, source)
+
+        output = self.edit_tokens(
+            np.stack([sources[index] for index, _ in chunk]),
+            [jobs[index].text for index, _ in chunk],
+            start_ids=np.stack([start(index) for index, _ in chunk]),
+            keys=jnp.stack([jax.random.fold_in(jax.random.key(seed), copy) for _, copy in chunk]),
+            negative=negative,
+            rows=np.stack([jobs[index].row for index, _ in chunk]),
+            progress=progress,
+            **vars(settings),
+        )
+        return jax.device_get(output)
+
+    def _result(self, job, source, rows, settings, composite) -> EditResult:
+        """Paints the pictures of one job. rows: (TokenEdit of a chunk, row in it) of each picture."""
+
+        def gather(name, axis=0):
+            columns = [(getattr(output, name), row) for output, row in rows]
+            return None if columns[0][0] is None else np.stack([np.take(x, row, axis) for x, row in columns], axis)
+
+        tokens, keep = gather("tokens"), gather("keep")
+        pictures = []
+        for ids, held in zip(tokens, keep, strict=True):
+            picture = images.to_image(np.asarray(self.detokenize(ids[None]))[0], job.image.size)
+            if composite and held.any():
+                picture = images.composite(job.image, picture, held, job.mask)
+            pictures.append(picture)
+        return EditResult(
+            images=pictures,
+            relevance=gather("scores"),
+            keep_mask=keep,
+            token_ids=tokens,
+            source_ids=source,
+            settings=settings,
+            step_tokens=gather("step_tokens", axis=1),
+            step_relevance=gather("step_scores", axis=1),
+        )
+
+
+def _silent(stage: str) -> None:
+    """The progress of callers that do not ask for it."""
+
+
+def _each(value, function):
+    return [function(one) for one in value] if isinstance(value, (list, tuple)) else function(value)
+
+
+def _broadcast(**inputs):
+    """Lists of one length, and single values that go with all -> list of keyword dicts, whether there was a list."""
+    lengths = {name: len(value) for name, value in inputs.items() if isinstance(value, (list, tuple))}
+    if len(set(lengths.values())) > 1 or 0 in lengths.values():
+        raise ValueError(f"inputs that are lists must have one length, at least 1; got {lengths}")
+    count = next(iter(lengths.values()), 1)
+    columns = {name: value if name in lengths else [value] * count for name, value in inputs.items()}
+    return [{name: column[i] for name, column in columns.items()} for i in range(count)], bool(lengths)
+
+
+def _chunks(work, shape_of, size):
+    """Items of one shape in lists of one length of at most `size`; the last one is padded by repeating its end."""
+    groups = {}
+    for item in work:
+        groups.setdefault(shape_of(item), []).append(item)
+    for group in groups.values():
+        length = min(size, len(group))
+        for first in range(0, len(group), length):
+            chunk = group[first : first + length]
+            yield chunk + chunk[-1:] * (length - len(chunk))
+
+
+def _stack(text):
+    return jnp.stack([one.states for one in text]), jnp.stack([one.pooled for one in text])
+
+
+def _sample_keys(keys, batch):
+    if isinstance(keys, decode.Noise):
+        return keys
+    return decode.sample_keys(jax.random.key(keys) if isinstance(keys, int) else keys, batch)

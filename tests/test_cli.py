@@ -1,0 +1,305 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from editmgt_jax import cli
+from editmgt_jax.training.config_files import ConfigError, load_config
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with a picture in it; no disk cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "use_disk_cache", lambda: None)
+    pixels = np.random.default_rng(0).integers(0, 256, (47, 61, 3), np.uint8)
+    Image.fromarray(pixels).save("in.png")
+    return tmp_path
+
+
+def edit(model, *arguments, image="in.png", output="out.png", instruction="make the car red"):
+    return cli.main(
+        ["edit", "--image", image, "--instruction", instruction, "--output", output, "--model", str(model), *arguments]
+    )
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---- edit
+
+
+def test_edit_writes_every_picture_that_was_asked_for(model, folder):
+    flags = "--steps 3 --num-images 2 --hold-threshold 0.4 --save-map map.png --save-mask mask.png --save-steps s.gif"
+    assert edit(model, *flags.split()) == 0
+    expected = [
+        f"{name}_{i}.{end}"
+        for name, end in (("map", "png"), ("mask", "png"), ("out", "png"), ("s", "gif"))
+        for i in (0, 1)
+    ]
+    assert files(folder) == sorted(["in.png", *expected])
+    for name in expected:
+        with Image.open(name) as image:
+            assert image.size == (61, 47)
+            assert getattr(image, "n_frames", 1) == (3 if name.endswith("gif") else 1)
+
+
+def test_flags_reach_the_pipeline(model, folder, monkeypatch):
+    from editmgt_jax.pipeline import EditPipeline
+
+    calls = []
+
+    def call(self, image, instruction, **options):
+        calls.append((image.size, instruction, options))
+        return SimpleNamespace(images=[image], relevance=np.zeros((1, 8, 8)), keep_mask=np.zeros((1, 8, 8), bool))
+
+    monkeypatch.setattr(EditPipeline, "__call__", call)
+    Image.new("L", (61, 47), "white").save("mask.png")
+    flags = (
+        "--steps 5 --guidance-scale 2.5 --reference-strength 0.9 --hold-threshold 0.3 --hold from_step --hold-step 2 "
+        "--layers 0 2 --sampling-temperature 0.7 --temperature 1 0 --filter none --seed 9 --no-composite "
+        "--negative-prompt blurry --query car --mask mask.png"
+    )
+    assert edit(model, *flags.split()) == 0
+    size, instruction, options = calls[0]
+    assert (size, instruction) == ((61, 47), "make the car red")
+    assert options.pop("mask").all() and callable(options.pop("progress"))
+    assert options == dict(
+        steps=5, guidance_scale=2.5, reference_strength=0.9, hold_threshold=0.3, hold="from_step", hold_step=2,
+        layers=[0, 2], sampling_temperature=0.7, temperature=[1.0, 0.0], filter="none", seed=9, composite=False,
+        negative_prompt="blurry", query="car", num_images=1, record=False,
+    )  # fmt: skip
+    assert edit(model, "--temperature", "1.5") == 0
+    assert calls[1][2]["temperature"] == 1.5
+    assert "steps" not in calls[1][2]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(image="gone.png"), "an image must be a file; there is none at gone.png"),
+        (dict(output="out.xyz"), "suffix of an output must be one of .png, .jpg"),
+        (dict(output="gone/out.png"), "there is no gone: create it"),
+        (dict(image="text.png"), "text.png must be a picture"),
+        (dict(image="long.png"), "1 x 5000 pixels"),
+        (dict(instruction=" "), "must say what to change"),
+        (dict(instruction="car " * 30), "at most 12 tokens"),
+        (["--mask", "mask.png"], "mask.png is 9 x 9 pixels"),
+        (["--model", "gone"], "there is no folder gone"),
+        (["--model", "."], "a folder editmgt or transformer"),
+        (["--hold-threshold", "-1"], "hold_threshold must be a number at least 0"),
+        (["--layers", "7"], "from 0 to 2"),
+        (["--query", "owl"], "'owl' is not among"),
+        (["--save-map", "map.svg"], "got '.svg'"),
+        (["--save-steps", "steps.mp4"], ".gif"),
+    ],
+)
+def test_errors_are_one_line_and_leave_no_file(model, folder, capfd, arguments, message):
+    Path("text.png").write_text("text")
+    Image.new("RGB", (1, 5000)).save("long.png")
+    Image.new("L", (9, 9)).save("mask.png")
+    before = files(folder)
+    named = arguments if isinstance(arguments, dict) else {}
+    extra = arguments if isinstance(arguments, list) else []
+    assert edit(model, *extra, **named) == 2
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert line.startswith("editmgt: error: ")
+    assert message in line
+    assert files(folder) == before
+
+
+def test_outputs_are_checked_before_the_model_is_loaded(folder, capfd):
+    assert edit("no-model", output="out.xyz") == 2
+    assert "suffix" in capfd.readouterr().err
+
+
+def test_defects_keep_their_traceback(model, folder, monkeypatch):
+    monkeypatch.setattr("editmgt_jax.images.load", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        edit(model)
+
+
+def test_transparency_is_a_note(model, folder, capfd):
+    Image.new("RGBA", (32, 32), (255, 0, 0, 100)).save("in.png")
+    assert edit(model, "--steps", "1") == 0
+    assert "editmgt: note: in.png is partly transparent: it is put on a white background\n" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["edit"],
+        ["paint"],
+        ["scenes", "--preview", "a.png", "--nonsense"],
+        ["scenes", "--preview", "a.png", "--rows", "0"],
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom editmgt_jax import cli\n"
+        "try: cli.main(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'jax', 'flax', 'numpy', 'PIL', 'transformers'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60).stdout
+    for command in ("edit", "scenes", "train", "tokenize", "export", "evaluate"):
+        assert command in shown
+
+
+def test_disk_cache_is_used_by_the_next_run(model, tmp_path):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "in.png")
+    command = [sys.executable, "-m", "editmgt_jax.cli", "edit", "--model", str(model), "--steps", "1"]
+    command += ["--image", "in.png", "--instruction", "make the car red", "--output", "out.png"]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    environment.pop("EDITMGT_CACHE", None)
+
+    def run():
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert "cached on disk afterwards" in done.stderr
+        return {path.name for path in (tmp_path / "cache" / "editmgt").iterdir() if path.name.endswith("-cache")}
+
+    first = run()
+    assert first
+    assert run() == first
+
+
+def test_no_cache_folder_is_only_a_note(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EDITMGT_CACHE", str(tmp_path / "file" / "cache"))
+    cli.use_disk_cache()
+    assert "note: no cache of compiled programs" in capsys.readouterr().err
+
+
+# ---- the others
+
+
+def test_scenes_writes_a_grid(folder):
+    assert cli.main("scenes --preview grid.png --size 32 --rows 1 --columns 2 --split heldout".split()) == 0
+    assert files(folder) == ["grid.png", "in.png"]
+
+
+def test_scenes_with_a_bad_split(folder, capfd):
+    assert cli.main("scenes --preview grid.png --split test".split()) == 2
+    assert "split must be one of" in capfd.readouterr().err
+    assert files(folder) == ["in.png"]
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    """A stand-in that records what reaches the training functions."""
+    calls = []
+    names = {"train", "export", "tokenize"}
+    fake = SimpleNamespace(**{name: lambda *args, name=name: calls.append((name, *args)) for name in names})
+    monkeypatch.setitem(sys.modules, "editmgt_jax.training.trainer", fake)
+    monkeypatch.setattr("editmgt_jax.training.trainer", fake, raising=False)
+    return calls
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "base.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "    return ConfigDict(dict(steps=10, name='', rate=0.1, model=dict(layers=2, axes=(1, 2), fast=True)))\n"
+    )
+    return tmp_path / "configs" / "base.py"
+
+
+def test_train_gets_the_overridden_config(folder, trainer, config_file):
+    overrides = ["--config.steps=20", "--config.model.axes=(3,4)", "--config.name=7", "--config.rate=1"]
+    assert cli.main(["train", "--config", str(config_file), "--workdir", "run", *overrides]) == 0
+    ((name, config, workdir),) = trainer
+    assert (name, workdir) == ("train", "run")
+    assert json.loads(config.to_json()) == {
+        "steps": 20, "name": "7", "rate": 1.0, "model": {"layers": 2, "axes": [3, 4], "fast": True}
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("--config.step=20", r"no config key step: 'step' is not one of \['model', 'name', 'rate', 'steps'\]"),
+        ("--config.model.depth=1", "'depth' is not one of"),
+        ("--config.steps.more=1", "'more' is not one of"),
+        ("--config.steps=many", "config key steps holds a int, such as 10; it cannot become 'many'"),
+        ("--config.steps=1.5", "cannot become '1.5'"),
+        ("--config.model=3", "config key model holds"),
+        ("--config.model.fast=yes", "config key model.fast"),
+        ("--config.steps", "must read --config.KEY=VALUE"),
+        ("--steps=3", "must read --config.KEY=VALUE"),
+    ],
+)
+def test_overrides_must_fit(config_file, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(config_file, [override])
+
+
+def test_bad_config_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone.py"):
+        load_config(tmp_path / "gone.py")
+    (tmp_path / "a.py").write_text("x = 1")
+    with pytest.raises(ConfigError, match="must define get_config"):
+        load_config(tmp_path / "a.py")
+    (tmp_path / "b.py").write_text("import not_installed_at_all")
+    with pytest.raises(ConfigError, match="not_installed_at_all"):
+        load_config(tmp_path / "b.py")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_shipped_config_loads(path):
+    assert load_config(path, ["--config.seed=5"]).seed == 5
+
+
+def test_files_of_one_folder_import_each_other(config_file):
+    other = config_file.with_name("other.py")
+    other.write_text("from configs import base\ndef get_config():\n    return base.get_config()\n")
+    before = sys.path.copy()
+    assert load_config(ROOT / "configs" / "scenes_vq.py").task == "vq"
+    assert load_config(other).model.layers == 2
+    assert sys.path == before and "configs.base" not in sys.modules
+
+
+def test_bad_override_is_a_line(folder, trainer, config_file, capfd):
+    assert cli.main(["train", "--config", str(config_file), "--workdir", "run", "--config.stps=1"]) == 2
+    assert capfd.readouterr().err.startswith("editmgt: error: no config key stps")
+    assert not trainer
+
+
+def test_tokenize_and_export(folder, trainer, config_file):
+    assert cli.main(["tokenize", "--config", str(config_file), "--output", "tokens", "--examples", "64"]) == 0
+    assert cli.main(["export", "--workdir", "run", "--output", "model", "--dtype", "float16"]) == 0
+    assert cli.main(["export", "--workdir", "run", "--output", "model", "--step", "7"]) == 0
+    assert trainer[0][0] == "tokenize" and trainer[0][2:] == ("tokens", 64)
+    assert trainer[1:] == [("export", "run", "model", None, np.float16), ("export", "run", "model", 7, np.float32)]
+
+
+def test_evaluate_calls_the_protocol(monkeypatch, folder):
+    calls = []
+    fake = SimpleNamespace(evaluate_scenes=calls.append)
+    monkeypatch.setitem(sys.modules, "editmgt_jax.evaluation.protocols", fake)
+    monkeypatch.setattr("editmgt_jax.evaluation.protocols", fake, raising=False)
+    assert cli.main("evaluate scenes --count 5 --hold-threshold 0.2".split()) == 0
+    assert (calls[0].count, calls[0].hold_threshold) == (5, 0.2)

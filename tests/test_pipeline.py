@@ -1,0 +1,496 @@
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from editmgt_jax import convert, decode, editing, images
+from editmgt_jax.config import MGTConfig, SchedulerConfig, VQConfig, write_json
+from editmgt_jax.images import ImageError
+from editmgt_jax.loading import EncodedText, LoadedModel, load_model
+from editmgt_jax.models.mgt import MGT, init_mgt
+from editmgt_jax.models.vq import VQModel
+from editmgt_jax.pipeline import EditPipeline, _broadcast, _chunks
+from editmgt_jax.prompts import PromptError
+from editmgt_jax.settings import Settings, SettingsError, middle_third
+
+DATA = Path(__file__).parent / "data"
+INSTRUCTION = "make the car red"
+MASK_ID = tiny.SCHEDULER_CONFIG.mask_token_id
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tiny.write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def pipe(directory):
+    return EditPipeline.from_pretrained(directory)
+
+
+def picture(size=(32, 32), seed=0):
+    """Smooth noise, so that it survives a change of size."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+
+
+def random_ids(batch=2, grid=(8, 8), seed=0):
+    return np.random.default_rng(seed).integers(0, 32, (batch, *grid)).astype(np.int32)
+
+
+# ---- pictures in, pictures out
+
+
+@pytest.mark.parametrize("size, grid", [((32, 32), (8, 8)), ((61, 47), (8, 10)), ((33, 70), (12, 6))])
+def test_result_has_the_size_of_the_input_and_the_grid_its_shape(pipe, size, grid):
+    result = pipe(picture(size), INSTRUCTION)
+    assert result.images[0].size == size and result.images[0].mode == "RGB"
+    for ids in (result.source_ids[None], result.token_ids, result.relevance, result.keep_mask):
+        assert ids.shape == (1, *grid)
+    assert result.relevance.dtype == np.float32 and result.keep_mask.dtype == bool
+    assert result.token_ids.max() < 32
+
+
+def test_source_ids_are_those_of_the_resized_picture(pipe):
+    image = picture((61, 47))
+    pixels = np.asarray(image.resize((40, 32), Image.Resampling.LANCZOS), np.float32) / 255
+    result = pipe(image, INSTRUCTION)
+    np.testing.assert_array_equal(result.source_ids, np.asarray(pipe.tokenize(pixels[None]))[0])
+
+
+def test_without_hold_the_picture_is_the_decoded_tokens(pipe):
+    result = pipe(picture(), INSTRUCTION)
+    expected = np.round(np.asarray(pipe.detokenize(result.token_ids))[0] * 255)
+    np.testing.assert_array_equal(np.asarray(result.images[0]), expected)
+    assert not result.keep_mask.any()
+
+
+def test_held_pixels_are_exactly_the_input_s(pipe):
+    image = picture((64, 64))  # 8 pixels a token
+    result = pipe(image, INSTRUCTION, hold_threshold=0.5)
+    held = result.keep_mask[0]
+    assert 0.1 < held.mean() < 0.9
+    np.testing.assert_array_equal(result.token_ids[0][held], result.source_ids[held])
+    padded = np.pad(held, 1, mode="edge")
+    away = np.min([padded[y : y + 8, x : x + 8] for y in range(3) for x in range(3)], axis=0)  # no edited neighbour
+    away = away.repeat(8, axis=0).repeat(8, axis=1)
+    assert away.any()
+    before, after = np.asarray(image), np.asarray(result.images[0])
+    np.testing.assert_array_equal(after[away], before[away])
+    edited = ~held.repeat(8, axis=0).repeat(8, axis=1)
+    plain = np.asarray(pipe(image, INSTRUCTION, hold_threshold=0.5, composite=False).images[0])
+    np.testing.assert_array_equal(after[edited], plain[edited])
+    assert (plain[away] != before[away]).any()
+
+
+def test_threshold_above_one_returns_the_source(pipe):
+    image = picture((61, 47))
+    result = pipe(image, INSTRUCTION, hold_threshold=1.1)
+    np.testing.assert_array_equal(result.token_ids[0], result.source_ids)
+    np.testing.assert_array_equal(np.asarray(result.images[0]), np.asarray(image))
+
+
+def test_more_threshold_holds_more(pipe):
+    shares = [from_step(pipe, threshold).keep_mask.mean() for threshold in (0, 0.3, 0.6, 1.1)]
+    assert shares[0] == 0 and shares[-1] == 1 and (np.diff(shares) > 0).all()
+
+
+def from_step(pipe, threshold, step=0):
+    return pipe(picture(), INSTRUCTION, hold_threshold=threshold, hold="from_step", hold_step=step, record=True)
+
+
+def test_from_step_holds_by_the_scores_of_that_step(pipe):
+    result = from_step(pipe, 0.5, step=1)
+    np.testing.assert_array_equal(result.relevance, result.step_relevance[1])
+    keep = (result.relevance < 0.5) & (result.step_tokens[0] == MASK_ID)
+    assert 0 < keep.mean() < 1
+    np.testing.assert_array_equal(result.keep_mask & keep, keep)
+    np.testing.assert_array_equal(result.token_ids[keep], np.broadcast_to(result.source_ids, keep.shape)[keep])
+    before = editing.traces.copy()
+    assert (from_step(pipe, 0.5, step=2).token_ids != result.token_ids).any()
+    assert editing.traces == before
+
+
+def test_mask_confines_the_edit(pipe):
+    image, mask = picture((64, 64)), np.zeros((64, 64), bool)
+    mask[10:30, 10:50] = True
+    result = pipe(image, INSTRUCTION, mask=mask)
+    open_tokens = np.zeros((8, 8), bool)
+    open_tokens[1:4, 1:7] = True
+    np.testing.assert_array_equal(result.token_ids[0][~open_tokens], result.source_ids[~open_tokens])
+    assert (result.token_ids[0] != result.source_ids).any()
+    np.testing.assert_array_equal(np.asarray(result.images[0])[~mask], np.asarray(image)[~mask])
+    both = pipe(image, INSTRUCTION, mask=mask, hold_threshold=0.5)
+    assert both.keep_mask[0][~open_tokens].all()
+    assert result.keep_mask.sum() < both.keep_mask.sum() < both.keep_mask.size
+
+
+def test_empty_mask_changes_nothing(pipe):
+    result = pipe(picture(), INSTRUCTION, mask=np.zeros((32, 32), bool))
+    np.testing.assert_array_equal(np.asarray(result.images[0]), np.asarray(picture()))
+
+
+def test_recorded_steps(pipe):
+    result = pipe(picture((61, 47)), INSTRUCTION, steps=3, record=True, num_images=2)
+    assert result.step_tokens.shape == result.step_relevance.shape == (3, 2, 8, 10)
+    np.testing.assert_array_equal(result.step_tokens[-1], result.token_ids)
+    np.testing.assert_array_equal(result.step_relevance[-1], result.relevance)
+    hidden = (result.step_tokens == MASK_ID).sum((2, 3))
+    assert (np.diff(hidden, axis=0) < 0).all() and (hidden[-1] == 0).all()
+    frames = pipe.paint_steps(result, 1)
+    np.testing.assert_array_equal(np.asarray(frames[-1]), np.asarray(result.images[1]))
+    first = images.mask_to_pixels(result.step_tokens[0, 1] == MASK_ID, (40, 32))
+    small = np.asarray(frames[0].resize((40, 32), Image.Resampling.NEAREST), int)
+    assert np.abs(small[first] - 128).mean() < np.abs(small[~first] - 128).mean()
+    with pytest.raises(SettingsError, match="record=True"):
+        pipe.paint_steps(dataclasses.replace(result, step_tokens=None))
+
+
+# ---- seeds, batches, lists
+
+
+def test_seed_reproduces_and_matters(pipe):
+    first, again, other = (pipe(picture(), INSTRUCTION, seed=seed).token_ids for seed in (7, 7, 8))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_picture_i_does_not_depend_on_how_many_or_on_the_batch(pipe, directory):
+    several = pipe(picture(), INSTRUCTION, num_images=3)
+    assert len({ids.tobytes() for ids in several.token_ids}) == 3
+    np.testing.assert_array_equal(pipe(picture(), INSTRUCTION).token_ids[0], several.token_ids[0])
+    np.testing.assert_array_equal(pipe(picture(), INSTRUCTION, num_images=2).token_ids, several.token_ids[:2])
+    chunked = EditPipeline(pipe.model, batch_size=2)(picture(), INSTRUCTION, num_images=3)
+    np.testing.assert_array_equal(chunked.token_ids, several.token_ids)
+    for a, b in zip(chunked.images, several.images, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_lists_equal_one_by_one(pipe):
+    pictures = [picture((32, 32)), picture((61, 47), 1), picture((32, 32), 2)]
+    instructions = ["make the car red", "remove the tree", "add a small blue bird"]
+    queries = ["car", None, "bird"]
+    together = pipe(pictures, instructions, query=queries)
+    for result, image, instruction, query in zip(together, pictures, instructions, queries, strict=True):
+        alone = pipe(image, instruction, query=query)
+        np.testing.assert_array_equal(result.token_ids, alone.token_ids)
+        np.testing.assert_array_equal(result.source_ids, alone.source_ids)
+        np.testing.assert_allclose(result.relevance, alone.relevance, atol=1e-5)
+    assert len(pipe(picture(), instructions[:2])) == 2
+    assert len(pipe(pictures, INSTRUCTION)) == 3
+
+
+def test_encoded_instruction_is_the_string(pipe):
+    encoded = pipe.encode(INSTRUCTION)
+    assert pipe.encode(INSTRUCTION) is encoded
+    a, b = pipe(picture(), INSTRUCTION, query="car"), pipe(picture(), encoded, query="car")
+    np.testing.assert_array_equal(a.token_ids, b.token_ids)
+    np.testing.assert_array_equal(a.relevance, b.relevance)
+
+
+def test_chunks_group_and_pad():
+    work = [(0, 4), (1, 8), (2, 4), (3, 4), (4, 8), (5, 4)]
+    chunks = list(_chunks(work, lambda item: item[1], 3))
+    assert chunks == [[(0, 4), (2, 4), (3, 4)], [(5, 4)] * 3, [(1, 8), (4, 8)]]
+
+
+def test_lists_must_have_one_length():
+    with pytest.raises(ValueError, match="one length"):
+        _broadcast(a=[1, 2], b=[1, 2, 3])
+    with pytest.raises(ValueError, match="at least 1"):
+        _broadcast(a=[], b=1)
+
+
+# ---- what the settings mean
+
+
+def test_no_reference_strength_ignores_the_reference(pipe):
+    text = [pipe.encode(INSTRUCTION)] * 2
+    one, other = random_ids(seed=1), random_ids(seed=2)
+    without = [pipe.edit_tokens(ids, text, reference_strength=0.0) for ids in (one, other)]
+    np.testing.assert_array_equal(without[0].tokens, without[1].tokens)
+    with_it = [pipe.edit_tokens(ids, text, reference_strength=1.0) for ids in (one, other)]
+    assert (with_it[0].tokens != with_it[1].tokens).any()
+
+
+def test_guidance_of_one_is_no_guidance(pipe):
+    request, plan = captured(pipe, guidance_scale=1.0)
+    assert not plan.guided
+    plain = pipe.edit_tokens(random_ids(), [pipe.encode(INSTRUCTION)] * 2, guidance_scale=0.5)
+    guided = editing.decode_edit(pipe._mgt_params, request, pipe.model.mgt, plan._replace(guided=True))
+    np.testing.assert_array_equal(plain.tokens, guided.tokens)
+    np.testing.assert_allclose(plain.scores, guided.scores, atol=1e-5)
+
+
+def captured(pipe, **settings):
+    """The request and plan of an edit of random ids."""
+    calls = []
+    spy = EditPipeline(pipe.model)
+    spy._run = lambda request, plan, progress: calls.append((request, plan))
+    spy.edit_tokens(random_ids(), [pipe.encode(INSTRUCTION)] * 2, **settings)
+    return calls[0]
+
+
+def test_negative_prompt_matters_under_guidance_only(pipe):
+    text = [pipe.encode(INSTRUCTION)] * 2
+
+    def tokens(negative, scale):
+        return np.asarray(pipe.edit_tokens(random_ids(), text, negative=negative, guidance_scale=scale).tokens)
+
+    assert (tokens("", 4.0) != tokens("a sketch", 4.0)).any()
+    np.testing.assert_array_equal(tokens("", 1.0), tokens("a sketch", 1.0))
+
+
+def test_query_selects_text_rows(pipe):
+    text = pipe.encode(INSTRUCTION)
+    uniform, car = pipe.query_row(text), pipe.query_row(text, "car")
+    np.testing.assert_allclose([uniform.sum(), car.sum()], 1, rtol=1e-6)
+    assert (uniform > 0).all() and 0 < (car > 0).sum() < len(car) / 2
+    # Relevance is linear in the rows: the mean over single tokens is that of the uniform row.
+    ids, length = random_ids(1).repeat(len(car), axis=0), len(car)
+    keys = jnp.broadcast_to(jax.random.key(0), (length,))
+    each = pipe.edit_tokens(ids, [text] * length, rows=np.eye(length), keys=keys)
+    mean = pipe.edit_tokens(ids[:1], [text], rows=uniform[None], keys=keys[:1])
+    np.testing.assert_allclose(each.relevance.mean(0), mean.relevance[0], atol=1e-6)
+    phrase = pipe(picture(), text, query="car")
+    assert np.abs(phrase.relevance - pipe(picture(), text).relevance).max() > 1e-3
+
+
+def test_relevance_by_layer_and_step(pipe):
+    text = [pipe.encode(INSTRUCTION)] * 2
+    steps = [
+        pipe.edit_tokens(random_ids(), text, steps=3, layers=(0, 1, 2), relevance_step=step).relevance
+        for step in range(3)
+    ]
+    mean = pipe.edit_tokens(random_ids(), text, steps=3, layers=(0, 1, 2)).relevance
+    assert mean.shape == (2, 3, 16)
+    np.testing.assert_allclose(np.mean(steps, axis=0), mean, atol=1e-6)
+    reordered = pipe.edit_tokens(random_ids(), text, steps=3, layers=(2, 0)).relevance
+    np.testing.assert_allclose(reordered, mean[:, [2, 0]], atol=1e-6)
+
+
+def test_model_time_is_the_share_of_hidden_tokens(pipe):
+    """Under 'mask_rate' a half-open sample starts at time 0.5, as if its only step were told so, and not at 1."""
+    request, plan = captured(pipe, steps=1, guidance_scale=1.0)
+    start = jnp.where(jnp.arange(8)[:, None] < 4, request.reference, request.start)
+    request = request._replace(start=start)
+
+    def scores(plan, time):
+        schedule = request.knobs.schedule._replace(time=jnp.full(1, time))
+        told = request._replace(knobs=request.knobs._replace(schedule=schedule))
+        return editing.decode_edit(pipe._mgt_params, told, pipe.model.mgt, plan).scores
+
+    told = plan._replace(timestep_convention="released")
+    np.testing.assert_allclose(scores(plan, 1.0), scores(told, 0.5), atol=1e-6)
+    assert np.abs(scores(told, 1.0) - scores(told, 0.5)).max() > 1e-4
+
+
+def test_bfloat16_stays_close(directory, pipe):
+    half = EditPipeline.from_pretrained(directory, dtype=jnp.bfloat16)
+    ids = random_ids(1)
+    outputs = [p.edit_tokens(ids, p.encode([INSTRUCTION]), relevance_step=0) for p in (half, pipe)]
+    assert outputs[0].relevance.dtype == jnp.float32
+    np.testing.assert_allclose(outputs[0].relevance, outputs[1].relevance, rtol=0.3, atol=1e-3)
+
+
+# ---- compilation
+
+
+def test_traced_settings_never_recompile(pipe, capsys):
+    fresh = EditPipeline(pipe.model)
+    mask = np.zeros((32, 32), bool)
+    mask[:16] = True
+    base = dict(steps=5, hold_threshold=0.3, mask=mask)  # a number of steps that no other test uses
+    stages = []
+    fresh(picture(), INSTRUCTION, progress=stages.append, **base)
+    assert stages == ["text", "tokenise", "compile", "decode", "paint"]
+    assert capsys.readouterr().err.count("compiling for 8 x 8 tokens") == 1
+    before = editing.traces.copy()
+    for change in (
+        dict(reference_strength=0.7),
+        dict(hold_threshold=0.9),
+        dict(guidance_scale=3.5),
+        dict(sampling_temperature=0.5),
+        dict(temperature=(1.0, 0.5)),
+        dict(temperature=1.5),
+        dict(seed=11),
+        dict(mask=~mask),
+        dict(query="car"),
+        dict(negative_prompt="blurry"),
+        dict(composite=False),
+    ):
+        fresh(picture(), INSTRUCTION, **base | change)
+    fresh(picture(seed=3), "remove the tree", **base)
+    assert editing.traces == before
+    assert capsys.readouterr().err == ""
+    fresh(picture(), INSTRUCTION, **base | dict(filter="none"))
+    assert editing.traces - before == {"decode": 1}
+
+
+def test_import_is_cheap():
+    code = "import sys, editmgt_jax; assert not {'jax', 'PIL', 'numpy'} & set(sys.modules); editmgt_jax.ImageError"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# ---- settings and their errors
+
+
+def test_defaults_are_the_model_s():
+    scheduler = dataclasses.replace(
+        tiny.SCHEDULER_CONFIG,
+        default_steps=9,
+        default_hold_threshold=0.25,
+        default_layers=(2,),
+        default_temperature=(3.0, 1.0),
+    )
+    settings = Settings.resolve(scheduler, 3, steps=None, guidance_scale=5.0)
+    assert (settings.steps, settings.hold_threshold, settings.layers, settings.temperature) == (
+        9,
+        0.25,
+        (2,),
+        (3.0, 1.0),
+    )
+    assert settings.guidance_scale == 5.0
+
+
+@pytest.mark.parametrize("blocks, layers", [(1, (0,)), (2, (0, 1)), (3, (1,)), (6, (2, 3)), (42, tuple(range(14, 28)))])
+def test_middle_third(blocks, layers):
+    assert middle_third(blocks) == layers
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (dict(hold_threshold=-0.1), "hold_threshold must be a number at least 0 and at most 1.5.*got -0.1"),
+        (dict(hold_threshold=float("nan")), "hold_threshold.*got nan"),
+        (dict(hold_threshold=30), "at most 1.5"),
+        (dict(reference_strength=-1), "reference_strength must be a number at least 0 and finite"),
+        (dict(reference_strength=float("inf")), "reference_strength"),
+        (dict(guidance_scale=-1), "guidance_scale"),
+        (dict(guidance_scale="six"), "guidance_scale.*got 'six'"),
+        (dict(steps=0), "steps must be an integer of at least 1; got 0"),
+        (dict(steps=2.5), "steps must be an integer"),
+        (dict(sampling_temperature=0), "sampling_temperature must be a number above 0"),
+        (dict(temperature=(2.0, -1.0)), "temperature.*got -1.0"),
+        (dict(temperature=(2.0, 1.0, 0.0)), "one number or"),
+        (dict(layers=(3,)), r"layers must be distinct block numbers from 0 to 2.*got \[3\]"),
+        (dict(layers=(-1,)), "from 0 to 2"),
+        (dict(layers=(1, 1)), "distinct"),
+        (dict(layers=()), "at least one"),
+        (dict(hold="sometimes"), "hold must be one of released, from_step; got 'sometimes'"),
+        (dict(hold="from_step", hold_step=4), "hold_step must be below the 4 steps"),
+        (dict(filter="median"), "filter must be one of adaptive, gaussian, none"),
+        (dict(num_images=0), "num_images must be an integer of at least 1"),
+        (dict(seed=-1), "seed must be an integer of at least 0 and at most 4294967295; got -1"),
+        (dict(seed=2**32), "seed"),
+    ],
+)
+def test_settings_outside_their_range(pipe, bad, message):
+    with pytest.raises(SettingsError, match=message):
+        pipe(picture(), INSTRUCTION, **bad)
+
+
+def test_unknown_setting(pipe):
+    with pytest.raises(TypeError, match="unknown settings.*gamma.*reference_strength"):
+        pipe(picture(), INSTRUCTION, gamma=1)
+
+
+@pytest.mark.parametrize("instruction", ["", "  \n", None, ["make the car red", ""]])
+def test_empty_instruction(pipe, instruction):
+    with pytest.raises(PromptError, match="must say what to change"):
+        pipe(picture(), instruction)
+
+
+def test_long_instruction_and_foreign_query(pipe):
+    with pytest.raises(PromptError, match="at most 12 tokens"):
+        pipe(picture(), "make the car red and " * 10)
+    with pytest.raises(PromptError, match="'owl' is not among"):
+        pipe(picture(), INSTRUCTION, query="owl")
+
+
+def test_bad_pictures(pipe, tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone.png"):
+        pipe(tmp_path / "gone.png", INSTRUCTION)
+    with pytest.raises(ImageError, match="5000 x 1"):
+        pipe(Image.new("RGB", (5000, 1)), INSTRUCTION)
+    with pytest.raises(ImageError, match="size of its image"):
+        pipe(picture(), INSTRUCTION, mask=np.ones((8, 8), bool))
+
+
+# ---- model directories
+
+
+def test_default_model_may_be_absent(monkeypatch, tmp_path):
+    monkeypatch.setattr("editmgt_jax.loading.DEFAULT_MODEL", tmp_path / "default")
+    with pytest.raises(FileNotFoundError, match="no default model.*name a model directory"):
+        EditPipeline.from_pretrained()
+
+
+def test_not_a_model_directory(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        load_model(tmp_path / "gone")
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"editmgt or transformer.*\['notes'\]"):
+        load_model(tmp_path)
+
+
+def test_transformer_folder_and_missing_parts(directory, tmp_path):
+    for part in directory.iterdir():
+        (tmp_path / ("transformer" if part.name == "editmgt" else part.name)).symlink_to(part)
+    assert load_model(tmp_path).mgt.config == tiny.MGT_CONFIG
+    (tmp_path / "tokenizer").unlink()
+    with pytest.raises(FileNotFoundError, match="tokenizer"):
+        load_model(tmp_path)
+
+
+def test_parts_of_different_models(directory, tmp_path):
+    for part in directory.iterdir():
+        (tmp_path / part.name).symlink_to(part)
+    (tmp_path / "scheduler").unlink()
+    (tmp_path / "scheduler").mkdir()
+    write_json(
+        dataclasses.replace(tiny.SCHEDULER_CONFIG, mask_token_id=38), tmp_path / "scheduler/scheduler_config.json"
+    )
+    with pytest.raises(ValueError, match="mask_token_id must equal.*39; got 38"):
+        load_model(tmp_path)
+
+
+# ---- the released implementation
+
+
+@pytest.mark.parametrize("case", ["plain", "hold"])
+def test_whole_edit_of_the_released_code(case):
+    """The pipeline's own wiring reproduces stored edits, with their draws: at most one token in a thousand differs."""
+    with np.load(DATA / f"edit_1024_{case}.npz") as file:
+        golden = dict(file)
+    mgt = MGT(MGTConfig.from_json(DATA / "mgt_1024" / "config.json"))
+    vq = VQModel(VQConfig.from_json(DATA / "vqvae" / "config.json"))
+    params = convert.load_params(
+        DATA / "mgt_1024", mgt.config, jax.eval_shape(lambda key: init_mgt(mgt, key), jax.random.key(0))
+    )
+    pipe = EditPipeline(LoadedModel(mgt, params, vq, {}, None, SchedulerConfig(mask_token_id=71)))
+
+    def encoded(prefix):
+        return EncodedText("", golden[f"{prefix}text_states"][0], golden[f"{prefix}pooled_text"][0])
+
+    edit = pipe.edit_tokens(
+        golden["reference_token_ids"],
+        [encoded("")],
+        negative=encoded("negative_"),
+        keys=decode.Noise(golden["uniform"][:, None], golden["gumbel"][:, None]),
+        steps=len(golden["tokens"]),
+        guidance_scale=float(golden["guidance_scale"]),
+        reference_strength=float(golden["reference_strength"]),
+        hold_threshold=float(golden["threshold"]) if case == "hold" else 0.0,
+        layers=tuple(golden["capture_blocks"].tolist()),
+        record=True,
+    )
+    differing = (np.asarray(edit.step_tokens) != golden["tokens"]).mean((1, 2, 3))
+    assert differing.max() <= 1e-3

@@ -1,0 +1,88 @@
+"""A tiny model directory with random weights, in the released layout: everything works, nothing means anything."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from editmgt_jax.config import CLIPTextConfig, MGTConfig, SchedulerConfig, VQConfig, write_json
+from editmgt_jax.convert import save_component
+from editmgt_jax.models.clip_text import CLIPText
+from editmgt_jax.models.mgt import MGT, init_mgt
+from editmgt_jax.models.vq import VQModel
+from editmgt_jax.prompts import PromptTokenizer, train_tokenizer
+
+SENTENCES = ["make the car red", "remove the tree", "add a small blue bird", "turn it into a sketch"]
+MGT_CONFIG = MGTConfig(
+    num_layers=1,
+    num_single_layers=2,
+    attention_head_dim=16,
+    num_attention_heads=2,
+    axes_dims_rope=(4, 6, 6),
+    joint_attention_dim=24,
+    pooled_projection_dim=20,
+    vocab_size=40,
+    codebook_size=32,
+    connector_type="none",
+    text_encoder_architecture="CLIP",
+)
+VQ_CONFIG = VQConfig(
+    block_out_channels=(8, 8, 8),
+    layers_per_block=1,
+    latent_channels=4,
+    num_vq_embeddings=32,
+    norm_num_groups=1,
+    mid_block_add_attention=False,
+)
+SCHEDULER_CONFIG = SchedulerConfig(
+    mask_token_id=39,
+    timestep_convention="mask_rate",
+    native_size=32,
+    default_steps=4,
+    default_guidance_scale=2.0,
+    default_reference_strength=1.0,
+)
+TEXT_LENGTH = 12
+
+
+def write_model(directory: Path, **scheduler) -> Path:
+    """Writes the directory; `scheduler` replaces values of SCHEDULER_CONFIG."""
+    train_tokenizer(SENTENCES * 2, directory / "tokenizer", merges=40, length=TEXT_LENGTH)
+    text_config = CLIPTextConfig(
+        hidden_size=24,
+        intermediate_size=48,
+        projection_dim=20,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TEXT_LENGTH,
+        hidden_act="gelu",
+        **PromptTokenizer(directory / "tokenizer").special_ids(),
+    )
+    text, vq, mgt = CLIPText(text_config), VQModel(VQ_CONFIG), MGT(MGT_CONFIG)
+    ids, pixels = jnp.zeros((1, TEXT_LENGTH), jnp.int32), jnp.zeros((1, 16, 16, 3))
+    # A wide spread, so that tokens, time, text and reference all move the logits.
+    save_component(directory / "editmgt", MGT_CONFIG, random_params(lambda key: init_mgt(mgt, key), spread=3.0))
+    save_component(directory / "vqvae", VQ_CONFIG, random_params(lambda key: vq.init(key, pixels)["params"]))
+    save_component(directory / "text_encoder", text_config, random_params(lambda key: text.init(key, ids)["params"]))
+    (directory / "scheduler").mkdir()
+    config = dataclasses.replace(SCHEDULER_CONFIG, **scheduler)
+    write_json(config, directory / "scheduler" / "scheduler_config.json")
+    return directory
+
+
+def random_params(init, spread: float = 1.0):
+    """Matrices with unit gain times `spread`, norms 1, biases 0. Made in numpy: nothing is compiled."""
+    dice = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name == "scale":
+            return np.ones(leaf.shape, np.float32)
+        if name == "bias":
+            return np.zeros(leaf.shape, np.float32)
+        fan_in = 1 if name in ("codebook", "embedding") else np.prod(leaf.shape[-4 if leaf.ndim == 4 else -2 : -1])
+        return (spread * dice.standard_normal(leaf.shape) / np.sqrt(fan_in)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init, jax.random.key(0)))

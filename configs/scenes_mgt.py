@@ -1,6 +1,6 @@
 """Editor of the default model: 64 px scenes, an MGT that starts as a copier, a small text encoder trained along.
 
-    editmgt train --config configs/scenes_mgt.py --workdir runs/mgt --config.model.vq=runs/vq/export/vqvae
+editmgt train --config configs/scenes_mgt.py --workdir runs/mgt --config.model.vq=runs/vq/export/vqvae
 """
 
 from configs import base
@@ -12,7 +12,12 @@ def get_config():
     config.batch_size = 32
     config.steps = 60_000
     config.optimizer.update(
-        learning_rate=1.5e-3, schedule="cosine", warmup_steps=500, total_steps=60_000, clip_norm=1.0, beta2=0.99,
+        learning_rate=1.5e-3,
+        schedule="cosine",
+        warmup_steps=500,
+        total_steps=60_000,
+        clip_norm=1.0,
+        beta2=0.99,
         ema_decay=0.999,
     )
     config.model = dict(

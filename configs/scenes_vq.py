@@ -1,6 +1,6 @@
 """Image tokenizer of the default model: 64 px scenes, factor 4, 1024 codes.
 
-    editmgt train --config configs/scenes_vq.py --workdir runs/vq
+editmgt train --config configs/scenes_vq.py --workdir runs/vq
 """
 
 from configs import base
@@ -12,7 +12,12 @@ def get_config():
     config.batch_size = 8  # pairs: 16 pictures
     config.steps = 4_000
     config.optimizer.update(
-        learning_rate=1.5e-3, schedule="cosine", warmup_steps=100, total_steps=4_000, weight_decay=1e-4, clip_norm=1.0,
+        learning_rate=1.5e-3,
+        schedule="cosine",
+        warmup_steps=100,
+        total_steps=4_000,
+        weight_decay=1e-4,
+        clip_norm=1.0,
         beta2=0.99,
     )
     config.model.update(

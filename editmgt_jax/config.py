@@ -150,7 +150,9 @@ class VQConfig(_JSONConfig):
         _require(values.get("act_fn", "silu") == "silu", "act_fn of the VQ must be 'silu'", values.get("act_fn"))
         _require(values.get("norm_type", "group") == "group", "norm_type must be 'group'", values.get("norm_type"))
         _require(
-            values.get("lookup_from_codebook", True), "lookup_from_codebook must be true", values["lookup_from_codebook"]
+            values.get("lookup_from_codebook", True),
+            "lookup_from_codebook must be true",
+            values["lookup_from_codebook"],
         ) if "lookup_from_codebook" in values else None
         for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
             _require(set(values.get(key, [kind])) == {kind}, f"{key} must all be {kind}", values.get(key))

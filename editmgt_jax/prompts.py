@@ -63,9 +63,7 @@ class PromptTokenizer:
         The first occurrence counts, letter case aside. Errors: PromptError naming the phrase and the tokens.
         """
         start = prompt.lower().find(phrase.lower().strip()) if phrase.strip() else -1
-        encoded = self._tokenizer(
-            prompt, padding="max_length", max_length=self.length, return_offsets_mapping=True
-        )
+        encoded = self._tokenizer(prompt, padding="max_length", max_length=self.length, return_offsets_mapping=True)
         tokens = self._tokenizer.convert_ids_to_tokens(encoded["input_ids"])
         if start < 0:
             shown = [t.removesuffix("</w>") for t in tokens if t not in self._tokenizer.all_special_tokens]

@@ -18,7 +18,6 @@ from editmgt_jax.decode import FREE, choose, commit
 from editmgt_jax.localize import filter_scores, hold_mask, rescale, upsample
 from editmgt_jax.masking import decode_schedule, hidden_count
 
-
 Check = Callable[[Path], Iterable[Result]]
 
 

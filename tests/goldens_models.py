@@ -5,6 +5,7 @@ Sizes, blocks and grids are read from config.json and from the arrays.
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -84,8 +85,8 @@ def check_vq(directory: Path) -> Iterator[Result]:
         with np.load(folder / "encode_decode.npz") as file:
             golden = dict(file)
         pixels = jnp.moveaxis(golden["pixels"], 1, -1)
-        latents = jax.jit(lambda x: model.apply({"params": params}, x, method="latents"))(pixels)
-        decoded = jax.jit(lambda x: model.apply({"params": params}, x, method="decode"))(golden["decode_token_ids"])
+        latents = jax.jit(partial(model.apply, method="latents"))({"params": params}, pixels)
+        decoded = jax.jit(partial(model.apply, method="decode"))({"params": params}, golden["decode_token_ids"])
         ids = model.apply({"params": params}, latents, method="quantize")
         yield compare(f"{folder.name} latents", jnp.moveaxis(latents, -1, 1), golden["latents"], 2e-4)
         yield count_differing(f"{folder.name} ids", ids, golden["token_ids"])
@@ -147,9 +148,7 @@ def _edit_predict(model, params, golden):
     rows = jnp.full((1, 1, length), 1 / length) if layers else None
 
     def predict_both(tokens, row):
-        logits, relevance = model.apply(
-            {"params": params}, tokens.reshape(2, *grid), row.time, condition, rows, layers
-        )
+        logits, relevance = model.apply({"params": params}, tokens.reshape(2, *grid), row.time, condition, rows, layers)
         scores = None
         if layers:
             scores = localize.localize(relevance, mgt_grid)
@@ -166,7 +165,7 @@ def check_edits(directory: Path) -> Iterator[Result]:
     """Whole edits: share of tokens that differ at each step, teacher-forced and free-running; scores; the picture."""
     vq, vq_params = load_vq(directory / "vqvae")
     pixels = jnp.asarray(np.asarray(Image.open(directory / "reference_image.png").convert("RGB")), jnp.float32) / 255
-    reference_ids = jax.jit(lambda x: vq.apply({"params": vq_params}, x, method="encode"))(pixels[None])
+    reference_ids = jax.jit(partial(vq.apply, method="encode"))({"params": vq_params}, pixels[None])
     for path in sorted(directory.glob("edit_*.npz")):
         with np.load(path) as file:
             golden = dict(file)
@@ -200,7 +199,7 @@ def check_edits(directory: Path) -> Iterator[Result]:
             if scores is not None:
                 smoothed = golden["smoothed_scores"][step]
                 yield compare(f"{path.stem} step {step} scores", scores.reshape(smoothed.shape), smoothed, 1e-5)
-        picture = jax.jit(lambda ids: vq.apply({"params": vq_params}, ids, method="decode"))(golden["tokens"][-1])[0]
+        picture = jax.jit(partial(vq.apply, method="decode"))({"params": vq_params}, golden["tokens"][-1])[0]
         picture = np.round(np.clip(np.asarray(picture), 0, 1) * 255).astype(np.uint8)
         side = golden["image_64"].shape[1::-1]
         small = np.asarray(Image.fromarray(picture).resize(side, Image.BOX))

@@ -83,7 +83,9 @@ def read_manifest(directory) -> dict:
     """Errors: FileNotFoundError if the directory has no manifest (its writing may have been interrupted)."""
     path = Path(directory) / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(f"a record directory needs its {MANIFEST}; none in {directory}: finish writing it first")
+        raise FileNotFoundError(
+            f"a record directory needs its {MANIFEST}; none in {directory}: finish writing it first"
+        )
     return json.loads(path.read_text())
 
 

@@ -147,7 +147,9 @@ class SingleBlock(_Block):
     def __call__(self, sequence, wanted, shared: Shared):
         width, dtype = self.config.width, self.dtype
         rows = _dense(3 * width, "modulation", dtype)(nn.silu(shared.modulation))  # [B 2 3D]
-        shift, scale, gate = jnp.split(per_segment(rows, (shared.num_live, sequence.shape[1] - shared.num_live)), 3, axis=-1)
+        shift, scale, gate = jnp.split(
+            per_segment(rows, (shared.num_live, sequence.shape[1] - shared.num_live)), 3, axis=-1
+        )
 
         x = layer_norm(sequence) * (1 + scale) + shift
         q = self.heads(_dense(width, "to_q", dtype)(x), RMSNorm(name="norm_q"))
@@ -347,7 +349,9 @@ def init_mgt(mgt: MGT, key):
 
     def touch(module):
         condition = module.condition(
-            jnp.zeros((1, 1, config.joint_attention_dim)), jnp.zeros((1, config.pooled_projection_dim)), jnp.zeros((1, 5))
+            jnp.zeros((1, 1, config.joint_attention_dim)),
+            jnp.zeros((1, config.pooled_projection_dim)),
+            jnp.zeros((1, 5)),
         )
         return module(jnp.zeros((1, side, side), jnp.int32), 0.0, condition)
 

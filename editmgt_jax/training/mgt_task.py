@@ -66,6 +66,9 @@ class MGTTask:
             params["mgt"] = copy_friendly(params["mgt"], self.mgt_config, self.vq_params["codebook"], copy_key)
         return new_state(params, optimizer, ema=self.config.optimizer.ema_decay > 0)
 
+    def extra(self, _params):
+        """Nothing is updated without gradients."""
+
     def encode_image(self, pixels):
         """[B Y X 3] in [0, 1] -> ids [B H W]."""
         return self.vq.apply({"params": self.vq_params}, pixels, method="encode")

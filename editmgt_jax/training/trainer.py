@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from editmgt_jax.data.loader import batches
@@ -82,7 +83,7 @@ def train(config, workdir) -> dict:
         state = checkpoints.restore(start, state, iterator)
         print(f"resuming {workdir} at step {start}", file=sys.stderr)
     elif config.start_from:
-        state = _warm_start(state, config.start_from, replicated)
+        state = _warm_start(task, state, config.start_from, replicated)
     (workdir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
     start = start or 0
     writer = MetricsWriter(workdir, start)
@@ -161,8 +162,9 @@ def export(workdir, output, step: int | None = None, dtype=np.float32) -> None:
     temporary.replace(output)
 
 
-def _warm_start(state, run, sharding):
+def _warm_start(task, state, run, sharding):
     """Parameters (and their average) from another run's latest checkpoint; optimizer and step start anew."""
     params = restore_params(Path(run).absolute() / "checkpoints", average=state.ema is not None)
     params = jax.device_put(params, sharding)
-    return state.replace(params=params, ema=None if state.ema is None else jax.tree.map(lambda x: x.copy(), params))
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+    return state.replace(params=params, ema=ema, extra=task.extra(params))

@@ -65,8 +65,11 @@ class VQTask:
         side = 4 * self.model_config.factor
         params = self.model.init(key, jnp.zeros((1, side, side, 3)))["params"]
         params = _quiet_residuals(params)
-        extra = {"count": jnp.ones(self.model_config.num_vq_embeddings), "sum": jnp.copy(params["codebook"])}
-        return new_state(params, optimizer, ema=self.config.optimizer.ema_decay > 0, extra=extra)
+        return new_state(params, optimizer, ema=self.config.optimizer.ema_decay > 0, extra=self.extra(params))
+
+    def extra(self, params):
+        """Codebook statistics of a run that starts from `params`."""
+        return {"count": jnp.ones(self.model_config.num_vq_embeddings), "sum": jnp.copy(params["codebook"])}
 
     def _forward(self, params, batch, quantise, key):
         """-> (loss, auxiliary values). `quantise` is traced: before it is true, latents pass unchanged."""

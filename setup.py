@@ -1,0 +1,42 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="editmgt_jax",
+    version="0.1.0",
+    description="Instruction-based image editing with masked generative transformers, in JAX and Flax for TPUs",
+    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["editmgt_jax", "editmgt_jax.*"]),
+    include_package_data=True,
+    package_data={"editmgt_jax": ["assets/**/*"]},
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.12,<0.13",
+        "grain>=0.2.16",
+        "array_record>=0.8",
+        "ml-collections>=1.0",
+        "transformers>=5.0",
+        "tokenizers>=0.22",
+        "safetensors>=0.5",
+        "huggingface_hub>=1.0",
+        "numpy>=2.0",
+        "scipy>=1.14",
+        "pillow>=11.0",
+        "tqdm>=4.66",
+        "tensorboardX>=2.6",
+    ],
+    extras_require={
+        "test": ["pytest>=8.0", "ruff>=0.8"],
+        # The PyTorch implementations that the parity tests compare with.
+        "parity": ["torch>=2.6", "diffusers>=0.32"],
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda13]"],
+    },
+    entry_points={"console_scripts": ["editmgt = editmgt_jax.cli:main"]},
+)

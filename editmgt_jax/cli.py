@@ -151,7 +151,7 @@ def evaluate_scenes(args) -> None:
     use_disk_cache()
     from editmgt_jax.evaluation import protocols
 
-    protocols.evaluate_scenes(args)
+    protocols.evaluate_scenes(args.model, args.output, args.count, args.batch_size, args.seed, **_settings(args))
 
 
 # ---- arguments

@@ -1,0 +1,61 @@
+"""Measures of an edit that need no other model. Plain numpy, per sample.
+
+Axes    B batch, Y X pixels, H W tokens
+"""
+
+import numpy as np
+
+
+def token_mask(mask, grid):
+    """Pixel masks bool [B Y X] -> bool [B H W]: tokens any of whose pixels are in the mask."""
+    batch, y, x = mask.shape
+    rows, columns = grid
+    return mask.reshape(batch, rows, y // rows, columns, x // columns).any(axis=(2, 4))
+
+
+def masked_mean(values, where):
+    """Mean of values [B ...] where bool [B ...], per sample; NaN where nothing is selected. -> [B]"""
+    axes = tuple(range(1, values.ndim))
+    count = where.sum(axis=axes)
+    total = (values * where).sum(axis=axes)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def l1(a, b, where):
+    """Mean absolute error of [B Y X 3] in [0, 1] inside the mask bool [B Y X]. -> [B]"""
+    return masked_mean(np.abs(a - b).mean(axis=-1), where)
+
+
+def psnr(a, b, where):
+    """Peak signal-to-noise ratio in dB inside the mask; at most 100 dB, for equal pictures. -> [B]"""
+    error = masked_mean(np.square(a - b).mean(axis=-1), where)
+    return -10 * np.log10(np.maximum(error, 1e-10))
+
+
+def nearer_to_target(edited, source, target, where):
+    """Whether the edited region is nearer (squared error) to the target's than to the source's. -> bool [B]"""
+
+    def distance(picture):
+        return masked_mean(np.square(edited - picture).sum(axis=-1), where)
+
+    return distance(target) < distance(source)
+
+
+def share_changed(ids, reference, where):
+    """Share of the selected tokens [B H W] whose id is not the reference's. -> [B]"""
+    return masked_mean((ids != reference).astype(float), where)
+
+
+def iou(scores, truth, threshold):
+    """Intersection over union of scores >= threshold with the true mask, both [B H W]. -> [B]"""
+    chosen = scores >= threshold
+    union = (chosen | truth).sum(axis=(1, 2))
+    return np.where(union > 0, (chosen & truth).sum(axis=(1, 2)) / np.maximum(union, 1), np.nan)
+
+
+def best_threshold(scores, truth):
+    """The threshold with the highest mean IoU: to be chosen on other pairs than are scored. -> (threshold, IoU)"""
+    thresholds = np.linspace(0.05, 0.95, 37)
+    means = [np.nanmean(iou(scores, truth, threshold)) for threshold in thresholds]
+    best = int(np.argmax(means))
+    return float(thresholds[best]), float(means[best])

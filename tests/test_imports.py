@@ -1,0 +1,62 @@
+"""Imports point one way: who may import whom is written here, and read off the sources."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "editmgt_jax"
+
+# Module or folder -> the modules and folders of this package that it may import, besides its own folder.
+MAY_IMPORT = {
+    "config": set(),
+    "models": {"config"},
+    "masking": set(),
+    "decode": {"masking"},
+    "localize": set(),
+    "images": set(),
+    "prompts": set(),
+    "convert": {"config"},
+    "settings": {"config", "decode", "localize", "masking"},
+    "editing": {"decode", "localize", "models", "settings"},
+    "loading": {"config", "convert", "editing", "models", "prompts"},
+    "pipeline": {"decode", "editing", "images", "loading", "prompts", "settings"},
+    "data": {"images", "prompts"},
+    "training": {"config", "convert", "data", "masking", "models", "prompts"},
+    "evaluation": {"data", "localize", "pipeline"},
+}
+FREE = {"__init__", "cli"}  # import everything; nothing imports them
+WITHOUT_JAX = ("data",)  # but for the tokenising job
+
+
+def _sources():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield path, parts[0]
+
+
+def _imported(path):
+    """Full names of the modules that a file imports, at any depth."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path, owner", list(_sources()), ids=lambda value: str(value)[-40:])
+def test_imports_point_one_way(path, owner):
+    if owner in FREE:
+        return
+    assert owner in MAY_IMPORT, f"{owner} is new: say what it may import"
+    for name in _imported(path):
+        parts = name.split(".")
+        if parts[0] == "editmgt_jax":
+            assert parts[1] == owner or parts[1] in MAY_IMPORT[owner], f"{path.name} imports {name}"
+
+
+def test_data_does_not_import_jax():
+    for path, owner in _sources():
+        if owner in WITHOUT_JAX and path.stem != "tokenize":
+            assert not {name.split(".")[0] for name in _imported(path)} & {"jax", "flax"}, path

@@ -1,0 +1,175 @@
+"""What the models must do whatever their weights: strengths, grids, constant work, sizes."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from editmgt_jax.config import MGTConfig, VQConfig
+from editmgt_jax.models.layers import GroupNorm
+from editmgt_jax.models.mgt import MGT, init_mgt
+from editmgt_jax.models.vq import VQModel
+
+CONFIG = MGTConfig(
+    num_layers=2,
+    num_single_layers=2,
+    attention_head_dim=12,
+    num_attention_heads=3,
+    joint_attention_dim=10,
+    pooled_projection_dim=7,
+    axes_dims_rope=(4, 4, 4),
+    vocab_size=20,
+    codebook_size=16,
+    connector_type="none",
+    text_encoder_architecture="CLIP",
+)
+BATCH, TEXT, GRID = 2, 5, (4, 6)
+
+
+@pytest.fixture(scope="module")
+def params():
+    params = init_mgt(MGT(CONFIG), jax.random.key(0))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return jax.tree.unflatten(
+        tree, [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    )
+
+
+def _inputs(grid=GRID):
+    keys = jax.random.split(jax.random.key(2), 4)
+    text = jax.random.normal(keys[0], (BATCH, TEXT, 10)), jax.random.normal(keys[1], (BATCH, 7))
+    tokens, reference = (jax.random.randint(k, (BATCH, *grid), 0, 16) for k in keys[2:])
+    return (*text, jnp.ones((BATCH, 5))), tokens, reference
+
+
+def _logits(params, reference, strength=1.0, remat="none", grid=GRID):
+    model, (text, tokens, default) = MGT(CONFIG, remat=remat), _inputs(grid)
+    reference = default if reference is True else reference
+
+    def forward(module):
+        return module(tokens, 2.0, module.condition(*text, reference, strength))[0]
+
+    return jax.jit(partial(model.apply, method=forward))({"params": params})
+
+
+def test_strength_zero_is_no_reference_at_all(params):
+    without, zero = _logits(params, None), _logits(params, True, 0.0)
+    np.testing.assert_allclose(zero, without, atol=2e-5)
+    assert np.abs(_logits(params, True, 1.0) - without).max() > 1e-3
+
+
+def test_strength_may_differ_in_a_batch(params):
+    mixed = _logits(params, True, jnp.array([0.0, 1.3]))
+    np.testing.assert_allclose(mixed[0], _logits(params, True, 0.0)[0], atol=2e-5)
+    np.testing.assert_allclose(mixed[1], _logits(params, True, 1.3)[1], atol=2e-5)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_no_value(params, remat):
+    np.testing.assert_allclose(_logits(params, True, remat=remat), _logits(params, True), atol=1e-5)
+
+
+def test_logits_follow_the_grid(params):
+    assert _logits(params, True).shape == (BATCH, *GRID, 16)
+    assert _logits(params, True, grid=(8, 2)).shape == (BATCH, 8, 2, 16)
+
+
+def test_relevance_rows_average_the_full_map(params):
+    model, (text, tokens, reference) = MGT(CONFIG), _inputs()
+
+    def relevance(module, rows, layers):
+        return module(tokens, 2.0, module.condition(*text, reference), rows, layers)[1]
+
+    def run(rows, layers):
+        return model.apply({"params": params}, rows, layers, method=relevance)
+
+    full = run(jnp.broadcast_to(jnp.eye(TEXT), (BATCH, TEXT, TEXT)), (0, 1, 2, 3))  # [B 4 T N]
+    assert full.shape == (BATCH, 4, TEXT, 6)
+    assert (full.sum(-1) < 1).all()  # the rest of the softmax is on text
+    mean = run(jnp.full((BATCH, 1, TEXT), 1 / TEXT), (3, 1))
+    np.testing.assert_allclose(mean[:, :, 0], full[:, jnp.array([3, 1])].mean(2), atol=1e-6)
+    last = run(jnp.full((1, 1, TEXT), 1 / TEXT), (3, 1))  # fewer rows than samples: the last samples'
+    np.testing.assert_allclose(last, mean[-1:], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda m, text, tokens: m(tokens[:, :3], 0.0, m.condition(*text)), "multiples of 2"),
+        (lambda m, text, tokens: m(tokens, 0.0, m.condition(*text, tokens[:, :2])), "as many tokens as the image"),
+        (lambda m, text, tokens: m(tokens, 0.0, m.condition(*text), jnp.ones((2, 1, 5)), (4,)), r"0\.\.3"),
+        (lambda m, text, tokens: m.condition(text[0][..., :3], *text[1:]), "joint_attention_dim"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_errors(params, call, words):
+    text, tokens, _ = _inputs()
+    with pytest.raises(ValueError, match=words):
+        MGT(CONFIG).apply({"params": params}, method=lambda module: call(module, text, tokens))
+
+
+def _count(tree):
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def test_the_full_size_editor_has_the_released_number_of_parameters():
+    shapes = jax.eval_shape(lambda key: init_mgt(MGT(MGTConfig()), key), jax.random.key(0))
+    assert _count(shapes) == 1_009_306_624
+
+
+def test_the_full_size_tokenizer_has_the_released_number_of_parameters():
+    config = VQConfig(
+        block_out_channels=(128, 256, 256, 512, 768),
+        layers_per_block=2,
+        latent_channels=64,
+        num_vq_embeddings=8192,
+        mid_block_add_attention=False,
+    )
+    shapes = jax.eval_shape(VQModel(config).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    assert _count(shapes) == 146_244_675
+
+
+def test_vq_leftover_masks_decode_as_code_zero():
+    config = VQConfig((4, 8), 1, 3, 10, norm_num_groups=2)
+    model = VQModel(config)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    ids = jnp.array([[[3, 10], [4, 11]]])
+    np.testing.assert_array_equal(
+        model.apply(params, ids, method="decode"), model.apply(params, jnp.where(ids < 10, ids, 0), method="decode")
+    )
+
+
+def test_group_norm_is_the_textbook_one():
+    x = np.random.default_rng(0).normal(2, 3, (2, 3, 5, 6)).astype(np.float32)
+    module = GroupNorm(3)
+    ours = module.apply(module.init(jax.random.key(0), x), x)
+    groups = x.reshape(2, 15, 3, 2)
+    mean, variance = groups.mean((1, 3), keepdims=True), groups.var((1, 3), keepdims=True)
+    np.testing.assert_allclose(ours, ((groups - mean) / np.sqrt(variance + 1e-6)).reshape(x.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("stride, padding", [(1, ((1, 1), (1, 1))), (2, ((0, 1), (0, 1)))])
+def test_the_fast_weight_gradient_is_the_convolution_s_own(stride, padding):
+    from editmgt_jax.models import convolution
+
+    x = jax.random.normal(jax.random.key(0), (3, 6, 8, 4))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 4, 5))
+
+    def loss(convolve, x, kernel):
+        return jnp.square(convolve(x, kernel)).sum()
+
+    ours = jax.grad(partial(loss, lambda x, k: convolution.convolve(x, k, (stride, stride), padding)), (0, 1))(
+        x, kernel
+    )
+    plain = jax.grad(
+        partial(
+            loss,
+            lambda x, k: jax.lax.conv_general_dilated(
+                x, k, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            ),
+        ),
+        (0, 1),
+    )(x, kernel)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-3), ours, plain)

@@ -1,0 +1,203 @@
+"""The trainer on tiny models: resuming, starting points, records, masks, the copy-friendly start."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import scenes_mgt, scenes_vq
+from editmgt_jax.config import MGTConfig
+from editmgt_jax.data.loader import batches
+from editmgt_jax.data.records import Field, RecordSource, Schema, read_manifest, write_manifest, write_shard
+from editmgt_jax.models.mgt import MGT, init_mgt
+from editmgt_jax.training import trainer
+from editmgt_jax.training.checkpoint import restore_params
+from editmgt_jax.training.initialise import copy_friendly
+from editmgt_jax.training.optimizer import decay_mask, learning_rate
+from editmgt_jax.training.step import masked_cross_entropy
+from editmgt_jax.training.vq_task import outside_tokens
+
+
+def _vq_config(steps):
+    config = scenes_vq.get_config()
+    config.update(batch_size=8, steps=steps, eval_every=2, eval_batches=1, log_every=1)
+    config.checkpoint.every = 2
+    config.data.size = 32
+    config.codebook.start_step = 1
+    config.model.update(block_out_channels=(4, 4, 8), latent_channels=4, num_vq_embeddings=16)
+    return config
+
+
+def _mgt_config(vq, steps):
+    config = scenes_mgt.get_config()
+    config.update(batch_size=8, steps=steps, eval_every=2, eval_batches=1, log_every=1)
+    config.checkpoint.every = 2
+    config.data.size = 32
+    config.model.vq = str(vq)
+    config.model.mgt.update(
+        num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=4, axes_dims_rope=(4, 6, 6),
+        joint_attention_dim=16, pooled_projection_dim=16, codebook_size=16, vocab_size=20,
+    )  # fmt: skip
+    config.model.text.update(hidden_size=16, intermediate_size=32, projection_dim=16, num_attention_heads=2)
+    return config
+
+
+@pytest.fixture(scope="module")
+def vq_run(tmp_path_factory):
+    """A tokenizer trained for 4 steps without a stop -> (workdir, exported `vqvae` folder)."""
+    folder = tmp_path_factory.mktemp("vq")
+    trainer.train(_vq_config(4), folder / "run")
+    trainer.export(folder / "run", folder / "export")
+    return folder / "run", folder / "export" / "vqvae"
+
+
+def _assert_same_parameters(one, other, **which):
+    ours, theirs = (restore_params(Path(run) / "checkpoints", **which) for run in (one, other))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_a_resumed_tokenizer_run_equals_an_uninterrupted_one(vq_run, tmp_path):
+    trainer.train(_vq_config(2), tmp_path)
+    trainer.train(_vq_config(4), tmp_path)
+    _assert_same_parameters(vq_run[0], tmp_path, step=4)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps) and steps[-1] == 4
+
+
+def test_a_resumed_editor_run_equals_an_uninterrupted_one(vq_run, tmp_path):
+    trainer.train(_mgt_config(vq_run[1], 4), tmp_path / "whole")
+    trainer.train(_mgt_config(vq_run[1], 2), tmp_path / "parts")
+    trainer.train(_mgt_config(vq_run[1], 4), tmp_path / "parts")
+    for average in (False, True):
+        _assert_same_parameters(tmp_path / "whole", tmp_path / "parts", step=4, average=average)
+
+
+def test_training_on_records_is_training_on_the_scenes(vq_run, tmp_path):
+    config = _mgt_config(vq_run[1], 2)
+    trainer.tokenize(config, tmp_path / "tokens", 32)
+    assert read_manifest(tmp_path / "tokens")["examples"] == 32
+    source, tokenizer = RecordSource(tmp_path / "tokens"), trainer.run_tokenizer(config, tmp_path / "tokens")
+    scene = trainer.scene_source(config, "train")[5]
+    task = trainer.make_task(config)
+    encoded = task.encode_image(scene["target"][None].astype(np.float32) / 255)[0]
+    np.testing.assert_array_equal(source[5]["target_ids"], encoded)
+    np.testing.assert_array_equal(source[5]["text_ids"], tokenizer([scene["instruction"]])[0])
+    config.data.tokens = str(tmp_path / "tokens")
+    config.model.tokenizer = str(tmp_path / "tokens" / "tokenizer")
+    assert np.isfinite(trainer.train(config, tmp_path / "run")["loss"])
+
+
+def test_export_never_overwrites(vq_run, tmp_path):
+    with pytest.raises(FileExistsError, match="name another one"):
+        trainer.export(vq_run[0], tmp_path)
+
+
+def test_an_unknown_task_is_an_error(tmp_path):
+    config = _vq_config(1)
+    config.task = "vae"
+    with pytest.raises(ValueError, match="task must be one of"):
+        trainer.train(config, tmp_path)
+
+
+def test_the_copy_friendly_start_copies_the_source():
+    config = MGTConfig(
+        num_layers=2, num_single_layers=1, attention_head_dim=16, num_attention_heads=6, joint_attention_dim=8,
+        pooled_projection_dim=8, axes_dims_rope=(4, 6, 6), vocab_size=40, codebook_size=32, connector_type="none",
+        text_encoder_architecture="CLIP",
+    )  # fmt: skip
+    model = MGT(config)
+    codebook = jax.random.normal(jax.random.key(0), (32, 6)) * jnp.array([3.0, 1, 1, 0.5, 0.2, 1])
+    params = copy_friendly(init_mgt(model, jax.random.key(1)), config, codebook, jax.random.key(2))
+    source = jax.random.randint(jax.random.key(3), (2, 8, 12), 0, 32)
+    hidden = jnp.where(jax.random.uniform(jax.random.key(4), source.shape) < 0.8, config.mask_token_id, source)
+
+    def forward(module):
+        text = jnp.ones((2, 3, 8)), jnp.ones((2, 8)), jnp.ones((2, 5))
+        return module(hidden, 0.5, module.condition(*text, source))[0]
+
+    logits = jax.jit(lambda p: model.apply({"params": p}, method=forward))(params)
+    assert (jnp.argmax(logits, -1) == source)[hidden == config.mask_token_id].mean() > 0.98
+
+
+def test_masked_cross_entropy_counts_masked_positions_only():
+    logits = jnp.array([[[2.0, 0.0], [0.0, 5.0], [1.0, 1.0]]])
+    targets, mask = jnp.array([[0, 0, 1]]), jnp.array([[True, False, True]])
+    each = np.log([1 + np.exp(-2.0), 2.0])
+    np.testing.assert_allclose(masked_cross_entropy(logits, targets, mask), each.mean(), rtol=1e-6)
+    weights = jnp.array([[3.0, 9.0, 1.0]])
+    np.testing.assert_allclose(
+        masked_cross_entropy(logits, targets, mask, weights), (3 * each[0] + each[1]) / 4, rtol=1e-6
+    )
+
+
+def test_weight_decay_spares_what_the_released_trainer_spares():
+    tree = {"token_norm": {"scale": 1.0}, "token_embedding": {"embedding": 1.0}, "to_q": {"kernel": 1.0, "bias": 1.0}}
+    tree |= {"head_norm": {"scale": 1.0}, "norm_q": {"scale": 1.0}}
+    decayed = decay_mask(tree)
+    assert decayed["to_q"] == {"kernel": True, "bias": False} and decayed["norm_q"]["scale"]
+    assert not any(
+        [decayed["token_norm"]["scale"], decayed["head_norm"]["scale"], decayed["token_embedding"]["embedding"]]
+    )
+
+
+def test_learning_rate_warms_up_and_decays():
+    config = scenes_vq.get_config().optimizer
+    config.update(learning_rate=1.0, warmup_steps=10, total_steps=110, schedule="cosine")
+    rate = learning_rate(config)
+    np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(60), rate(110)], [0, 0.5, 1, 0.5, 0], atol=1e-6)
+    config.schedule = "step"
+    with pytest.raises(ValueError, match="schedule must be one of"):
+        learning_rate(config)
+    assert isinstance(optax.global_norm({}), (int, float, jax.Array))
+
+
+def test_outside_tokens_touch_no_masked_pixel():
+    mask = np.zeros((1, 8, 8), bool)
+    mask[0, 3, 4] = True
+    expected = np.ones((1, 2, 2), bool)
+    expected[0, 0, 1] = False
+    np.testing.assert_array_equal(outside_tokens(mask, (2, 2)), expected)
+
+
+def test_records_come_back_and_corruption_is_seen(tmp_path):
+    schema = Schema((Field("ids", "uint16", (2, 3)), Field("text", "int32", (4,))))
+    rows = [{"ids": np.arange(6).reshape(2, 3) + i, "text": np.arange(4) - i} for i in range(5)]
+    write_shard(tmp_path / "a", schema, rows[:3])
+    write_shard(tmp_path / "b", schema, rows[3:])
+    with pytest.raises(FileNotFoundError, match="manifest.json"):
+        RecordSource(tmp_path)
+    write_manifest(tmp_path, schema, ["a", "b"], 5, {})
+    source = RecordSource(tmp_path)
+    assert len(source) == 5
+    np.testing.assert_array_equal(source[4]["ids"], rows[4]["ids"])
+    np.testing.assert_array_equal(source[2]["text"], rows[2]["text"])
+    with pytest.raises(ValueError, match="corrupt"):
+        schema.unpack(schema.pack(rows[0])[:-1])
+    with pytest.raises(ValueError, match="must have shape"):
+        schema.pack({"ids": np.zeros(3), "text": rows[0]["text"]})
+
+
+def test_batches_can_be_resumed_and_shuffled():
+    class Source:
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, index):
+            return {"x": np.array(index), "instruction": "ignored"}
+
+    def take(iterator, count):
+        return [next(iterator)["x"].tolist() for _ in range(count)]
+
+    iterator = batches(Source(), 4, shuffle_seed=3)
+    first = take(iterator, 2)
+    state = iterator.get_state()
+    rest = take(iterator, 4)
+    again = batches(Source(), 4, shuffle_seed=3)
+    again.set_state(state)
+    assert take(again, 4) == rest
+    assert sorted(sum(first + rest[:1], [])) == list(range(12)) == sorted(sum(rest[1:4], []))
+    assert first + rest[:1] != rest[1:4]

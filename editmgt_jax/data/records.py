@@ -42,14 +42,15 @@ class Schema:
         return b"".join(parts)
 
     def unpack(self, record: bytes) -> dict:
-        """bytes -> {name: array}."""
+        """bytes -> {name: array}. Errors: ValueError for a record of another length."""
+        size = sum(field.nbytes for field in self.fields)
+        if len(record) != size:
+            raise ValueError(f"a record must have the schema's {size} bytes; got {len(record)}: it is corrupt")
         example, start = {}, 0
         for field in self.fields:
-            count = int(np.prod(field.shape, dtype=np.int64))
-            example[field.name] = np.frombuffer(record, field.dtype, count, start).reshape(field.shape)
+            values = np.frombuffer(record, field.dtype, field.nbytes // np.dtype(field.dtype).itemsize, start)
+            example[field.name] = values.reshape(field.shape)
             start += field.nbytes
-        if start != len(record):
-            raise ValueError(f"a record must have the schema's {start} bytes; got {len(record)}: it is corrupt")
         return example
 
     def to_json(self) -> list:

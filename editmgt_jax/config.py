@@ -15,8 +15,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-# Keys of the released files that change neither weights nor computation here.
-_WEIGHTLESS_KEYS = {"patch_size", "in_channels", "sample_size", "scaling_factor", "force_upcast"}
+AESTHETIC_SCORE = 6.0  # the last micro-condition, in training and at inference
 
 
 def _require(condition: bool, rule: str, got) -> None:
@@ -149,11 +148,8 @@ class VQConfig(_JSONConfig):
     def _check_released(cls, values: dict) -> None:
         _require(values.get("act_fn", "silu") == "silu", "act_fn of the VQ must be 'silu'", values.get("act_fn"))
         _require(values.get("norm_type", "group") == "group", "norm_type must be 'group'", values.get("norm_type"))
-        _require(
-            values.get("lookup_from_codebook", True),
-            "lookup_from_codebook must be true",
-            values["lookup_from_codebook"],
-        ) if "lookup_from_codebook" in values else None
+        lookup = values.get("lookup_from_codebook", True)
+        _require(lookup, "lookup_from_codebook must be true", lookup)
         for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
             _require(set(values.get(key, [kind])) == {kind}, f"{key} must all be {kind}", values.get(key))
 

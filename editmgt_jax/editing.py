@@ -16,12 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from editmgt_jax import decode, localize
+from editmgt_jax.config import AESTHETIC_SCORE
 from editmgt_jax.models.clip_text import CLIPText
 from editmgt_jax.models.mgt import MGT
 from editmgt_jax.models.vq import VQModel
 from editmgt_jax.settings import Knobs, Plan
-
-AESTHETIC_SCORE = 6.0
 
 # How often each function was traced, for tests: a traced setting that changes must not add to it.
 traces = Counter()

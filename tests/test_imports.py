@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "prompts": set(),
     "convert": {"config"},
     "settings": {"config", "decode", "localize", "masking"},
-    "editing": {"decode", "localize", "models", "settings"},
+    "editing": {"config", "decode", "localize", "models", "settings"},
     "loading": {"config", "convert", "editing", "models", "prompts"},
     "pipeline": {"decode", "editing", "images", "loading", "prompts", "settings"},
     "data": {"images", "prompts"},

@@ -12,15 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from editmgt_jax import masking
-from editmgt_jax.config import CLIPTextConfig, MGTConfig, SchedulerConfig, VQConfig, write_json
+from editmgt_jax.config import AESTHETIC_SCORE, CLIPTextConfig, MGTConfig, SchedulerConfig, VQConfig, write_json
 from editmgt_jax.convert import load_params, save_component
 from editmgt_jax.models.clip_text import CLIPText
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.models.vq import VQModel
 from editmgt_jax.training.initialise import copy_friendly
 from editmgt_jax.training.step import TrainState, apply_gradients, masked_cross_entropy, new_state
-
-AESTHETIC_SCORE = 6.0
 
 
 def model_time(mask_rate, convention: str):

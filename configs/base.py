@@ -20,7 +20,8 @@ def get_config() -> ConfigDict:
                 learning_rate=1e-4,
                 schedule="constant",
                 warmup_steps=0,
-                total_steps=10_000,  # of the cosine
+                total_steps=10_000,  # where 'cosine' and 'wsd' reach 0
+                decay_steps=0,  # of 'wsd'
                 beta1=0.9,
                 beta2=0.999,
                 weight_decay=1e-2,

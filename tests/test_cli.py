@@ -276,10 +276,14 @@ def test_every_shipped_config_loads(path):
 def test_files_of_one_folder_import_each_other(config_file):
     other = config_file.with_name("other.py")
     other.write_text("from configs import base\ndef get_config():\n    return base.get_config()\n")
-    before = sys.path.copy()
+
+    def imported():
+        return sys.path.copy(), {name: sys.modules[name] for name in sys.modules if name.startswith("configs")}
+
+    before = imported()
     assert load_config(ROOT / "configs" / "scenes_vq.py").task == "vq"
     assert load_config(other).model.layers == 2
-    assert sys.path == before and "configs.base" not in sys.modules
+    assert imported() == before
 
 
 def test_bad_override_is_a_line(folder, trainer, config_file, capfd):
@@ -298,8 +302,10 @@ def test_tokenize_and_export(folder, trainer, config_file):
 
 def test_evaluate_calls_the_protocol(monkeypatch, folder):
     calls = []
-    fake = SimpleNamespace(evaluate_scenes=calls.append)
-    monkeypatch.setitem(sys.modules, "editmgt_jax.evaluation.protocols", fake)
-    monkeypatch.setattr("editmgt_jax.evaluation.protocols", fake, raising=False)
+
+    def evaluate_scenes(model, output, count, batch_size, seed, **settings):
+        calls.append((model, count, settings))
+
+    monkeypatch.setattr("editmgt_jax.evaluation.protocols.evaluate_scenes", evaluate_scenes)
     assert cli.main("evaluate scenes --count 5 --hold-threshold 0.2".split()) == 0
-    assert (calls[0].count, calls[0].hold_threshold) == (5, 0.2)
+    assert calls == [(None, 5, {"hold_threshold": 0.2})]

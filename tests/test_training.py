@@ -148,6 +148,12 @@ def test_learning_rate_warms_up_and_decays():
     config.update(learning_rate=1.0, warmup_steps=10, total_steps=110, schedule="cosine")
     rate = learning_rate(config)
     np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(60), rate(110)], [0, 0.5, 1, 0.5, 0], atol=1e-6)
+    config.update(schedule="wsd", decay_steps=40)
+    rate = learning_rate(config)
+    np.testing.assert_allclose([rate(5), rate(10), rate(70), rate(90), rate(110)], [0.5, 1, 1, 0.5, 0], atol=1e-6)
+    config.decay_steps = 101
+    with pytest.raises(ValueError, match="wsd needs decay_steps"):
+        learning_rate(config)
     config.schedule = "step"
     with pytest.raises(ValueError, match="schedule must be one of"):
         learning_rate(config)

@@ -6,21 +6,34 @@ Source  released trainer: betas 0.9 / 0.999, eps 1e-8, weight decay 1e-2, global
 import jax
 import optax
 
-SCHEDULES = ("constant", "cosine")
+SCHEDULES = ("constant", "cosine", "wsd")
 
 # Parameters that the released trainer leaves out of weight decay, by the last parts of their path in our tree.
 _UNDECAYED = ("bias", "token_norm/scale", "head_norm/scale", "token_embedding/embedding")
 
 
 def learning_rate(config) -> optax.Schedule:
-    """Linear warm-up over `warmup_steps`, then `schedule`: constant, or cosine to 0 at `total_steps`."""
+    """Linear warm-up over `warmup_steps`, then `schedule`, which must end at `total_steps` unless it is constant.
+
+    'cosine' falls to 0 there. 'wsd' (warm-up, stable, decay) stays at the peak until the last `decay_steps`, then falls
+    to 0 in a line: a run can be made longer at any time before its decay begins.
+    """
     if config.schedule not in SCHEDULES:
         raise ValueError(f"optimizer.schedule must be one of {SCHEDULES}; got {config.schedule!r}")
     peak, warmup = config.learning_rate, config.warmup_steps
     if config.schedule == "constant":
         after = optax.constant_schedule(peak)
-    else:
+    elif config.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(1, config.total_steps - warmup))
+    else:
+        stable = config.total_steps - warmup - config.decay_steps
+        if config.decay_steps < 1 or stable < 0:
+            raise ValueError(
+                "schedule wsd needs decay_steps >= 1 and total_steps >= warmup_steps + decay_steps; "
+                f"got {config.decay_steps}, {config.total_steps} and {warmup}"
+            )
+        decay = optax.linear_schedule(peak, 0.0, config.decay_steps)
+        after = optax.join_schedules([optax.constant_schedule(peak), decay], [stable])
     return optax.join_schedules([optax.linear_schedule(0.0, peak, max(1, warmup)), after], [warmup])
 
 

@@ -161,7 +161,7 @@ class SingleBlock(_Block):
         return sequence + gate * update, relevance
 
 
-def _scan(block, length, policy):
+def _scan(block, length, policy, unroll):
     """`length` blocks as one scanned module; their parameters are stacked on axis 0."""
     if policy != "none":
         block = nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[policy])
@@ -171,6 +171,7 @@ def _scan(block, length, policy):
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast),
         length=length,
+        unroll=min(unroll, length),
     )
 
 
@@ -181,11 +182,14 @@ class MGT(nn.Module):
       config: architecture.
       dtype: compute dtype of the matrix products; parameters, norms, softmax and logits are float32.
       remat: which activations the backward pass keeps: 'none' (all), 'dots' or 'full' (recompute everything).
+      unroll: blocks in one turn of the scan. All of them is right for training small models on a CPU, which then need
+        not stack what the backward pass keeps.
     """
 
     config: MGTConfig
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    unroll: int = 1
 
     def setup(self):
         config, width = self.config, self.config.width
@@ -212,8 +216,8 @@ class MGT(nn.Module):
         self.project_in_norm = RMSNorm()
         self.project_in = dense(width)
 
-        self.double_blocks = _scan(DoubleBlock, config.num_layers, self.remat)(config, self.dtype)
-        self.single_blocks = _scan(SingleBlock, config.num_single_layers, self.remat)(config, self.dtype)
+        self.double_blocks = _scan(DoubleBlock, config.num_layers, self.remat, self.unroll)(config, self.dtype)
+        self.single_blocks = _scan(SingleBlock, config.num_single_layers, self.remat, self.unroll)(config, self.dtype)
 
         self.project_out_norm = RMSNorm()
         self.project_out = dense(width)

@@ -2,7 +2,8 @@
 
 Axes    B batch, H W tokens, L = H*W, T text tokens, C codebook size
 Source  released trainer (mask, loss, condition dropout as it was meant); EditMGT section 4
-Differs a text encoder can be trained along; changed ids may weigh more (`loss.changed_weight`, 1 = released)
+Differs a text encoder can be trained along; changed ids may weigh more (`loss.changed_weight`, 1 = released), and so may
+        samples in which few ids change (`loss.area_power`, 0 = released)
 """
 
 from pathlib import Path
@@ -19,6 +20,9 @@ from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.models.vq import VQModel
 from editmgt_jax.training.initialise import copy_friendly
 from editmgt_jax.training.step import TrainState, apply_gradients, masked_cross_entropy, new_state
+
+
+_SMALLEST_SHARE = 1 / 16  # of changed ids: below it the weight of a sample grows no more
 
 
 def model_time(mask_rate, convention: str):
@@ -46,7 +50,8 @@ class MGTTask:
                 f"model.mgt.codebook_size must equal the tokenizer's {self.vq_config.num_vq_embeddings} codes; "
                 f"got {self.mgt_config.codebook_size}"
             )
-        self.mgt, self.text = MGT(self.mgt_config, remat=config.model.remat), CLIPText(self.text_config)
+        self.mgt = MGT(self.mgt_config, remat=config.model.remat, unroll=config.model.unroll)
+        self.text = CLIPText(self.text_config)
         self.vq = VQModel(self.vq_config)
         side = 4 * self.vq_config.factor
         abstract = jax.eval_shape(self.vq.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]
@@ -102,7 +107,7 @@ class MGTTask:
 
         logits = self._predict(params, source, hidden, rate, text_ids)
         changed = flat_target != flat_source
-        weights = jnp.where(changed, self.config.loss.changed_weight, 1.0)
+        weights = self._weights(changed)
         loss = masked_cross_entropy(logits, flat_target, mask, weights)
         right = jnp.argmax(logits, axis=-1) == flat_target
 
@@ -117,6 +122,12 @@ class MGTTask:
             "changed": changed.mean(),
         }
         return loss, metrics
+
+    def _weights(self, changed):
+        """Loss weights [B L]: changed ids count more, and so do samples in which few ids change."""
+        config = self.config.loss
+        share = jnp.clip(changed.mean(axis=1, keepdims=True), _SMALLEST_SHARE, 1.0)
+        return jnp.where(changed, config.changed_weight, 1.0) * share**-config.area_power
 
     def empty_prompt_ids(self):
         """[1 T]: start mark, then end marks."""

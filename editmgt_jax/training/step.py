@@ -48,6 +48,9 @@ def masked_cross_entropy(logits, targets, mask, weights=None):
       logits: [B L C]; targets: [B L] int32; mask: [B L] bool, True where the token was hidden.
       weights: [B L] positive weights of the masked positions, or None for the released plain mean.
     """
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
+    logits = logits.astype(jnp.float32)
+    # A sum over the codebook, not a gather: its gradient fuses with the softmax's, where a gather's is a scatter.
+    picked = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0.0), axis=-1)
+    loss = jax.nn.logsumexp(logits, axis=-1) - picked
     weights = mask if weights is None else weights * mask
     return jnp.sum(loss * weights) / jnp.maximum(jnp.sum(weights), 1)

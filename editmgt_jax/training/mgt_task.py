@@ -21,7 +21,6 @@ from editmgt_jax.models.vq import VQModel
 from editmgt_jax.training.initialise import copy_friendly
 from editmgt_jax.training.step import TrainState, apply_gradients, masked_cross_entropy, new_state
 
-
 _SMALLEST_SHARE = 1 / 16  # of changed ids: below it the weight of a sample grows no more
 
 

@@ -151,7 +151,8 @@ def evaluate_scenes(args) -> None:
     use_disk_cache()
     from editmgt_jax.evaluation import protocols
 
-    protocols.evaluate_scenes(args.model, args.output, args.count, args.batch_size, args.seed, **_settings(args))
+    names = ("model", "output", "gallery", "count", "batch_size", "seed", "split")
+    protocols.evaluate_scenes(**{name: getattr(args, name) for name in names}, **_settings(args))
 
 
 # ---- arguments
@@ -191,7 +192,9 @@ def make_parser() -> argparse.ArgumentParser:
     command = _add(protocols, "scenes", evaluate_scenes, "held-out procedural scenes, where the right answer is known")
     command.add_argument("--model", metavar="DIR", help="model directory (default: the one in the package)")
     command.add_argument("--output", metavar="FILE.json", help="where to write the numbers")
-    command.add_argument("--count", type=_positive, default=256, help="how many scenes (default 256)")
+    command.add_argument("--gallery", metavar="FILE.png", help="picture of successes and failures to draw")
+    command.add_argument("--count", type=_positive, default=500, help="how many scenes (default 500)")
+    command.add_argument("--split", default="heldout", help="heldout, or train to choose settings on")
     command.add_argument("--batch-size", type=_positive, default=32)
     command.add_argument("--seed", type=int, default=0)
     _add_settings(command)

@@ -303,9 +303,9 @@ def test_tokenize_and_export(folder, trainer, config_file):
 def test_evaluate_calls_the_protocol(monkeypatch, folder):
     calls = []
 
-    def evaluate_scenes(model, output, count, batch_size, seed, **settings):
-        calls.append((model, count, settings))
+    def evaluate_scenes(model, output, gallery, count, batch_size, seed, split, **settings):
+        calls.append((model, count, split, settings))
 
     monkeypatch.setattr("editmgt_jax.evaluation.protocols.evaluate_scenes", evaluate_scenes)
     assert cli.main("evaluate scenes --count 5 --hold-threshold 0.2".split()) == 0
-    assert calls == [(None, 5, {"hold_threshold": 0.2})]
+    assert calls == [(None, 5, "heldout", {"hold_threshold": 0.2})]

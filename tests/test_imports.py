@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "pipeline": {"decode", "editing", "images", "loading", "prompts", "settings"},
     "data": {"images", "prompts"},
     "training": {"config", "convert", "data", "masking", "models", "prompts"},
-    "evaluation": {"data", "localize", "pipeline"},
+    "evaluation": {"data", "images", "localize", "pipeline"},
 }
 FREE = {"__init__", "cli"}  # import everything; nothing imports them
 WITHOUT_JAX = ("data",)  # but for the tokenising job

@@ -243,3 +243,18 @@ def test_preview_is_saved(tmp_path):
 def test_bad_configurations_say_why(options, message):
     with pytest.raises(ValueError, match=message):
         scenes.SceneConfig(**options)
+
+
+def test_distractors_show_another_object_in_the_same_place():
+    source = scenes.SceneSource(scenes.SceneConfig(seed=3, categories=("add", "replace")))
+    for index in range(6):
+        example, others = source[index], source.distractors(index, 4)
+        assert others.shape == (4, *example["target"].shape)
+        np.testing.assert_array_equal(others, source.distractors(index, 4))
+        pictures = {picture.tobytes() for picture in [*others, example["target"], example["source"]]}
+        assert len(pictures) == 6
+        rows, columns = np.nonzero((others != example["target"]).any(axis=(0, -1)))
+        centre = [axis.mean() for axis in np.nonzero(example["mask"])]
+        assert abs(rows.mean() - centre[0]) < 16 and abs(columns.mean() - centre[1]) < 16
+    with pytest.raises(ValueError, match="only add and replace"):
+        scenes.SceneSource(scenes.SceneConfig(categories=("style",))).distractors(0, 2)

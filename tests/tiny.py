@@ -47,21 +47,21 @@ SCHEDULER_CONFIG = SchedulerConfig(
 TEXT_LENGTH = 12
 
 
-def write_model(directory: Path, **scheduler) -> Path:
+def write_model(directory: Path, text_length: int = TEXT_LENGTH, **scheduler) -> Path:
     """Writes the directory; `scheduler` replaces values of SCHEDULER_CONFIG."""
-    train_tokenizer(SENTENCES * 2, directory / "tokenizer", merges=40, length=TEXT_LENGTH)
+    train_tokenizer(SENTENCES * 2, directory / "tokenizer", merges=40, length=text_length)
     text_config = CLIPTextConfig(
         hidden_size=24,
         intermediate_size=48,
         projection_dim=20,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=TEXT_LENGTH,
+        max_position_embeddings=text_length,
         hidden_act="gelu",
         **PromptTokenizer(directory / "tokenizer").special_ids(),
     )
     text, vq, mgt = CLIPText(text_config), VQModel(VQ_CONFIG), MGT(MGT_CONFIG)
-    ids, pixels = jnp.zeros((1, TEXT_LENGTH), jnp.int32), jnp.zeros((1, 16, 16, 3))
+    ids, pixels = jnp.zeros((1, text_length), jnp.int32), jnp.zeros((1, 16, 16, 3))
     # A wide spread, so that tokens, time, text and reference all move the logits.
     save_component(directory / "editmgt", MGT_CONFIG, random_params(lambda key: init_mgt(mgt, key), spread=3.0))
     save_component(directory / "vqvae", VQ_CONFIG, random_params(lambda key: vq.init(key, pixels)["params"]))

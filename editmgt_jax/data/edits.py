@@ -179,15 +179,28 @@ class Composer:
         source = self.scene_about_something()
         thing = source.things[0]
         key = self._new_key([other.name for other in source.things])
-        side = round(thing.side / (_PERSON if isinstance(thing.key, tuple) else 1))
-        side = round(side * _PERSON) if isinstance(key, tuple) else side
-        fresh = dataclasses.replace(thing, key=key, colour=self._colour(key, 0.1), side=side)
-        fresh = self._inside(fresh)
+        fresh = self._in_place_of(thing, key, self._colour(key, 0.1))
         query, old = self._old(thing, source)
         target = dataclasses.replace(source, things=(fresh, *source.things[1:]))
         slots = {"old": old, "new": self._new(fresh)[1]}
         facts = {"old": thing.name, "new": fresh.name, "colour": fresh.colour}
         return Plan("replace", source, target, thing.name, query, slots, facts=facts)
+
+    def _in_place_of(self, thing, key, colour):
+        """Another thing of the same size, where `thing` stands."""
+        side = round(thing.side / (_PERSON if isinstance(thing.key, tuple) else 1))
+        side = round(side * _PERSON) if isinstance(key, tuple) else side
+        return self._inside(dataclasses.replace(thing, key=key, colour=colour, side=side))
+
+    def distractors(self, scene, count):
+        """`count` scenes, each with a different object, shown nowhere in `scene`, in the place of its main thing."""
+        taken, scenes = [thing.name for thing in scene.things], []
+        for _ in range(count):
+            key = self._new_key(taken)
+            taken.append(key[0] if isinstance(key, tuple) else key)
+            fresh = self._in_place_of(scene.things[0], key, None)
+            scenes.append(dataclasses.replace(scene, things=(fresh, *scene.things[1:])))
+        return scenes
 
     def colour(self):
         source = self.scene_about_something()

@@ -116,13 +116,28 @@ class SceneSource:
                 yield category, plan, *worded
 
     def __getitem__(self, index):
+        return self._drawn(index)[0]
+
+    def distractors(self, index, count):
+        """What the target of an add or replace example would be with each of `count` other objects in place of the new
+        one: a result that is recognisable is nearest to the true target. -> uint8 [count S S 3]
+        """
+        example, plan = self._drawn(index)
+        if example["category"] not in ("add", "replace"):
+            raise ValueError(f"only add and replace bring a new object; example {index} is {example['category']!r}")
+        dice = edits.Dice(self.config.seed, SPLITS.index(self.config.split), index, count)
+        others = edits.Composer(self.config, dice).distractors(plan.target, count)
+        return np.stack([drawing.render(scene, self.config.size) for scene in others])
+
+    def _drawn(self, index):
+        """-> (example, its Plan)"""
         size = self.config.size
         for category, plan, template, instruction in self.plan(index):
             source = drawing.render(plan.source, size)
             target = styles.apply(plan.style, source) if plan.style else drawing.render(plan.target, size)
             mask = _edit_mask(plan, size)
             if _is_visible(source, target, mask):
-                return {
+                example = {
                     "source": source,
                     "target": target,
                     "mask": mask,
@@ -131,6 +146,7 @@ class SceneSource:
                     "query": plan.query,
                     "facts": _facts(plan, template),
                 }
+                return example, plan
         raise RuntimeError(f"no visible edit in {_ATTEMPTS} draws for example {index} of {self.config}")
 
 

@@ -41,6 +41,11 @@ def nearer_to_target(edited, source, target, where):
     return distance(target) < distance(source)
 
 
+def nearest(edited, candidates, where):
+    """Which of the candidates [N Y X 3] one picture [Y X 3] is nearest to (squared error) inside the mask. -> int"""
+    return int(np.argmin((np.square(candidates - edited) * where[..., None]).sum(axis=(1, 2, 3))))
+
+
 def share_changed(ids, reference, where):
     """Share of the selected tokens [B H W] whose id is not the reference's. -> [B]"""
     return masked_mean((ids != reference).astype(float), where)

@@ -1,4 +1,4 @@
-"""Evaluation protocols. `scenes`: held-out procedural edits, where the right answer is known.
+"""Evaluation protocols. `scenes`: procedural edits, where the right answer is known.
 
 Success is measured, by category:
 
@@ -6,9 +6,14 @@ Success is measured, by category:
     others      in the true mask, the decoded result is nearer (squared error) to the VQ-decoded target than to the
                 VQ-decoded source
 
-Everything that is chosen (the relevance threshold, the best single layer) is chosen on pairs of the training split.
+`recognised` (add and replace) is stricter: the result is nearer to the true target than to what the target would be with
+any of nine other objects in place of the new one; a guess is right once in ten.
+
+The relevance threshold and the best single layer are chosen on pairs of the training split. To choose settings, evaluate
+on the training split; the held-out split is for reporting.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -16,22 +21,25 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from editmgt_jax import localize
+from editmgt_jax import images, localize
 from editmgt_jax.data.scenes import CATEGORIES, SceneConfig, SceneSource, name_colour
-from editmgt_jax.evaluation import metrics
+from editmgt_jax.evaluation import metrics, report
 from editmgt_jax.pipeline import EditPipeline
 
 # Categories whose edit is a region; the mask of a style edit is the whole picture, of a background edit most of it.
 LOCAL = ("add", "remove", "replace", "colour", "motion")
 SELECTION_PAIRS = 128  # training pairs on which the relevance threshold and the best single layer are chosen
+SELECTION_SEED = 1  # no pair of the default training data, whose seed is 0
+SPARED = 0.05  # of the tokens to edit: the share that the default hold threshold may hold
+DISTRACTORS = 9
 
 
 class Pairs:
     """The first `count` pairs of a split, stacked."""
 
-    def __init__(self, size: int, split: str, count: int, seed: int = 0, categories=CATEGORIES, first: int = 0):
-        source = SceneSource(SceneConfig(size=size, split=split, seed=seed, categories=categories))
-        examples = [source[first + index] for index in range(count)]
+    def __init__(self, size: int, split: str, count: int, seed: int = 0, categories=CATEGORIES):
+        self.scenes = SceneSource(SceneConfig(size=size, split=split, seed=seed, categories=categories))
+        examples = [self.scenes[index] for index in range(count)]
         self.source = np.stack([e["source"] for e in examples]).astype(np.float32) / 255
         self.target = np.stack([e["target"] for e in examples]).astype(np.float32) / 255
         self.mask = np.stack([e["mask"] for e in examples])
@@ -42,28 +50,58 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.instructions)
 
-
-def _batched(function, array, size):
-    """function over slices of `size` rows, the last one padded, so that one shape is compiled."""
-    parts = []
-    for start in range(0, len(array), size):
-        part = array[start : start + size]
-        padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-        parts.append(np.asarray(function(padded))[: len(part)])
-    return np.concatenate(parts)
+    def token_mask(self, grid):
+        """bool [n H W]: tokens any of whose pixels may change."""
+        return metrics.token_mask(self.mask, grid)
 
 
-def edit_pairs(pipe, pairs: Pairs, source_ids, batch_size: int, seed: int, **settings) -> dict:
-    """Edits every source. -> tokens [n H W], keep, scores, relevance [n K N], as arrays."""
-    key, found = jax.random.key(seed), []
-    for start in tqdm(range(0, len(pairs), batch_size), unit="batch", disable=None, leave=False):
-        rows = np.minimum(np.arange(start, start + batch_size), len(pairs) - 1)
-        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(rows)
-        text = [pipe.encode(pairs.instructions[row]) for row in rows]
-        edit = jax.device_get(pipe.edit_tokens(source_ids[rows], text, keys=keys, **settings))
-        kept = min(batch_size, len(pairs) - start)
-        found.append({name: getattr(edit, name)[:kept] for name in ("tokens", "keep", "scores", "relevance")})
-    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """Pairs as the model sees them: ids int32 [n H W], and the pictures [n Y X 3] that these ids can show at best."""
+
+    source_ids: np.ndarray
+    target_ids: np.ndarray
+    source: np.ndarray
+    target: np.ndarray
+
+
+class Runner:
+    """Runs a pipeline over many pairs, in batches of one shape."""
+
+    def __init__(self, pipe: EditPipeline, batch_size: int, seed: int):
+        self.pipe, self.batch_size, self.seed = pipe, batch_size, seed
+
+    def encode(self, pairs: Pairs) -> Encoded:
+        ids = [self._batched(self.pipe.tokenize, pixels) for pixels in (pairs.source, pairs.target)]
+        return Encoded(*ids, *(self.decode(each) for each in ids))
+
+    def decode(self, ids):
+        return self._batched(self.pipe.detokenize, ids)
+
+    def edit(self, pairs: Pairs, source_ids, **settings) -> dict:
+        """Edits every source; pair i draws from (seed, i). -> tokens, keep, scores [n H W] and relevance [n K N]"""
+        key, found = jax.random.key(self.seed), []
+        for start in tqdm(range(0, len(pairs), self.batch_size), unit="batch", disable=None, leave=False):
+            rows = np.minimum(np.arange(start, start + self.batch_size), len(pairs) - 1)
+            keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(rows)
+            text = [self.pipe.encode(pairs.instructions[row]) for row in rows]
+            edit = jax.device_get(self.pipe.edit_tokens(source_ids[rows], text, keys=keys, **settings))
+            kept = min(self.batch_size, len(pairs) - start)
+            found.append({name: getattr(edit, name)[:kept] for name in ("tokens", "keep", "scores", "relevance")})
+        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+    def scores(self, relevance, grid, layers):
+        """Consolidated, filtered and upsampled scores [n H W] of some of the layers in `relevance` [n K N]."""
+        mgt_grid = tuple(side // self.pipe.model.mgt.config.stride for side in grid)
+        return np.asarray(localize.localize(relevance[:, layers], mgt_grid, grid))
+
+    def _batched(self, function, array):
+        parts = []
+        for start in range(0, len(array), self.batch_size):
+            part = array[start : start + self.batch_size]
+            padded = np.concatenate([part, np.repeat(part[-1:], self.batch_size - len(part), axis=0)])
+            parts.append(np.asarray(function(padded))[: len(part)])
+        return np.concatenate(parts)
 
 
 def succeeded(pairs: Pairs, edited, source, target) -> np.ndarray:
@@ -75,98 +113,106 @@ def succeeded(pairs: Pairs, edited, source, target) -> np.ndarray:
     return success
 
 
-def score_edits(pipe, pairs: Pairs, edits, source_ids, target_ids, batch_size) -> dict[str, np.ndarray]:
-    """Per-pair figures of one operating point. -> {name: [n]}"""
-    source, target, edited = (
-        _batched(pipe.detokenize, ids, batch_size) for ids in (source_ids, target_ids, edits["tokens"])
-    )
-    outside_tokens = ~metrics.token_mask(pairs.mask, source_ids.shape[1:])
+def recognised(pairs: Pairs, edited) -> np.ndarray:
+    """1 where the new object is the nearest of ten, 0 where it is not, NaN where an edit brings none. -> float [n]"""
+    found = np.full(len(pairs), np.nan)
+    for index in np.flatnonzero(np.isin(pairs.categories, ("add", "replace"))):
+        others = pairs.scenes.distractors(int(index), DISTRACTORS).astype(np.float32) / 255
+        candidates = np.stack([pairs.target[index], *others])
+        where = (others != pairs.target[index]).any(axis=(0, -1))
+        found[index] = metrics.nearest(edited[index], candidates, where) == 0
+    return found
+
+
+def score_edits(pairs: Pairs, tokens, edited, encoded: Encoded) -> dict[str, np.ndarray]:
+    """Figures of each pair, from the ids [n H W] of the edits and their pictures [n Y X 3]. -> {name: [n]}"""
+    outside = ~pairs.token_mask(tokens.shape[1:])
     return {
-        "success": succeeded(pairs, edited, source, target).astype(float),
+        "success": succeeded(pairs, edited, encoded.source, encoded.target).astype(float),
+        "recognised": recognised(pairs, edited),
         "l1_inside": metrics.l1(edited, pairs.target, pairs.mask),
         "l1_outside": metrics.l1(edited, pairs.target, ~pairs.mask),
         "psnr_inside": metrics.psnr(edited, pairs.target, pairs.mask),
         "psnr_outside": metrics.psnr(edited, pairs.target, ~pairs.mask),
-        "changed_outside": metrics.share_changed(edits["tokens"], source_ids, outside_tokens),
-        "vq_changed_outside": metrics.share_changed(target_ids, source_ids, outside_tokens),
+        "changed_outside": metrics.share_changed(tokens, encoded.source_ids, outside),
+        "vq_changed_outside": metrics.share_changed(encoded.target_ids, encoded.source_ids, outside),
     }
 
 
-def relevance_scores(pipe, relevance, grid, layers: slice | list):
-    """Consolidated, filtered and upsampled scores [n H W] of some of the layers in `relevance` [n K N]."""
-    mgt_grid = tuple(side // pipe.model.mgt.config.stride for side in grid)
-    return np.asarray(localize.localize(relevance[:, layers], mgt_grid, grid))
+def choose_localisation(runner: Runner, size: int, all_layers, **settings) -> dict:
+    """Thresholds of the relevance and the best single layer, on local edits of the training split."""
+    pairs = Pairs(size, "train", SELECTION_PAIRS, SELECTION_SEED, LOCAL)
+    encoded = runner.encode(pairs)
+    edits = runner.edit(pairs, encoded.source_ids, **(settings | {"layers": all_layers, "hold_threshold": 0.0}))
+    truth = pairs.token_mask(encoded.source_ids.shape[1:])
 
+    def scores(layers):
+        return runner.scores(edits["relevance"], truth.shape[1:], layers)
 
-def choose_layers(pipe, batch_size: int, seed: int, size: int, **settings) -> dict:
-    """Threshold of the consolidated relevance, and the best single layer with its own, on training pairs."""
-    pairs = Pairs(size, "train", SELECTION_PAIRS, seed=1, categories=LOCAL)
-    source_ids = _batched(pipe.tokenize, pairs.source, batch_size)
-    blocks = list(range(pipe.model.mgt.config.num_blocks))
-    chosen = list(pipe.settings(**settings).layers)
-    edits = edit_pairs(
-        pipe, pairs, source_ids, batch_size, seed, **(settings | {"layers": blocks, "hold_threshold": 0.0})
-    )
-    truth = metrics.token_mask(pairs.mask, source_ids.shape[1:])
-
-    def fit(layers):
-        scores = relevance_scores(pipe, edits["relevance"], source_ids.shape[1:], layers)
-        return metrics.best_threshold(scores, truth)
-
-    singles = {block: fit([block]) for block in blocks}
-    best = max(singles, key=lambda block: singles[block][1])
-    threshold, value = fit(chosen)
+    layers = list(runner.pipe.settings(**settings).layers)
+    threshold, value = metrics.best_threshold(scores(layers), truth)
+    singles = {layer: metrics.best_threshold(scores([layer]), truth) for layer in all_layers}
+    best = max(singles, key=lambda layer: singles[layer][1])
     return {
-        "layers": chosen,
+        "layers": layers,
         "threshold": threshold,
-        "selection_iou": value,
+        "selection_iou": round(value, 4),
+        "hold_threshold": round(float(np.quantile(scores(layers)[truth], SPARED)), 3),
         "single_layer": best,
         "single_threshold": singles[best][0],
-        "selection_iou_of_single_layers": {str(block): round(value, 4) for block, (_, value) in singles.items()},
+        "selection_iou_of_single_layers": {str(layer): round(value, 4) for layer, (_, value) in singles.items()},
     }
 
 
-def evaluate(pipe, count: int = 500, batch_size: int = 32, seed: int = 0, **settings) -> dict:
-    """Runs the protocol `scenes` with and without region hold. -> a report, JSON-able"""
-    size = pipe.model.scheduler.native_size
-    pairs = Pairs(size, "heldout", count)
-    source_ids = _batched(pipe.tokenize, pairs.source, batch_size)
-    target_ids = _batched(pipe.tokenize, pairs.target, batch_size)
-    resolved = pipe.settings(**settings)
-    choice = choose_layers(pipe, batch_size, seed, size, **settings)
-    blocks = list(range(pipe.model.mgt.config.num_blocks))
+def evaluate(pipe, count: int = 500, batch_size: int = 32, seed: int = 0, split: str = "heldout", **settings):
+    """Runs the protocol `scenes` with and without region hold.
 
-    free = edit_pairs(
-        pipe, pairs, source_ids, batch_size, seed, **(settings | {"layers": blocks, "hold_threshold": 0.0})
-    )
-    columns = {"free": score_edits(pipe, pairs, free, source_ids, target_ids, batch_size)}
-    threshold = resolved.hold_threshold or choice["threshold"] / 2
-    held = edit_pairs(pipe, pairs, source_ids, batch_size, seed, **(settings | {"hold_threshold": threshold}))
-    columns["held"] = score_edits(pipe, pairs, held, source_ids, target_ids, batch_size)
+    Args:
+      count: how many pairs; split: 'heldout', or 'train' to choose settings (pairs that training did not draw).
+      settings: of the edits; what is left out is the model's own. The hold threshold, if neither gives one, is such that
+        SPARED of the tokens to edit would be held.
+    Returns: the report (a dict for JSON), and a function that draws examples of it (see `report.gallery`).
+    """
+    runner = Runner(pipe, batch_size, seed)
+    size, layers = pipe.model.scheduler.native_size, list(range(pipe.model.mgt.config.num_blocks))
+    pairs = Pairs(size, split, count, SELECTION_SEED + 1 if split == "train" else 0)
+    encoded = runner.encode(pairs)
+    choice = choose_localisation(runner, size, layers, **settings)
+    threshold = pipe.settings(**settings).hold_threshold or choice["hold_threshold"]
 
-    truth = metrics.token_mask(pairs.mask, source_ids.shape[1:])
-    for name, layers, cut in (
-        ("iou_consolidated", choice["layers"], choice["threshold"]),
-        ("iou_single_layer", [choice["single_layer"]], choice["single_threshold"]),
-    ):
-        scores = relevance_scores(pipe, free["relevance"], source_ids.shape[1:], layers)
-        columns["free"][name] = metrics.iou(scores, truth, cut)
-    return {
+    free = runner.edit(pairs, encoded.source_ids, **(settings | {"layers": layers, "hold_threshold": 0.0}))
+    held = runner.edit(pairs, encoded.source_ids, **(settings | {"hold_threshold": threshold}))
+    pictures = {"free": runner.decode(free["tokens"]), "held": runner.decode(held["tokens"])}
+    results = {
+        mode: score_edits(pairs, edits["tokens"], pictures[mode], encoded)
+        for mode, edits in (("free", free), ("held", held))
+    }
+    truth = pairs.token_mask(free["tokens"].shape[1:])
+    consolidated = runner.scores(free["relevance"], truth.shape[1:], choice["layers"])
+    single = runner.scores(free["relevance"], truth.shape[1:], [choice["single_layer"]])
+    results["free"]["iou_consolidated"] = metrics.iou(consolidated, truth, choice["threshold"])
+    results["free"]["iou_single_layer"] = metrics.iou(single, truth, choice["single_threshold"])
+
+    used = pipe.settings(**(settings | {"hold_threshold": threshold}))
+    full = np.ones_like(pairs.mask)
+    summary = {
         "protocol": "scenes",
+        "split": split,
         "pairs": count,
         "seed": seed,
-        "settings": {k: v for k, v in vars(resolved).items() if k != "record"} | {"hold_threshold": threshold},
+        "settings": {name: value for name, value in vars(used).items() if name != "record"},
         "localisation": choice,
-        "reconstruction_psnr": float(
-            np.mean(
-                metrics.psnr(_batched(pipe.detokenize, target_ids, batch_size), pairs.target, np.ones_like(pairs.mask))
-            )
-        ),
-        "results": {mode: _summary(pairs, values) for mode, values in columns.items()},
+        "reconstruction_psnr": round(float(metrics.psnr(encoded.target, pairs.target, full).mean()), 3),
+        "results": {mode: _summary(pairs, columns) for mode, columns in results.items()},
     }
 
+    def draw(rows_of_each: int):
+        return report.gallery(pairs, encoded.target, pictures, results, consolidated, rows_of_each)
 
-def _summary(pairs: Pairs, values: dict) -> dict:
+    return summary, draw
+
+
+def _summary(pairs: Pairs, columns: dict) -> dict:
     """Means per category, over all, over local categories, and over pairs about an object unseen in training."""
     novel = np.array([facts["novel"] for facts in pairs.facts])
     groups = {category: pairs.categories == category for category in CATEGORIES}
@@ -175,7 +221,7 @@ def _summary(pairs: Pairs, values: dict) -> dict:
         group: {"pairs": int(rows.sum())}
         | {
             name: round(float(np.nanmean(column[rows])), 4)
-            for name, column in values.items()
+            for name, column in columns.items()
             if not np.isnan(column[rows]).all()
         }
         for group, rows in groups.items()
@@ -183,34 +229,23 @@ def _summary(pairs: Pairs, values: dict) -> dict:
     }
 
 
-def table(report: dict) -> str:
-    """The report as lines of text."""
-    lines = [
-        f"protocol {report['protocol']}, {report['pairs']} held-out pairs; "
-        f"reconstruction {report['reconstruction_psnr']:.2f} dB; single layer {report['localisation']['single_layer']}, "
-        f"consolidated {report['localisation']['layers']}"
-    ]
-    for mode, groups in report["results"].items():
-        title = (
-            "without region hold"
-            if mode == "free"
-            else f"with region hold, lambda {report['settings']['hold_threshold']:.3f}"
-        )
-        names = [name for name in groups["all"] if name != "pairs"]
-        lines += ["", title, f"{'':12}{'pairs':>6}" + "".join(f"{name:>20}" for name in names)]
-        for group, values in groups.items():
-            cells = (f"{values[name]:20.4f}" if name in values else f"{'':>20}" for name in names)
-            lines.append(f"{group:12}{values['pairs']:6d}" + "".join(cells))
-    return "\n".join(lines)
+def evaluate_scenes(
+    model, output=None, gallery=None, count=500, batch_size=32, seed=0, split="heldout", **settings
+) -> None:
+    """Evaluates a model directory (None: the default) and prints the table.
 
-
-def evaluate_scenes(model, output, count: int, batch_size: int, seed: int, **settings) -> None:
-    """Evaluates a model directory (None: the default), prints the table and writes the JSON to `output`, if given."""
+    Args:
+      output: where to write the numbers as JSON; gallery: where to draw successes and failures of each category.
+    """
     if output and not Path(output).absolute().parent.is_dir():
         raise FileNotFoundError(f"the report's folder must exist; there is no {Path(output).absolute().parent}")
-    report = evaluate(EditPipeline.from_pretrained(model), count, batch_size, seed, **settings)
-    print(table(report))
+    if gallery:
+        images.check_output(gallery)
+    summary, draw = evaluate(EditPipeline.from_pretrained(model), count, batch_size, seed, split, **settings)
+    print(report.table(summary))
     if output:
-        temporary = Path(output).with_suffix(".tmp")
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
+        temporary = Path(output).with_name(Path(output).name + ".tmp")
+        temporary.write_text(json.dumps(summary, indent=2) + "\n")
         temporary.replace(output)
+    if gallery:
+        images.save(draw(2), gallery)

@@ -1,0 +1,54 @@
+"""What an evaluation found, as a table and as pictures."""
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from editmgt_jax import images
+
+_HIDDEN = ("pairs",)
+_TITLES = {"free": "without region hold", "held": "with region hold, lambda {hold_threshold:.3f}"}
+
+
+def table(report: dict) -> str:
+    """The report of the protocol `scenes` as lines of text: a block for each mode, a line for each group of pairs."""
+    localisation = report["localisation"]
+    lines = [
+        f"protocol {report['protocol']}, {report['pairs']} pairs of the split {report['split']}; "
+        f"reconstruction {report['reconstruction_psnr']:.2f} dB",
+        f"relevance: consolidated layers {localisation['layers']}, best single layer {localisation['single_layer']}",
+    ]
+    for mode, groups in report["results"].items():
+        names = [name for name in groups["all"] if name not in _HIDDEN]
+        lines += ["", _TITLES[mode].format(**report["settings"])]
+        lines.append(f"{'':12}{'pairs':>6}" + "".join(f"{name:>19}" for name in names))
+        for group, values in groups.items():
+            cells = (f"{values[name]:19.4f}" if name in values else f"{'':19}" for name in names)
+            lines.append(f"{group:12}{values['pairs']:6d}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def gallery(pairs, best, pictures, results, scores, rows_of_each: int) -> Image.Image:
+    """The first successes and the first failures (without hold) of each category, `rows_of_each` of either.
+
+    Columns: source, target, what the tokenizer makes of the target, edit, edit with region hold, relevance.
+    """
+    cell, line, gap = 2 * pairs.source.shape[1], 16, 4
+    rows = []
+    for category in dict.fromkeys(pairs.categories):
+        for outcome in (1.0, 0.0):
+            hits = np.flatnonzero((pairs.categories == category) & (results["free"]["success"] == outcome))
+            rows += [(index, outcome) for index in hits[:rows_of_each]]
+    columns = 2
+    height = -(-len(rows) // columns)
+    grid = Image.new("RGB", (columns * (6 * (cell + 1) + 3 * gap), height * (cell + line + gap)), "white")
+    pen = ImageDraw.Draw(grid)
+    for place, (index, outcome) in enumerate(rows):
+        left, top = place // height * (6 * (cell + 1) + 3 * gap), place % height * (cell + line + gap)
+        colour, word = ("#116611", "success") if outcome else ("#aa1111", "failure")
+        pen.text((left + 2, top + 2), f"{pairs.instructions[index]}  [{word}]", fill=colour)
+        shown = [pairs.source, pairs.target, best, pictures["free"], pictures["held"]]
+        tiles = [images.to_image(array[index], (cell, cell)) for array in shown]
+        tiles.append(images.overlay(tiles[0], scores[index]))
+        for column, tile in enumerate(tiles):
+            grid.paste(tile, (left + column * (cell + 1), top + line))
+    return grid

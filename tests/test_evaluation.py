@@ -1,0 +1,122 @@
+"""Measures by hand, the verdicts on known pictures, and the protocol on a tiny model."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import write_model
+
+from editmgt_jax.data.scenes import CATEGORIES
+from editmgt_jax.evaluation import metrics, protocols
+from editmgt_jax.evaluation.protocols import Encoded, Pairs, Runner
+from editmgt_jax.pipeline import EditPipeline
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return Pairs(32, "heldout", 21)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"), text_length=96)
+
+
+def test_measures_by_hand():
+    a, b = np.zeros((1, 2, 2, 3)), np.zeros((1, 2, 2, 3))
+    b[0, 0, 0], b[0, 1, 1] = 0.5, 0.1
+    top = np.array([[[True, True], [False, False]]])
+    assert metrics.l1(a, b, top) == pytest.approx(0.25)
+    assert metrics.psnr(a, b, top) == pytest.approx(-10 * np.log10(0.125))
+    assert metrics.psnr(a, a, top) == 100
+    assert np.isnan(metrics.l1(a, b, np.zeros_like(top)))
+    assert metrics.nearer_to_target(a, b, a, top) and not metrics.nearer_to_target(b, b, a, top)
+    assert metrics.nearest(b[0], np.stack([a[0], b[0] + 0.1]), top[0]) == 1
+    ids, other = np.array([[[1, 2], [3, 4]]]), np.array([[[1, 9], [3, 9]]])
+    assert metrics.share_changed(ids, other, top) == pytest.approx(0.5)
+
+
+def test_token_mask_takes_every_touched_token():
+    mask = np.zeros((1, 8, 12), bool)
+    mask[0, 4, 11] = True
+    expected = np.zeros((1, 2, 3), bool)
+    expected[0, 1, 2] = True
+    np.testing.assert_array_equal(metrics.token_mask(mask, (2, 3)), expected)
+
+
+def test_iou_and_its_best_threshold():
+    truth = np.array([[[True, False], [True, False]]])
+    scores = np.array([[[0.9, 0.4], [0.6, 0.1]]])
+    assert metrics.iou(scores, truth, 0.5) == 1
+    assert metrics.iou(scores, truth, 0.3) == pytest.approx(2 / 3)
+    assert metrics.iou(scores, truth, 0.7) == pytest.approx(1 / 2)
+    threshold, value = metrics.best_threshold(scores, truth)
+    assert 0.4 < threshold <= 0.6 and value == 1
+
+
+def test_the_target_succeeds_and_the_source_fails(pairs):
+    assert set(pairs.categories) == set(CATEGORIES)
+    assert protocols.succeeded(pairs, pairs.target, pairs.source, pairs.target).mean() > 0.95
+    assert not protocols.succeeded(pairs, pairs.source, pairs.source, pairs.target).any()
+
+
+def test_a_colour_edit_must_have_the_colour_that_was_asked_for(pairs):
+    index = np.flatnonzero(pairs.categories == "colour")[0]
+    wrong = {"blue": (1, 0, 0)}.get(pairs.facts[index]["colour"], (0, 0, 1))
+    edited = np.array(pairs.target)
+    edited[index][pairs.mask[index]] = wrong
+    assert not protocols.succeeded(pairs, edited, pairs.source, pairs.target)[index]
+
+
+def test_only_the_right_object_is_recognised(pairs):
+    new = np.isin(pairs.categories, ("add", "replace"))
+    found = protocols.recognised(pairs, pairs.target)
+    np.testing.assert_array_equal(np.isnan(found), ~new)
+    assert (found[new] == 1).all()
+    edited = np.array(pairs.target)
+    for index in np.flatnonzero(new):
+        edited[index] = pairs.scenes.distractors(int(index), protocols.DISTRACTORS)[0] / 255
+    assert (protocols.recognised(pairs, edited)[new] == 0).all()
+
+
+def test_figures_of_a_perfect_edit(pairs):
+    ids = np.zeros((len(pairs), 8, 8), np.int32)
+    changed = np.where(pairs.token_mask((8, 8)), 1, ids)
+    encoded = Encoded(ids, changed, pairs.source, pairs.target)
+    figures = protocols.score_edits(pairs, changed, pairs.target, encoded)
+    assert np.nanmax(figures["l1_inside"]) == 0 and np.nanmax(figures["changed_outside"]) == 0
+    leaking = protocols.score_edits(pairs, np.ones_like(ids), pairs.target, encoded)
+    assert np.nanmin(leaking["changed_outside"]) == 1
+
+
+def test_a_pair_is_edited_alike_in_any_batch(model, pairs):
+    pipe = EditPipeline.from_pretrained(model)
+    one, other = Runner(pipe, 4, seed=0), Runner(pipe, 3, seed=0)
+    encoded = one.encode(pairs)
+    np.testing.assert_array_equal(encoded.source_ids, other.encode(pairs).source_ids)
+    first, second = (runner.edit(pairs, encoded.source_ids, steps=2)["tokens"] for runner in (one, other))
+    assert (first == second).mean() > 0.999
+
+
+def test_protocol_on_a_tiny_model(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(protocols, "SELECTION_PAIRS", 10)
+    report, gallery = tmp_path / "report.json", tmp_path / "gallery.png"
+    protocols.evaluate_scenes(model, report, gallery, count=14, batch_size=8, split="train", steps=2, layers=[0, 1])
+    printed = capsys.readouterr().out
+    assert "without region hold" in printed and "recognised" in printed
+    found = json.loads(report.read_text())
+    assert found["split"] == "train" and found["settings"]["steps"] == 2
+    free, held = found["results"]["free"], found["results"]["held"]
+    assert free["all"]["pairs"] == 14 and all(free[category]["pairs"] == 2 for category in CATEGORIES)
+    assert free["local"]["pairs"] == 10
+    assert held["all"]["changed_outside"] <= free["all"]["changed_outside"]
+    assert 0 <= free["local"]["iou_consolidated"] <= 1 and "iou_consolidated" not in held["local"]
+    assert found["localisation"]["layers"] == [0, 1]
+    assert set(found["localisation"]["selection_iou_of_single_layers"]) == {"0", "1", "2"}
+    assert Image.open(gallery).width > 6 * 64
+
+
+def test_nowhere_to_write_is_found_first(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="folder must exist"):
+        protocols.evaluate_scenes(model, tmp_path / "gone" / "report.json")

@@ -148,8 +148,6 @@ class VQConfig(_JSONConfig):
     def _check_released(cls, values: dict) -> None:
         _require(values.get("act_fn", "silu") == "silu", "act_fn of the VQ must be 'silu'", values.get("act_fn"))
         _require(values.get("norm_type", "group") == "group", "norm_type must be 'group'", values.get("norm_type"))
-        lookup = values.get("lookup_from_codebook", True)
-        _require(lookup, "lookup_from_codebook must be true", lookup)
         for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
             _require(set(values.get(key, [kind])) == {kind}, f"{key} must all be {kind}", values.get(key))
 

@@ -79,14 +79,13 @@ def load_model(directory=None, dtype=None) -> LoadedModel:
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     directory, mgt_directory = find_model(directory)
-    mgt = MGT(MGTConfig.from_json(mgt_directory / "config.json"), dtype)
-    vq = VQModel(VQConfig.from_json(directory / "vqvae" / "config.json"))
-    pixels = jnp.zeros((1, 4 * vq.config.factor, 4 * vq.config.factor, 3))
+    mgt, mgt_params = load_mgt(mgt_directory, dtype)
+    vq, vq_params = load_vq(directory / "vqvae")
     return LoadedModel(
         mgt=mgt,
-        mgt_params=_load(mgt_directory, mgt.config, lambda key: init_mgt(mgt, key)),
+        mgt_params=mgt_params,
         vq=vq,
-        vq_params=_load(directory / "vqvae", vq.config, lambda key: vq.init(key, pixels)["params"]),
+        vq_params=vq_params,
         text=_load_text(directory, mgt.config, dtype),
         scheduler=SchedulerConfig.from_json(directory / "scheduler" / "scheduler_config.json"),
     )
@@ -106,6 +105,26 @@ def find_model(directory=None) -> tuple[Path, Path]:
     raise FileNotFoundError(f"a model directory has a folder {' or '.join(MGT_FOLDERS)}; {directory} has {found}")
 
 
+def load_mgt(directory, dtype=jnp.float32) -> tuple[MGT, Any]:
+    """Reads a transformer's folder. -> (module, parameters)"""
+    mgt = MGT(MGTConfig.from_json(Path(directory) / "config.json"), dtype)
+    return mgt, _load(directory, mgt.config, lambda key: init_mgt(mgt, key))
+
+
+def load_vq(directory) -> tuple[VQModel, Any]:
+    """Reads an image tokenizer's folder. -> (module, parameters)"""
+    vq = VQModel(VQConfig.from_json(Path(directory) / "config.json"))
+    pixels = jnp.zeros((1, 4 * vq.config.factor, 4 * vq.config.factor, 3))
+    return vq, _load(directory, vq.config, lambda key: vq.init(key, pixels)["params"])
+
+
+def load_clip(directory, dtype=jnp.float32) -> tuple[CLIPText, Any]:
+    """Reads a text encoder's folder. -> (module, parameters)"""
+    clip = CLIPText(CLIPTextConfig.from_json(Path(directory) / "config.json"), dtype)
+    ids = jnp.zeros((1, clip.config.max_position_embeddings), jnp.int32)
+    return clip, _load(directory, clip.config, lambda key: clip.init(key, ids)["params"])
+
+
 def _load(directory, config, init):
     return load_params(directory, config, jax.eval_shape(init, jax.random.key(0)))
 
@@ -116,13 +135,10 @@ def _load_text(directory, mgt, dtype) -> TextEncoder:
             "this version runs models whose text_encoder_architecture is 'CLIP'; "
             f"{directory} needs {mgt.text_encoder_architecture!r}"
         )
-    folder = directory / "text_encoder"
-    config = CLIPTextConfig.from_json(folder / "config.json")
+    model, params = load_clip(directory / "text_encoder", dtype)
+    config = model.config
     _match("the text hidden_size", config.hidden_size, "joint_attention_dim", mgt.joint_attention_dim)
     _match("the text projection_dim", config.projection_dim, "pooled_projection_dim", mgt.pooled_projection_dim)
-    model = CLIPText(config, dtype)
-    ids = jnp.zeros((1, config.max_position_embeddings), jnp.int32)
-    params = _load(folder, config, lambda key: model.init(key, ids)["params"])
     return TextEncoder(model, params, PromptTokenizer(directory / "tokenizer", config.max_position_embeddings))
 
 

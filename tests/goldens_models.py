@@ -15,27 +15,10 @@ from goldens_results import Result, compare, count_differing
 from PIL import Image
 
 from editmgt_jax import convert, decode, localize
-from editmgt_jax.config import MGTConfig, VQConfig
+from editmgt_jax.loading import load_mgt, load_vq
 from editmgt_jax.masking import decode_schedule
-from editmgt_jax.models.mgt import MGT
-from editmgt_jax.models.vq import VQModel
-from editmgt_jax.training.mgt_task import init_mgt, model_time
+from editmgt_jax.training.mgt_task import model_time
 from editmgt_jax.training.step import masked_cross_entropy
-
-
-def load_mgt(directory: Path):
-    """-> (model, params)"""
-    model = MGT(MGTConfig.from_json(directory / "config.json"))
-    shapes = jax.eval_shape(lambda key: init_mgt(model, key), jax.random.key(0))
-    return model, convert.load_params(directory, model.config, shapes)
-
-
-def load_vq(directory: Path):
-    """-> (model, params)"""
-    model = VQModel(VQConfig.from_json(directory / "config.json"))
-    image = jnp.zeros((1, 4 * model.config.factor, 4 * model.config.factor, 3))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    return model, convert.load_params(directory, model.config, shapes)
 
 
 def _forward(model, params, golden, reference, strength, rows=None, layers=()):

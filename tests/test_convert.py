@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from goldens_models import load_mgt, load_vq
 from safetensors.numpy import load_file, save_file
 
 from editmgt_jax import convert
 from editmgt_jax.config import CLIPTextConfig, MGTConfig, VQConfig
+from editmgt_jax.loading import load_mgt, load_vq
 from editmgt_jax.models.clip_text import CLIPText
 
 DATA = Path(__file__).parent / "data"

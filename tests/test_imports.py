@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "loading": {"config", "convert", "editing", "models", "prompts"},
     "pipeline": {"decode", "editing", "images", "loading", "prompts", "settings"},
     "data": {"images", "prompts"},
-    "training": {"config", "convert", "data", "masking", "models", "prompts"},
+    "training": {"config", "convert", "data", "loading", "masking", "models", "prompts"},
     "evaluation": {"data", "images", "localize", "pipeline"},
 }
 FREE = {"__init__", "cli"}  # import everything; nothing imports them

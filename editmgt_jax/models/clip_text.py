@@ -5,6 +5,8 @@ Source  transformers CLIPTextModelWithProjection, as the released pipelines use 
         token states are the penultimate hidden states (before the final norm), pooled is the projected end-of-text state
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,8 @@ from editmgt_jax.config import CLIPTextConfig
 
 
 def _activation(name):
-    return nn.gelu if name == "gelu" else lambda x: x * jax.nn.sigmoid(1.702 * x)
+    """'gelu' is the exact one, with the error function; 'quick_gelu' its sigmoid approximation."""
+    return partial(nn.gelu, approximate=False) if name == "gelu" else lambda x: x * jax.nn.sigmoid(1.702 * x)
 
 
 class CLIPBlock(nn.Module):

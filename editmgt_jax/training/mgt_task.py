@@ -6,18 +6,16 @@ Differs a text encoder can be trained along; changed ids may weigh more (`loss.c
         samples in which few ids change (`loss.area_power`, 0 = released)
 """
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from editmgt_jax import masking
-from editmgt_jax.config import AESTHETIC_SCORE, CLIPTextConfig, MGTConfig, SchedulerConfig, VQConfig, write_json
-from editmgt_jax.convert import load_params, save_component
+from editmgt_jax.config import AESTHETIC_SCORE, CLIPTextConfig, MGTConfig, SchedulerConfig, write_json
+from editmgt_jax.convert import save_component
+from editmgt_jax.loading import load_vq
 from editmgt_jax.models.clip_text import CLIPText
 from editmgt_jax.models.mgt import MGT, init_mgt
-from editmgt_jax.models.vq import VQModel
 from editmgt_jax.training.initialise import copy_friendly
 from editmgt_jax.training.step import TrainState, apply_gradients, masked_cross_entropy, new_state
 
@@ -40,8 +38,8 @@ class MGTTask:
 
     def __init__(self, config):
         self.config = config
-        self.vq_directory = Path(config.model.vq)
-        self.vq_config = VQConfig.from_json(self.vq_directory / "config.json")
+        self.vq, self.vq_params = load_vq(config.model.vq)
+        self.vq_config = self.vq.config
         self.mgt_config = MGTConfig.from_dict(config.model.mgt.to_dict())
         self.text_config = CLIPTextConfig.from_dict(config.model.text.to_dict())
         if self.mgt_config.codebook_size != self.vq_config.num_vq_embeddings:
@@ -51,10 +49,6 @@ class MGTTask:
             )
         self.mgt = MGT(self.mgt_config, remat=config.model.remat, unroll=config.model.unroll)
         self.text = CLIPText(self.text_config)
-        self.vq = VQModel(self.vq_config)
-        side = 4 * self.vq_config.factor
-        abstract = jax.eval_shape(self.vq.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]
-        self.vq_params = load_params(self.vq_directory, self.vq_config, abstract)
 
     def init(self, key, optimizer) -> TrainState:
         mgt_key, text_key, copy_key = jax.random.split(key, 3)

@@ -1,0 +1,262 @@
+"""Against PyTorch, diffusers and transformers themselves, at sizes that the golden files do not have.
+
+Needs the extra `parity`; left out where torch is not installed. Every model goes through files in the released layout, so
+the weights' names and layouts are checked too.
+"""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import TEXT_LENGTH
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from diffusers.models import VQModel as TorchVQModel  # noqa: E402
+from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding  # noqa: E402
+from diffusers.models.transformers.transformer_flux import (  # noqa: E402
+    FluxPosEmbed,
+    FluxSingleTransformerBlock,
+    FluxTransformerBlock,
+)
+from safetensors.torch import save_file  # noqa: E402
+from torch import nn  # noqa: E402
+from transformers import CLIPTextConfig as TorchCLIPTextConfig  # noqa: E402
+from transformers import CLIPTextModelWithProjection  # noqa: E402
+
+from editmgt_jax import localize  # noqa: E402
+from editmgt_jax.config import MGTConfig  # noqa: E402
+from editmgt_jax.convert import WEIGHTS_NAME  # noqa: E402
+from editmgt_jax.loading import load_clip, load_mgt, load_vq  # noqa: E402
+
+pytestmark = pytest.mark.parity
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Every parameter random, norms around 1: nothing may cancel or stay at its initial zero."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            spread = 0.3 if parameter.ndim == 1 else 1 / parameter[0].numel() ** 0.5
+            parameter.copy_(torch.randn_like(parameter) * spread + (parameter.ndim == 1) * parameter.mean())
+    return model.eval()
+
+
+# ---- the image tokenizer
+
+
+@pytest.mark.parametrize(
+    "channels, layers, groups, attention, code_dim, grid",
+    [
+        ((6, 9, 15), 1, 3, True, 5, (3, 5)),
+        ((8, 12), 2, 4, False, None, (6, 4)),
+        ((10,), 1, 5, True, 7, (5, 5)),
+    ],
+)
+def test_vq(tmp_path, channels, layers, groups, attention, code_dim, grid):
+    levels = len(channels)
+    theirs = randomised(
+        TorchVQModel(
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=channels,
+            layers_per_block=layers,
+            latent_channels=4,
+            num_vq_embeddings=37,
+            norm_num_groups=groups,
+            vq_embed_dim=code_dim,
+            mid_block_add_attention=attention,
+        )
+    )
+    theirs.save_pretrained(tmp_path)
+    model, params = load_vq(tmp_path)
+    sides = [side * model.config.factor for side in grid]
+    pixels = torch.rand(2, 3, *sides)
+    with torch.no_grad():
+        latents = theirs.encode(pixels).latents
+        ids = theirs.quantize(latents)[2][2].reshape(2, *grid)
+        decoded = theirs.decode(latents).sample
+    ours = model.apply({"params": params}, jnp.moveaxis(jnp.asarray(pixels), 1, -1), method="latents")
+    np.testing.assert_allclose(jnp.moveaxis(ours, -1, 1), latents, atol=2e-5 * float(latents.abs().max()))
+    np.testing.assert_array_equal(model.apply({"params": params}, ours, method="quantize"), ids)
+    painted = model.apply({"params": params}, jnp.asarray(ids), method="decode")
+    np.testing.assert_allclose(jnp.moveaxis(painted, -1, 1), decoded, atol=2e-5 * max(1, float(decoded.abs().max())))
+
+
+# ---- the text encoder
+
+
+@pytest.mark.parametrize("eos_token_id", [2, 49], ids=["largest id ends", "first eos ends"])
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_clip_text(tmp_path, eos_token_id, activation):
+    config = TorchCLIPTextConfig(
+        vocab_size=50,
+        hidden_size=30,
+        intermediate_size=44,
+        projection_dim=18,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        max_position_embeddings=TEXT_LENGTH,
+        hidden_act=activation,
+        bos_token_id=48,
+        eos_token_id=eos_token_id,
+        pad_token_id=1,
+    )
+    theirs = randomised(CLIPTextModelWithProjection(config))
+    theirs.save_pretrained(tmp_path)
+    ids = np.random.default_rng(0).integers(3, 48, (2, TEXT_LENGTH))
+    for row, end in enumerate((5, 9)):
+        ids[row, end:] = 49  # the largest id, and the eos of the newer convention
+    with torch.no_grad():
+        output = theirs(torch.tensor(ids), output_hidden_states=True)
+    model, params = load_clip(tmp_path)
+    states, pooled = model.apply({"params": params}, jnp.asarray(ids))
+    np.testing.assert_allclose(states, output.hidden_states[-2], atol=2e-5)
+    np.testing.assert_allclose(pooled, output.text_embeds, atol=2e-5)
+
+
+# ---- the transformer, without a reference (the golden files hold what a reference adds)
+
+
+class _Embed(nn.Module):
+    def __init__(self, vocabulary, width):
+        super().__init__()
+        self.embeddings = nn.Embedding(vocabulary, width)
+        self.layer_norm = nn.RMSNorm(width, eps=1e-6)
+        self.conv = nn.Conv2d(width, width, 1, bias=False)
+
+    def forward(self, ids):
+        return self.conv(self.layer_norm(self.embeddings(ids)).permute(0, 3, 1, 2))
+
+
+class _Resample(nn.Module):
+    """RMSNorm over channels, then a 2x2 convolution of stride 2, transposed or not."""
+
+    def __init__(self, width, convolution):
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.conv = convolution(width, width, 2, stride=2, bias=False)
+
+    def forward(self, x):
+        return self.conv(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
+class _Head(nn.Module):
+    def __init__(self, width, codebook):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 1, bias=False)
+        self.layer_norm = nn.RMSNorm(width, eps=1e-6)
+        self.conv2 = nn.Conv2d(width, codebook, 1, bias=False)
+
+    def forward(self, x):
+        return self.conv2(self.layer_norm(self.conv1(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
+class TorchMGT(nn.Module):
+    """The text-to-image transformer on the blocks of diffusers' Flux, under the released names."""
+
+    def __init__(self, config: MGTConfig):
+        super().__init__()
+        self.config, width = config, config.width
+        heads, head = config.num_attention_heads, config.attention_head_dim
+        if config.connector_type == "linear":
+            self.connector = nn.ModuleDict({"projector": nn.Linear(config.joint_attention_dim, width)})
+        text_width = width if config.connector_type == "linear" else config.joint_attention_dim
+        self.context_embedder = nn.Linear(text_width, width)
+        self.encoder_proj_layer_norm = nn.RMSNorm(width, eps=1e-6)
+        pooled = config.pooled_projection_dim
+        self.cond_embed = TimestepEmbedding(pooled + 5 * 256, width, sample_proj_bias=False)
+        self.time_text_embed = nn.ModuleDict(
+            {"timestep_embedder": TimestepEmbedding(256, width), "text_embedder": TimestepEmbedding(width, width)}
+        )
+        self.embed = _Embed(config.vocab_size, width)
+        if config.downsample:
+            self.down_block = nn.ModuleDict({"downsample": _Resample(width, nn.Conv2d)})
+            self.up_block = nn.ModuleDict({"upsample": _Resample(width, nn.ConvTranspose2d)})
+        self.project_to_hidden_norm = nn.RMSNorm(width, eps=1e-6)
+        self.project_to_hidden = nn.Linear(width, width, bias=False)
+        self.transformer_blocks = nn.ModuleList(
+            FluxTransformerBlock(width, heads, head) for _ in range(config.num_layers)
+        )
+        self.single_transformer_blocks = nn.ModuleList(
+            FluxSingleTransformerBlock(width, heads, head) for _ in range(config.num_single_layers)
+        )
+        self.project_from_hidden_norm = nn.RMSNorm(width, eps=1e-6)
+        self.project_from_hidden = nn.Linear(width, width, bias=False)
+        self.mlm_layer = _Head(width, config.codebook_size)
+
+    def forward(self, ids, time, states, pooled, micro):
+        config = self.config
+        x = self.embed(ids)
+        if config.downsample:
+            x = self.down_block["downsample"](x)
+        batch, width, rows, columns = x.shape
+        x = self.project_to_hidden(self.project_to_hidden_norm(x.flatten(2).transpose(1, 2)))
+        if config.connector_type == "linear":
+            states = self.connector["projector"](states)
+        text = self.encoder_proj_layer_norm(self.context_embedder(states))
+
+        sinusoid = {"embedding_dim": 256, "flip_sin_to_cos": True, "downscale_freq_shift": 0}
+        micro = get_timestep_embedding(micro.flatten(), **sinusoid).reshape(batch, -1)
+        condition = self.cond_embed(torch.cat([pooled, micro], dim=1))
+        modulation = self.time_text_embed["timestep_embedder"](get_timestep_embedding(time * 1000, **sinusoid))
+        modulation = modulation + self.time_text_embed["text_embedder"](condition)
+
+        positions = torch.zeros(text.shape[1] + rows * columns, 3)
+        positions[text.shape[1] :, 1:] = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+        rotary = FluxPosEmbed(10000, config.axes_dims_rope)(positions)
+        for block in [*self.transformer_blocks, *self.single_transformer_blocks]:
+            text, x = block(hidden_states=x, encoder_hidden_states=text, temb=modulation, image_rotary_emb=rotary)
+        x = self.project_from_hidden(self.project_from_hidden_norm(x)).transpose(1, 2)
+        x = x.reshape(batch, width, rows, columns)
+        return self.mlm_layer(self.up_block["upsample"](x) if config.downsample else x)
+
+
+@pytest.mark.parametrize(
+    "config, grid",
+    [
+        (MGTConfig(num_layers=2, num_single_layers=3, attention_head_dim=20, num_attention_heads=3,
+                   axes_dims_rope=(4, 8, 8), joint_attention_dim=14, pooled_projection_dim=11, vocab_size=53,
+                   codebook_size=45, connector_type="linear", text_encoder_architecture="CLIP_Gemma2"), (6, 10)),
+        (MGTConfig(num_layers=1, num_single_layers=4, attention_head_dim=12, num_attention_heads=5,
+                   axes_dims_rope=(4, 4, 4), joint_attention_dim=17, pooled_projection_dim=6, vocab_size=40,
+                   codebook_size=32, downsample=False, upsample=False, connector_type="none",
+                   text_encoder_architecture="CLIP"), (5, 3)),
+    ],
+    ids=["down-sampled, linear connector", "flat, no connector"],
+)  # fmt: skip
+def test_mgt_without_a_reference(tmp_path, config, grid):
+    theirs = randomised(TorchMGT(config))
+    save_file({name: value.contiguous() for name, value in theirs.state_dict().items()}, tmp_path / WEIGHTS_NAME)
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    model, params = load_mgt(tmp_path)
+    batch, length = 3, 7
+    ids = torch.randint(config.vocab_size, (batch, *grid))
+    time, micro = torch.rand(batch), torch.tensor([[256.0, 160.0, 0.0, 8.0, 6.0]]).repeat(batch, 1)
+    states, pooled = (
+        torch.randn(batch, length, config.joint_attention_dim),
+        torch.randn(batch, config.pooled_projection_dim),
+    )
+    with torch.no_grad():
+        expected = theirs(ids, time, states, pooled, micro)
+    states, pooled, micro, ids, time = (jnp.asarray(x.numpy()) for x in (states, pooled, micro, ids, time))
+    condition = model.apply({"params": params}, states, pooled, micro, method="condition")
+    logits, _ = model.apply({"params": params}, ids, time, condition)
+    np.testing.assert_allclose(jnp.moveaxis(logits, -1, 1), expected, atol=2e-5)
+
+
+# ---- localisation
+
+
+@pytest.mark.parametrize("grid, token_grid", [((3, 5), (6, 10)), ((8, 8), (16, 16)), ((7, 4), (9, 13))])
+def test_upsampling_is_bicubic_interpolation(grid, token_grid):
+    scores = torch.rand(2, *grid)
+    expected = nn.functional.interpolate(scores[:, None], token_grid, mode="bicubic", align_corners=False)[:, 0]
+    np.testing.assert_allclose(localize.upsample(jnp.asarray(scores.numpy()), token_grid), expected, atol=1e-6)

@@ -8,6 +8,8 @@ Differs gamma = 0 is exact: the bias is then so low that the softmax weight is 0
 import jax
 import jax.numpy as jnp
 
+from editmgt_jax.models.layers import per_segment
+
 # exp(NO_WEIGHT - anything) is exactly 0 in float32, while differences with it stay finite.
 NO_WEIGHT = -1e30
 
@@ -35,12 +37,7 @@ def attend(q, k, v, bias_rows, lengths: tuple[int, ...]):
     """
     batch, length, heads, width = q.shape
     logits = jnp.einsum("bqak,bsak->baqs", q, k, preferred_element_type=jnp.float32) * width**-0.5
-    starts = [sum(lengths[:g]) for g in range(len(lengths))]
-    biased = [
-        logits[:, :, start : start + n] + bias_rows[:, None, g : g + 1]
-        for g, (start, n) in enumerate(zip(starts, lengths, strict=True))
-    ]
-    weights = jax.nn.softmax(jnp.concatenate(biased, axis=2), axis=-1)
+    weights = jax.nn.softmax(logits + per_segment(bias_rows, lengths)[:, None], axis=-1)
     out = jnp.einsum("baqs,bsak->bqak", weights.astype(v.dtype), v)
     return out.reshape(batch, length, heads * width)
 

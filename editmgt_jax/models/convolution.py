@@ -1,6 +1,6 @@
 """A convolution whose weight gradient is fast on CPUs.
 
-XLA computes that gradient on CPUs as one convolution with a kernel as large as the picture, about 4 times slower than
+XLA computes that gradient on CPUs as one convolution with a kernel as large as the picture, up to 4 times slower than
 one matrix product a tap (`benchmarks/convolution.py` prints the ratio). Other backends keep XLA's own.
 
 Axes    B batch, Y X pixels, I O channels

@@ -106,10 +106,15 @@ def rotate(x, cos, sin):
 
 
 def per_segment(rows, lengths: tuple[int, ...]):
-    """Spreads one row per segment over its positions: [B G D] and G static lengths -> [B sum(lengths) D]."""
-    batch, _, width = rows.shape
-    spread = [jnp.broadcast_to(rows[:, g : g + 1], (batch, n, width)) for g, n in enumerate(lengths)]
-    return jnp.concatenate(spread, axis=1)
+    """Spreads one row per segment over its positions: [B G D] and G static lengths -> [B sum(lengths) D].
+
+    A chain of selects, which fuses into what follows; a concatenation would be written to memory.
+    """
+    segment = np.repeat(np.arange(len(lengths)), lengths)[:, None]
+    spread = rows[:, :1]
+    for g in range(1, len(lengths)):
+        spread = jnp.where(segment == g, rows[:, g : g + 1], spread)
+    return jnp.broadcast_to(spread, (rows.shape[0], sum(lengths), rows.shape[2]))
 
 
 class TwoLayerMLP(nn.Module):

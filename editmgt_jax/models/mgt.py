@@ -104,8 +104,8 @@ class DoubleBlock(_Block):
         conditioning = nn.silu(shared.modulation)
 
         rows = _dense(6 * width, "modulation", dtype)(conditioning)  # [B 2 6D]
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = jnp.split(
-            per_segment(rows, lengths), 6, axis=-1
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = (
+            per_segment(row, lengths) for row in jnp.split(rows, 6, axis=-1)
         )
         text_rows = _dense(6 * width, "text_modulation", dtype)(conditioning[:, :1])  # [B 1 6D]
         t_shift_attn, t_scale_attn, t_gate_attn, t_shift_mlp, t_scale_mlp, t_gate_mlp = jnp.split(text_rows, 6, axis=-1)
@@ -147,9 +147,8 @@ class SingleBlock(_Block):
     def __call__(self, sequence, wanted, shared: Shared):
         width, dtype = self.config.width, self.dtype
         rows = _dense(3 * width, "modulation", dtype)(nn.silu(shared.modulation))  # [B 2 3D]
-        shift, scale, gate = jnp.split(
-            per_segment(rows, (shared.num_live, sequence.shape[1] - shared.num_live)), 3, axis=-1
-        )
+        lengths = (shared.num_live, sequence.shape[1] - shared.num_live)
+        shift, scale, gate = (per_segment(row, lengths) for row in jnp.split(rows, 3, axis=-1))
 
         x = layer_norm(sequence) * (1 + scale) + shift
         q = self.heads(_dense(width, "to_q", dtype)(x), RMSNorm(name="norm_q"))

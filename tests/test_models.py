@@ -148,28 +148,3 @@ def test_group_norm_is_the_textbook_one():
     groups = x.reshape(2, 15, 3, 2)
     mean, variance = groups.mean((1, 3), keepdims=True), groups.var((1, 3), keepdims=True)
     np.testing.assert_allclose(ours, ((groups - mean) / np.sqrt(variance + 1e-6)).reshape(x.shape), atol=1e-5)
-
-
-@pytest.mark.parametrize("stride, padding", [(1, ((1, 1), (1, 1))), (2, ((0, 1), (0, 1)))])
-def test_the_fast_weight_gradient_is_the_convolution_s_own(stride, padding):
-    from editmgt_jax.models import convolution
-
-    x = jax.random.normal(jax.random.key(0), (3, 6, 8, 4))
-    kernel = jax.random.normal(jax.random.key(1), (3, 3, 4, 5))
-
-    def loss(convolve, x, kernel):
-        return jnp.square(convolve(x, kernel)).sum()
-
-    ours = jax.grad(partial(loss, lambda x, k: convolution.convolve(x, k, (stride, stride), padding)), (0, 1))(
-        x, kernel
-    )
-    plain = jax.grad(
-        partial(
-            loss,
-            lambda x, k: jax.lax.conv_general_dilated(
-                x, k, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-            ),
-        ),
-        (0, 1),
-    )(x, kernel)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-3), ours, plain)

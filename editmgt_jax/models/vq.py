@@ -10,17 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from editmgt_jax.config import VQConfig
-from editmgt_jax.models.convolution import convolve
 from editmgt_jax.models.layers import GroupNorm
 
 
 def _conv(features, name):
-    return nn.Conv(features, (3, 3), padding=((1, 1), (1, 1)), conv_general_dilated=convolve, name=name)
+    return nn.Conv(features, (3, 3), padding=((1, 1), (1, 1)), name=name)
 
 
 def _halving_conv(features, name):
     """Stride 2; padded on the right and bottom only, as released."""
-    return nn.Conv(features, (3, 3), (2, 2), padding=((0, 1), (0, 1)), conv_general_dilated=convolve, name=name)
+    return nn.Conv(features, (3, 3), (2, 2), padding=((0, 1), (0, 1)), name=name)
 
 
 class ResnetBlock(nn.Module):

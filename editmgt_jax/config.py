@@ -212,7 +212,7 @@ class SchedulerConfig(_JSONConfig):
     """Decode constants that a model directory states in `scheduler/scheduler_config.json`.
 
     `timestep_convention` is ours: "released" passes the step index counting down, as released weights expect;
-    "mask_rate" passes the share of hidden tokens, in training and in decoding alike. The released files lack the key.
+    "mask_rate" passes the share of hidden tokens, in training and in decoding alike (Q1). The released files lack the key.
     `native_size` is the side in pixels of the squares that the model was trained on. The remaining keys are the operating
     point at which a model was evaluated; the pipeline's defaults come from them.
     """

@@ -5,9 +5,9 @@ callback, `predict(tokens [B L], row of the schedule) -> Prediction`; guidance a
 
 Axes    B batch, L image tokens, C codebook, S steps
 Source  MaskGIT (section 3.2); released Scheduler.step
-Differs known tokens score +inf, not the log of the largest float; where nothing is hidden the tokens come back as they are,
-        where the released 'at least 1' hides a known one; the starting share is each sample's own, not the whole batch's;
-        every sample draws from its own key, so that its result does not depend on its neighbours
+Differs known tokens score +inf (Q4); where nothing is hidden the tokens come back as they are (Q5); the starting share is
+        each sample's own (Q6); every sample draws from its own key, so that its result does not depend on its neighbours
+Quirks  Q1, Q2, ... in every module: docs/quirks.md
 """
 
 from collections.abc import Callable

@@ -2,8 +2,7 @@
 
 Axes    B batch, K blocks, R text rows, N positions of the attention grid (h w, row-major); H W the token grid
 Source  paper, 'multi-layer attention consolidation'; released attention post-processing
-Differs any batch and any grid, where the released code is tied to one sample and to 32 x 32 and 64 x 64; threshold > 1 holds
-        everything, also where bicubic overshoot lifts a score above it
+Differs any batch and any grid (Q10); threshold > 1 holds everything, also where bicubic overshoot lifts a score above it
 """
 
 from functools import lru_cache

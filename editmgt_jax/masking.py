@@ -47,7 +47,7 @@ def hidden_curve(t, kind: str):
 
 
 def hidden_count(length: int, ratio) -> jax.Array:
-    """floor(length * ratio) in float32, as released: cos(pi / 3) of 4096 tokens is 2047. -> int32, shape of `ratio`"""
+    """floor(length * ratio) in float32, as released (Q2). -> int32, shape of `ratio`"""
     return jnp.floor(length * jnp.asarray(ratio, jnp.float32)).astype(jnp.int32)
 
 

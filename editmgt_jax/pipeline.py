@@ -145,7 +145,7 @@ class EditPipeline:
         return prompt if isinstance(prompt, EncodedText) else self.model.text.encode(prompt)
 
     def query_row(self, text: EncodedText, phrase: str | None = None) -> np.ndarray:
-        """Weights [T] of the text tokens in the relevance: those of `phrase`, or all the same."""
+        """Weights [T] of the text tokens in the relevance: those of `phrase`, or all the same (Q8)."""
         length = len(text.states)
         if phrase is None:
             return np.full(length, 1 / length, np.float32)

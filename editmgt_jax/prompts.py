@@ -2,7 +2,7 @@
 
 Source  the released pipelines pad to the encoder's full length with the tokenizer's own pad token and side
 Differs an instruction that does not fit is an error, not a silent truncation; a query phrase is looked up among the
-        tokens of the encoder whose states the model attends to (the released code searches another tokenizer's)
+        tokens of the encoder whose states the model attends to (Q9)
 """
 
 import json

@@ -82,7 +82,7 @@ class CLIPText(nn.Module):
         return penultimate, projected
 
     def _end_of_text(self, ids):
-        """[B T] -> [B]. Configs that carry the historical eos_token_id 2 mean 'the largest id', the others the first eos."""
+        """[B T] -> [B]. Configs that carry the historical eos_token_id 2 mean 'the largest id', the others the first eos (Q14)."""
         if self.config.eos_token_id == 2:
             return jnp.argmax(ids, axis=-1)
         return jnp.argmax(ids == self.config.eos_token_id, axis=-1)

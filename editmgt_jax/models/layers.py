@@ -60,7 +60,7 @@ def layer_norm(x, epsilon: float = 1e-6):
 
 
 def _released_frequencies() -> np.ndarray:
-    """exp(-ln(10000) i / 128), bit for bit as PyTorch computes it in float32 (entries 12 and 106 are one ulp up)."""
+    """exp(-ln(10000) i / 128), bit for bit as PyTorch computes it in float32 (Q3)."""
     half = SINUSOID_WIDTH // 2
     exponent = -np.float32(math.log(10000)) * np.arange(half, dtype=np.float32) / np.float32(half)
     table = np.exp(exponent.astype(np.float64)).astype(np.float32)

@@ -151,6 +151,6 @@ class VQModel(nn.Module):
         return self.decoder(self.post_quant_conv(latents))
 
     def decode(self, tokens):
-        """ids [B H W] -> pixels [B Y X 3], not clipped. Ids past the codebook (left-over masks) decode as code 0."""
+        """ids [B H W] -> pixels [B Y X 3], not clipped. Ids past the codebook (left-over masks) decode as code 0 (Q13)."""
         tokens = jnp.where((tokens >= 0) & (tokens < self.config.num_vq_embeddings), tokens, 0)
         return self.decode_latents(jnp.take(self.codebook, tokens, axis=0))

@@ -1,7 +1,7 @@
 """Training the MGT to edit: source ids and instruction -> masked target ids.
 
 Axes    B batch, H W tokens, L = H*W, T text tokens, C codebook size
-Source  released trainer (mask, loss, condition dropout as it was meant); EditMGT section 4
+Source  released trainer (mask, loss, condition dropout as it was meant, Q12); EditMGT section 4
 Differs a text encoder can be trained along; changed ids may weigh more (`loss.changed_weight`, 1 = released), and so may
         samples in which few ids change (`loss.area_power`, 0 = released)
 """
@@ -150,5 +150,6 @@ class MGTTask:
             mask_token_id=self.mgt_config.mask_token_id,
             timestep_convention=self.config.model.timestep_convention,
             native_size=self.config.data.size,
+            **self.config.model.scheduler,
         )
         write_json(scheduler, directory / "scheduler" / "scheduler_config.json")

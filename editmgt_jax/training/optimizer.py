@@ -8,7 +8,7 @@ import optax
 
 SCHEDULES = ("constant", "cosine", "wsd")
 
-# Parameters that the released trainer leaves out of weight decay, by the last parts of their path in our tree.
+# Parameters that the released trainer leaves out of weight decay, by the last parts of their path in our tree (Q15).
 _UNDECAYED = ("bias", "token_norm/scale", "head_norm/scale", "token_embedding/embedding")
 
 

@@ -34,7 +34,7 @@ setup(
     extras_require={
         "test": ["pytest>=8.0", "ruff>=0.8"],
         # The PyTorch implementations that the parity tests compare with.
-        "parity": ["torch>=2.6", "diffusers>=0.32"],
+        "parity": ["torch>=2.6", "diffusers>=0.35"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
     },

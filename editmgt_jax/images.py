@@ -173,18 +173,18 @@ def mask_to_pixels(tokens: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 # ---- compositing
 
 
-def composite(image: Image.Image, edited: Image.Image, held: np.ndarray, mask: np.ndarray | None = None) -> Image.Image:
-    """The edited picture with the held regions taken from the input, over a feathered seam.
+def composite(image: Image.Image, edited: Image.Image, kept: np.ndarray, mask: np.ndarray | None = None) -> Image.Image:
+    """The edited picture with the kept regions taken from the input, over a feathered seam.
 
     Args:
       image, edited: RGB pictures of the same size.
-      held: bool [H W] tokens to take from `image`. The seam lies on their side, one token wide: past it they are
+      kept: bool [H W] tokens to take from `image`. The seam lies on their side, one token wide: past it they are
         exactly the input's pixels.
       mask: bool [Y X], the user's own: where it is False the input's pixels are kept without exception; its seam is a
         quarter of a token wide and lies inside.
     """
-    cell = min(image.width / held.shape[1], image.height / held.shape[0])
-    share = 1 - _inner(mask_to_pixels(held, image.size), max(1, round(cell)))
+    cell = min(image.width / kept.shape[1], image.height / kept.shape[0])
+    share = 1 - _inner(mask_to_pixels(kept, image.size), max(1, round(cell)))
     if mask is not None:
         share = share * _inner(mask, max(1, round(cell / 4)))
     before, after = np.asarray(image, np.float32), np.asarray(edited, np.float32)

@@ -2,7 +2,7 @@
 
 Axes    as in `editmgt_jax.config`; n pictures of a result, S steps
 Source  released edit pipeline; model directories in the released diffusers layout
-Differs held regions come back as the input's own pixels; picture i of a seed does not depend on how many are asked for
+Differs held regions, and others whose tokens did not change, come back as the input's own pixels; picture i of a seed does not depend on how many are asked for
 """
 
 import dataclasses
@@ -96,7 +96,8 @@ class EditPipeline:
           mask: picture of the image's size, white = may change.
           query: words of the instruction whose attention localises the edit; by default all of them.
           seed, num_images: picture i is drawn from (seed, i) alone.
-          composite: take held regions from the input picture, past a feathered seam.
+          composite: where anything is held, take the regions whose tokens came out as the source's, the held ones and
+            others, from the input picture, past a feathered seam.
           settings: see `editmgt_jax.settings.Settings`; None or absent is the model's own default.
         Errors: SettingsError, PromptError, ImageError, FileNotFoundError, before any decoding.
         """
@@ -278,7 +279,7 @@ class EditPipeline:
         for ids, held in zip(tokens, keep, strict=True):
             picture = images.to_image(np.asarray(self.detokenize(ids[None]))[0], job.image.size)
             if composite and held.any():
-                picture = images.composite(job.image, picture, held, job.mask)
+                picture = images.composite(job.image, picture, ids == source, job.mask)
             pictures.append(picture)
         return EditResult(
             images=pictures,

@@ -1,0 +1,34 @@
+"""The model that comes with the package: it loads, it is small, it edits; and, slowly, how well."""
+
+import numpy as np
+import pytest
+
+from editmgt_jax import images
+from editmgt_jax.evaluation import protocols
+from editmgt_jax.loading import DEFAULT_MODEL
+from editmgt_jax.pipeline import EditPipeline
+
+EXAMPLES = DEFAULT_MODEL.parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return EditPipeline.from_pretrained()
+
+
+def test_it_ships_in_less_than_25_mb():
+    files = [path for path in DEFAULT_MODEL.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 25e6
+    assert {path.parent.name for path in files} == {"editmgt", "vqvae", "text_encoder", "tokenizer", "scheduler"}
+
+
+def test_it_edits_what_the_instruction_is_about(pipe):
+    """On a picture of a chair, left, and a flamingo, right."""
+    result = pipe(EXAMPLES / "flamingo.png", "paint the flamingo cyan")
+    relevance = result.relevance[0]
+    middle = relevance.shape[1] // 2
+    assert relevance[:, middle:].mean() > 1.5 * relevance[:, :middle].mean()
+    pictures = images.load(EXAMPLES / "flamingo.png"), result.images[0]
+    before, after = (np.asarray(picture, np.float32) for picture in pictures)
+    left, right = np.abs(after - before).mean(axis=(0, 2)).reshape(2, -1).mean(axis=1)
+    assert right > 5 * left

@@ -1,6 +1,6 @@
 """Editor of the default model: 64 px scenes, an MGT that starts as a copier, a small text encoder trained along.
 
-editmgt train --config configs/scenes_mgt.py --workdir runs/mgt --config.model.vq=runs/vq/export/vqvae
+editmgt train --config configs/scenes_mgt.py --workdir runs/mgt --config.data.tokens=runs/tokens
 """
 
 from configs import base
@@ -22,8 +22,8 @@ def get_config():
         ema_decay=0.999,
     )
     config.model = dict(
-        vq="runs/vq/export/vqvae",
-        tokenizer="",  # learnt from the instructions when empty
+        vq="runs/vq_model/vqvae",
+        tokenizer="",  # learnt from the instructions, or that of the token records
         timestep_convention="mask_rate",
         copy_friendly=True,
         remat="none",

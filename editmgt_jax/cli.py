@@ -32,8 +32,12 @@ def main(argv=None) -> int:
 
 
 def _is_for_users(error) -> bool:
-    """Errors of our own kinds and of files state a rule; any other is a defect here and keeps its traceback."""
-    return isinstance(error, (ValueError, OSError)) or type(error).__module__.startswith("editmgt_jax.")
+    """Errors that this package raises, and those of files, state a rule; any other is a defect and keeps its traceback."""
+    frame = error.__traceback__
+    while frame.tb_next is not None:
+        frame = frame.tb_next
+    is_ours = frame.tb_frame.f_globals.get("__name__", "").startswith("editmgt_jax.")
+    return isinstance(error, OSError) or is_ours and isinstance(error, (ValueError, RuntimeError))
 
 
 def _show_warning(message, category, *_):
@@ -74,6 +78,7 @@ def edit(args) -> None:
         }
         for index in range(args.num_images)
     ]
+    images.check_distinct([path for files in outputs for path in files.values() if path is not None])
     for files in outputs:
         for kind, path in files.items():
             if path is not None:
@@ -217,7 +222,9 @@ def _add_edit(commands):
     command.add_argument("--model", metavar="DIR", help="model directory (default: the one in the package)")
     command.add_argument("--mask", metavar="PICTURE", help="same size as the image; white = may change")
     command.add_argument("--query", metavar="WORDS", help="words of the instruction that say where (default: all)")
-    command.add_argument("--negative-prompt", default="", metavar="TEXT", help="what guidance leads away from")
+    command.add_argument(
+        "--negative-prompt", metavar="TEXT", help="what guidance leads away from (default: the model's)"
+    )
     command.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture (default 0)")
     command.add_argument("--num-images", type=_positive, default=1, metavar="N")
     command.add_argument(

@@ -13,14 +13,31 @@ out of the dataclasses; unsupported values are errors, never ignored.
 
 import dataclasses
 import json
+import types
+import typing
 from pathlib import Path
 
+RELEASED_NEGATIVE_PROMPT = (
+    "worst quality, low quality, low res, blurry, distortion, watermark, logo, signature, text, jpeg artifacts, "
+    "signature, sketch, duplicate, ugly, identifying mark"
+)
 AESTHETIC_SCORE = 6.0  # the last micro-condition, in training and at inference
 
 
 def _require(condition: bool, rule: str, got) -> None:
     if not condition:
         raise ValueError(f"{rule}; got {got!r}")
+
+
+def _fits(value, kind) -> bool:
+    """Whether a JSON value (lists as tuples) is of an annotated type."""
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(one, typing.get_args(kind)[0]) for one in value)
+    if isinstance(kind, types.UnionType):
+        return any(_fits(value, one) for one in typing.get_args(kind))
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, kind)
 
 
 class _JSONConfig:
@@ -31,6 +48,8 @@ class _JSONConfig:
     @classmethod
     def from_dict(cls, values: dict):
         """Builds the config from released keys; a required key that is missing is named."""
+        _require(isinstance(values, dict), f"{cls.__name__} must be a JSON object", values)
+        values = cls._completed(values)
         fields = {field.name: field for field in dataclasses.fields(cls)}
         required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
         missing = sorted(required - values.keys())
@@ -39,6 +58,11 @@ class _JSONConfig:
         known = {name: value for name, value in values.items() if name in fields}
         cls._check_released(values)
         known = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
+        for name, value in known.items():
+            kind = fields[name].type
+            _require(_fits(value, kind), f"{name} must be {getattr(kind, '__name__', kind)}", value)
+            if kind is int and not name.endswith("_token_id"):
+                _require(value > 0, f"{name} must be positive", value)
         return cls(**known)
 
     @classmethod
@@ -56,6 +80,11 @@ class _JSONConfig:
     def to_dict(self) -> dict:
         """The released keys, with `_class_name`."""
         return {"_class_name": self.CLASS_NAME} | dataclasses.asdict(self)
+
+    @classmethod
+    def _completed(cls, values: dict) -> dict:
+        """`values` with what absent keys mean in released files, where that is not our default."""
+        return values
 
     @classmethod
     def _check_released(cls, values: dict) -> None:
@@ -81,6 +110,13 @@ class MGTConfig(_JSONConfig):
     text_encoder_architecture: str = "CLIP_Gemma2"
 
     CLASS_NAME = "Transformer2DModel"
+
+    @classmethod
+    def _completed(cls, values: dict) -> dict:
+        """As the text-to-image base's class understands its config: it has no connector and knows CLIP alone."""
+        absent = {"downsample": False, "upsample": False}
+        named = {"connector_type": "none", "text_encoder_architecture": "CLIP"}
+        return absent | values | {key: values.get(key) or value for key, value in named.items()}
 
     def __post_init__(self):
         _require(
@@ -213,6 +249,7 @@ class SchedulerConfig(_JSONConfig):
 
     `timestep_convention` is ours: "released" passes the step index counting down, as released weights expect;
     "mask_rate" passes the share of hidden tokens, in training and in decoding alike (Q1). The released files lack the key.
+    `negative_prompt` is what guidance leads away from, unless the caller says otherwise.
     `native_size` is the side in pixels of the squares that the model was trained on. The remaining keys are the operating
     point at which a model was evaluated; the pipeline's defaults come from them.
     """
@@ -228,6 +265,7 @@ class SchedulerConfig(_JSONConfig):
     default_temperature: tuple[float, float] = (2.0, 0.0)
     default_hold_threshold: float = 0.0
     default_layers: tuple[int, ...] = ()
+    negative_prompt: str = RELEASED_NEGATIVE_PROMPT
 
     CLASS_NAME = "Scheduler"
 

@@ -46,7 +46,7 @@ class DecodeState(NamedTuple):
 
 class Decoded(NamedTuple):
     tokens: jax.Array  # int32 [B L]
-    steps: jax.Array | None  # int32 [S B L]: the tokens after each step
+    steps: jax.Array  # int32 [S B L]: the tokens after each step
     aux: Any  # Prediction.aux of each step, stacked
 
 
@@ -61,33 +61,27 @@ def decode(
     mask_id: int,
     *,
     sampling_temperature: jax.Array | float = 1.0,
-    start_ratio: jax.Array | float | None = None,
-    record: bool = True,
 ) -> Decoded:
     """Fill the positions of `tokens` (int32 [B L]) that hold `mask_id`, in one scan over the rows of `schedule`.
 
     key                   one key (sample i then draws from fold_in(key, i)), a key per sample [B], or the draws themselves
     sampling_temperature  divides the logits before an id is drawn, > 0; the confidence stays the model's own probability,
                           that of the undivided logits, so it changes what is proposed and not how proposals are ranked
-    start_ratio           [] or [B]; by default the share of each sample that is hidden
-    record                also return the tokens and `Prediction.aux` of every step (static)
 
-    Everything but shapes, `mask_id` and `record` may be traced. Each position is written once; none holds `mask_id` at the
+    Everything but shapes and `mask_id` may be traced. Each position is written once; none holds `mask_id` at the
     end.
     """
     batch, length = tokens.shape
     noise = key if isinstance(key, Noise) else None
     keys = None if noise else sample_keys(key, batch)
-    if start_ratio is None:
-        start_ratio = jnp.sum(tokens == mask_id, axis=1).astype(jnp.float32) / length
-    state = DecodeState(tokens, jnp.broadcast_to(jnp.asarray(start_ratio, jnp.float32), (batch,)))
+    state = DecodeState(tokens, jnp.sum(tokens == mask_id, axis=1).astype(jnp.float32) / length)
 
     def step(state, inputs):
         row, draws = inputs
         if draws is None:
             draws = draw_noise(keys, row.step, length)
         state, prediction = decode_step(predict, state, row, draws, mask_id, sampling_temperature)
-        return state, (state.tokens, prediction.aux) if record else (None, None)
+        return state, (state.tokens, prediction.aux)
 
     state, (steps, aux) = jax.lax.scan(step, state, (jax.tree.map(jnp.asarray, schedule), noise))
     return Decoded(state.tokens, steps, aux)

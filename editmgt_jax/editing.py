@@ -63,7 +63,7 @@ def decode_edit(params, request: Request, mgt: MGT, plan: Plan) -> TokenEdit:
     traces["decode"] += 1
     reference, start, knobs = request.reference, request.start, request.knobs
     batch, mask_id = len(reference), mgt.config.mask_token_id
-    predict = _guided_model(params, request, mgt, plan)
+    predict = guided_model(params, request, mgt, plan)
     predict = decode.with_region_hold(
         predict,
         lambda aux: aux.keep.reshape(batch, -1),
@@ -91,7 +91,7 @@ def decode_edit(params, request: Request, mgt: MGT, plan: Plan) -> TokenEdit:
     )
 
 
-def _guided_model(params, request, mgt, plan):
+def guided_model(params, request, mgt, plan):
     """`predict` of a decode: logits under guidance, and relevance, scores and keep mask of the conditional half."""
     knobs, mask_id = request.knobs, mgt.config.mask_token_id
     grid = request.reference.shape[1:]

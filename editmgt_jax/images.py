@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageFilter
 
 MAX_ASPECT = 4.0  # longer side over shorter side
 MIN_SIDE = 16  # pixels
@@ -25,6 +25,15 @@ FORMATS = {
     ".tiff": "TIFF",
 }
 ANIMATED = {".gif": "GIF"}
+_ROTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
 GREY = 0.5  # where a token is still hidden
 
 # Heat map from cold to hot, interpolated in RGB.
@@ -67,7 +76,7 @@ def load_mask(source, size: tuple[int, int], name: str = "the mask") -> np.ndarr
 def _open(source, name):
     """-> (upright PIL image of any mode, its name)"""
     if isinstance(source, Image.Image):
-        return ImageOps.exif_transpose(source), name
+        return _upright(source), name
     if isinstance(source, (str, os.PathLike)):
         return _read(Path(source)), str(source)
     return _from_any_array(np.asarray(source), name), name
@@ -79,11 +88,21 @@ def _read(path: Path) -> Image.Image:
         raise FileNotFoundError(f"an image must be a file; {found} at {path}")
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)  # reads all pixels, so a truncated file fails here
+            image.load()  # so that a truncated file fails here
+            return _upright(image)
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path} is too large to be read safely: {error}") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise ImageError(f"{path} must be a picture that Pillow can read, and it may be damaged: {error}") from error
+
+
+def _upright(image):
+    """The picture as its EXIF orientation says; a damaged EXIF block says nothing, and is not written again."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # noqa: BLE001  (the pixels are good; Pillow raises many kinds for damaged EXIF blocks)
+        orientation = None
+    return image.transpose(_ROTATIONS[orientation]) if orientation in _ROTATIONS else image.copy()
 
 
 def _from_any_array(array, name):
@@ -161,7 +180,7 @@ def to_image(pixels, size: tuple[int, int] | None = None) -> Image.Image:
 def mask_to_grid(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """bool [Y X] -> bool [H W]: the tokens that cover any pixel of the mask."""
     covered = Image.fromarray(mask.astype(np.float32)).resize(grid[::-1], Image.Resampling.BOX)
-    return np.asarray(covered) > 1e-4
+    return np.asarray(covered) > 0.25 * grid[0] * grid[1] / mask.size  # a quarter of the share of one pixel
 
 
 def mask_to_pixels(tokens: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -239,6 +258,14 @@ def strip(frames: Sequence[Image.Image], columns: int = 6, side: int = 256) -> I
 
 
 # ---- writing
+
+
+def check_distinct(paths: Sequence) -> None:
+    """Errors: ImageError when two outputs would be one file."""
+    names = [os.path.abspath(path) for path in paths]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ImageError(f"every output needs a file of its own; {', '.join(twice)} is named twice")
 
 
 def check_output(path, formats=None) -> None:

@@ -139,7 +139,9 @@ def _load_text(directory, mgt, dtype) -> TextEncoder:
     config = model.config
     _match("the text hidden_size", config.hidden_size, "joint_attention_dim", mgt.joint_attention_dim)
     _match("the text projection_dim", config.projection_dim, "pooled_projection_dim", mgt.pooled_projection_dim)
-    return TextEncoder(model, params, PromptTokenizer(directory / "tokenizer", config.max_position_embeddings))
+    tokenizer = PromptTokenizer(directory / "tokenizer", config.max_position_embeddings)
+    _match("the tokenizer's size", tokenizer.special_ids()["vocab_size"], "the text vocab_size", config.vocab_size)
+    return TextEncoder(model, params, tokenizer)
 
 
 def _match(name, value, other_name, other):

@@ -25,14 +25,13 @@ def _cosine(t):
 
 # From progress in [0, 1] (float32) to the share of tokens that is hidden, 1 at the start and 0 at the end.
 CURVES: dict[str, Callable] = {"cosine": _cosine, "linear": lambda t: 1 - t}
-TIMESTEP_CONVENTIONS = ("released", "mask_rate")
 
 
 class Schedule(NamedTuple):
     """A decode's settings, one row per step: made on the host, traced in `decode`, so new values never recompile."""
 
     step: np.ndarray  # int32 [S]: 0 ... S - 1
-    time: np.ndarray  # float32 [S]: what the model is told
+    time: np.ndarray  # float32 [S]: the number of steps still to come, what released models are told (Q1)
     hidden_ratio: (
         np.ndarray
     )  # float32 [S]: share of the tokens to fill that is still hidden after the step; the last is 0
@@ -46,6 +45,13 @@ def hidden_curve(t, kind: str):
     return CURVES[kind](t)
 
 
+def covered_tokens(pixels, grid: tuple[int, int]):
+    """bool [B Y X] of pixels -> bool [B H W]: tokens of which any pixel is set. numpy and jax arrays alike."""
+    batch, y, x = pixels.shape
+    rows, columns = grid
+    return pixels.reshape(batch, rows, y // rows, columns, x // columns).any(axis=(2, 4))
+
+
 def hidden_count(length: int, ratio) -> jax.Array:
     """floor(length * ratio) in float32, as released (Q2). -> int32, shape of `ratio`"""
     return jnp.floor(length * jnp.asarray(ratio, jnp.float32)).astype(jnp.int32)
@@ -55,28 +61,21 @@ def decode_schedule(
     steps: int,
     kind: str = "cosine",
     temperature: float | tuple[float, float] = (2.0, 0.0),
-    timestep_convention: str = "released",
 ) -> Schedule:
     """The rows of a decode of `steps` steps.
 
-    temperature          of the confidence: (first, last), linear over the steps; one number means (number, 0.01), as released
-    timestep_convention  what `time` is. 'released': the number of steps still to come, S - 1 ... 0; 'mask_rate': the share
-                         of the tokens to fill that is hidden before the step, from 1 down, the quantity seen in training
+    temperature  of the confidence: (first, last), linear over the steps; one number means (number, 0.01), as released
     """
     if steps < 1:
         raise ValueError(f"a decode needs at least one step, got {steps}")
-    if timestep_convention not in TIMESTEP_CONVENTIONS:
-        choices = ", ".join(TIMESTEP_CONVENTIONS)
-        raise ValueError(f"unknown timestep convention {timestep_convention!r}: choose one of {choices}")
     first, last = temperature if isinstance(temperature, (tuple, list)) else (temperature, 0.01)
 
     step = np.arange(steps, dtype=np.int32)
     ratio = hidden_curve(((step + 1) / steps).astype(np.float32), kind)
     ratio[-1] = 0.0
-    before = np.concatenate([np.ones(1, np.float32), ratio[:-1]])
     return Schedule(
         step=step,
-        time=before if timestep_convention == "mask_rate" else step[::-1].astype(np.float32),
+        time=step[::-1].astype(np.float32),
         hidden_ratio=ratio,
         temperature=_linear(first, last, steps),
     )
@@ -90,16 +89,21 @@ def _linear(first: float, last: float, steps: int) -> np.ndarray:
     return np.where(up < steps // 2, first + stride * up, last - stride * up[::-1]) if steps > 1 else np.array([first])
 
 
-def sample_mask_rate(key: jax.Array, min_masking_rate: float = 0.0, kind: str = "cosine") -> jax.Array:
-    """A training sample's mask rate: the curve at a uniform point, clipped below. -> float32 []
+def training_time(mask_rate, convention: str):
+    """What the model is told in training of a mask rate in [0, 1]; it multiplies by 1000 again (Q1)."""
+    return mask_rate * 1000.0 if convention == "released" else mask_rate
+
+
+def sample_mask_rate(key: jax.Array, min_masking_rate: float = 0.0) -> jax.Array:
+    """A training sample's mask rate: the cosine at a uniform point, clipped below. -> float32 []
 
     The cosine of a uniform angle has the density (2 / pi) / sqrt(1 - r^2) of the paper.
     """
-    return jnp.maximum(hidden_curve(jax.random.uniform(key, dtype=jnp.float32), kind), min_masking_rate)
+    return jnp.maximum(hidden_curve(jax.random.uniform(key, dtype=jnp.float32), "cosine"), min_masking_rate)
 
 
 def random_mask(
-    key: jax.Array, batch: int, length: int, min_masking_rate: float = 0.0, *, kind: str = "cosine", first_index=0
+    key: jax.Array, batch: int, length: int, min_masking_rate: float = 0.0, first_index=0
 ) -> tuple[jax.Array, jax.Array]:
     """Masks of a training batch: max(1, round(L * rate)) positions of each sample, uniformly at random.
 
@@ -109,7 +113,7 @@ def random_mask(
 
     def one(index):
         rate_key, order_key = jax.random.split(jax.random.fold_in(key, index))
-        rate = sample_mask_rate(rate_key, min_masking_rate, kind)
+        rate = sample_mask_rate(rate_key, min_masking_rate)
         count = jnp.maximum(1, jnp.round(length * rate).astype(jnp.int32))
         return jax.random.permutation(order_key, length) < count, rate
 

@@ -82,7 +82,7 @@ class EditPipeline:
         query=None,
         seed: int = 0,
         num_images: int = 1,
-        negative_prompt="",
+        negative_prompt: str | None = None,
         composite: bool = True,
         progress: Progress | None = None,
         **settings,
@@ -96,6 +96,7 @@ class EditPipeline:
           mask: picture of the image's size, white = may change.
           query: words of the instruction whose attention localises the edit; by default all of them.
           seed, num_images: picture i is drawn from (seed, i) alone.
+          negative_prompt: what guidance leads away from; None is the model's own, "" the empty prompt.
           composite: where anything is held, take the regions whose tokens came out as the source's, the held ones and
             others, from the input picture, past a feathered seam.
           settings: see `editmgt_jax.settings.Settings`; None or absent is the model's own default.
@@ -107,7 +108,7 @@ class EditPipeline:
         progress = progress or _silent
         progress("text")
         jobs, is_list = self._jobs(image, instruction, mask, query)
-        negative = self.encode(negative_prompt)
+        negative = self.encode(self._negative(negative_prompt))
         progress("tokenise")
         sources = self._source_ids(jobs)
 
@@ -123,14 +124,20 @@ class EditPipeline:
         ]
         return results if is_list else results[0]
 
-    def paint_steps(self, result: EditResult, index: int = 0) -> list[Image.Image]:
-        """Picture `index` of a recorded result after each step; tokens that are still hidden are grey."""
+    def paint_steps(self, result: EditResult, index: int = 0, longest: int = 1024) -> list[Image.Image]:
+        """Picture `index` of a recorded result after each step, as the decoder paints it (nothing is composited).
+
+        Tokens that are still hidden are grey. Sides are the result's, scaled so that none is longer than `longest`.
+        """
         if result.step_tokens is None:
             raise SettingsError("a result has steps when it was made with record=True; this one was not")
+        width, height = result.images[index].size
+        scale = min(1.0, longest / max(width, height))
+        size = max(1, round(width * scale)), max(1, round(height * scale))
         frames = []
         for ids in result.step_tokens[:, index]:
             pixels = images.hide(np.asarray(self.detokenize(ids[None]))[0], ids == self.mask_token_id)
-            frames.append(images.to_image(pixels, result.images[index].size))
+            frames.append(images.to_image(pixels, size))
         return frames
 
     # ---- tokens: what evaluation builds on
@@ -167,7 +174,7 @@ class EditPipeline:
         *,
         start_ids=None,
         keys=0,
-        negative: EncodedText | str = "",
+        negative: EncodedText | str | None = None,
         rows=None,
         relevance_step: int | None = None,
         progress: Progress | None = None,
@@ -201,16 +208,19 @@ class EditPipeline:
             reference=jnp.asarray(reference_ids, jnp.int32),
             start=jnp.asarray(start_ids, jnp.int32),
             text=_stack(text),
-            negative=_stack([self.encode(negative)] * batch),
+            negative=_stack([self.encode(self._negative(negative))] * batch),
             size=jnp.asarray([side * self.model.vq.config.factor for side in reversed(grid)], jnp.float32),
             rows=jnp.asarray(rows, jnp.float32)[:, None],
             keys=_sample_keys(keys, batch),
             step_weights=jnp.asarray(weights),
-            knobs=settings.knobs(self.model.scheduler.masking_schedule, convention),
+            knobs=settings.knobs(self.model.scheduler.masking_schedule),
         )
         return self._run(request, settings.plan(convention), progress or _silent)
 
     # ---- inside
+
+    def _negative(self, prompt):
+        return self.model.scheduler.negative_prompt if prompt is None else prompt
 
     def _run(self, request, plan, progress) -> TokenEdit:
         key = (plan, jax.tree.map(jnp.shape, request))
@@ -278,7 +288,7 @@ class EditPipeline:
         pictures = []
         for ids, held in zip(tokens, keep, strict=True):
             picture = images.to_image(np.asarray(self.detokenize(ids[None]))[0], job.image.size)
-            if composite and held.any():
+            if composite and (held.any() or job.mask is not None):
                 picture = images.composite(job.image, picture, ids == source, job.mask)
             pictures.append(picture)
         return EditResult(

@@ -6,6 +6,9 @@ Differs an instruction that does not fit is an error, not a silent truncation; a
 """
 
 import json
+import os
+import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -27,12 +30,16 @@ class PromptTokenizer:
     """
 
     def __init__(self, directory, length: int | None = None):
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there
         from transformers import AutoTokenizer
 
         directory = Path(directory)
         if not directory.is_dir():
             raise FileNotFoundError(f"a model directory needs its tokenizer; no folder {directory}")
-        self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        except Exception as error:  # noqa: BLE001  (the library raises bare ones for damaged files)
+            raise PromptError(f"{directory} must hold a tokenizer that transformers can read: {error}") from error
         self.length = length or self._tokenizer.model_max_length
 
     def __call__(self, prompts: list[str]) -> np.ndarray:
@@ -60,15 +67,16 @@ class PromptTokenizer:
     def span(self, prompt: str, phrase: str) -> np.ndarray:
         """Weights [T] float32 that average over the tokens of `phrase` inside `prompt`.
 
-        The first occurrence counts, letter case aside. Errors: PromptError naming the phrase and the tokens.
+        The first occurrence as whole words counts, letter case aside. Errors: PromptError naming the phrase and the tokens.
         """
-        start = prompt.lower().find(phrase.lower().strip()) if phrase.strip() else -1
+        words = rf"(?<!\w){re.escape(phrase.strip())}(?!\w)"
+        found = re.search(words, prompt, re.IGNORECASE) if phrase.strip() else None
         encoded = self._tokenizer(prompt, padding="max_length", max_length=self.length, return_offsets_mapping=True)
         tokens = self._tokenizer.convert_ids_to_tokens(encoded["input_ids"])
-        if start < 0:
+        if found is None:
             shown = [t.removesuffix("</w>") for t in tokens if t not in self._tokenizer.all_special_tokens]
             raise PromptError(f"the query phrase must occur in the instruction; {phrase!r} is not among {shown}")
-        end = start + len(phrase.strip())
+        start, end = found.span()
         inside = np.array([a < end and b > start and b > a for a, b in encoded["offset_mapping"]], np.float32)
         return inside / inside.sum()
 
@@ -81,7 +89,7 @@ def _byte_symbols() -> list[str]:
 
 
 def train_tokenizer(corpus, directory, merges: int = 1000, length: int = 24) -> None:
-    """Learns a byte-pair encoding in CLIP's format from instructions and writes it to `directory`.
+    """Learns a byte-pair encoding in CLIP's format from instructions and writes it to `directory`, a new folder.
 
     Args:
       corpus: iterable of strings; merges: how many pairs to merge at most; length: model_max_length, T.
@@ -105,10 +113,12 @@ def train_tokenizer(corpus, directory, merges: int = 1000, length: int = 24) -> 
     pairs = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in learnt]
     vocabulary = [*alphabet, *(symbol + "</w>" for symbol in alphabet), *("".join(pair) for pair in pairs), START, END]
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory.with_name(directory.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     ids = {token: i for i, token in enumerate(dict.fromkeys(vocabulary))}
-    (directory / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False) + "\n")
-    (directory / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in pairs))
+    (temporary / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False) + "\n")
+    (temporary / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in pairs))
     config = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": length,
@@ -117,4 +127,5 @@ def train_tokenizer(corpus, directory, merges: int = 1000, length: int = 24) -> 
         "pad_token": END,
         "unk_token": END,
     }
-    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (temporary / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    temporary.replace(directory)

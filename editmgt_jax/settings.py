@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from editmgt_jax.config import SchedulerConfig
 from editmgt_jax.decode import HOLDS
@@ -82,15 +83,15 @@ class Settings:
             for field in dataclasses.fields(scheduler)
             if field.name.startswith(prefix)
         }
-        defaults["layers"] = defaults["layers"] or middle_third(num_blocks)
+        defaults["layers"] = defaults["layers"] or released_layers(num_blocks)
         names = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(chosen.keys() - names)
         if unknown:
             raise TypeError(f"unknown settings {unknown}; an edit has {sorted(names)}")
         values = defaults | {name: value for name, value in chosen.items() if value is not None}
         for name in ("layers", "temperature"):
-            if isinstance(values[name], (list, range)):
-                values[name] = tuple(values[name])
+            if isinstance(values[name], (list, range, np.ndarray)):
+                values[name] = tuple(np.asarray(values[name]).tolist())
         settings = cls(**values)
         _check_layers(settings.layers, num_blocks)
         return settings
@@ -107,10 +108,10 @@ class Settings:
         if self.hold == "from_step" and self.hold_step >= self.steps:
             raise SettingsError(f"hold_step must be below the {self.steps} steps, got {self.hold_step}")
         _check_number("sampling_temperature", self.sampling_temperature, "1 draws as the model predicts", positive=True)
-        ends = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
-        if len(ends) > 2:
+        pair = isinstance(self.temperature, tuple)
+        if pair and len(self.temperature) != 2:
             raise SettingsError(f"temperature must be one number or (first, last), got {self.temperature!r}")
-        for end in ends:
+        for end in self.temperature if pair else (self.temperature,):
             _check_number("temperature", end, "2 0 is usual: from 2 at the first step to 0 at the last")
         _check_choice("filter", self.filter, FILTERS)
 
@@ -121,8 +122,8 @@ class Settings:
     def plan(self, timestep_convention: str) -> Plan:
         return Plan(self.layers, self.filter, self.hold, self.guided, self.record, timestep_convention)
 
-    def knobs(self, masking_schedule: str, timestep_convention: str) -> Knobs:
-        schedule = decode_schedule(self.steps, masking_schedule, self.temperature, timestep_convention)
+    def knobs(self, masking_schedule: str) -> Knobs:
+        schedule = decode_schedule(self.steps, masking_schedule, self.temperature)
         numbers = (self.guidance_scale, self.reference_strength, self.hold_threshold)
         return Knobs(
             jax.tree.map(jnp.asarray, schedule),
@@ -132,10 +133,9 @@ class Settings:
         )
 
 
-def middle_third(num_blocks: int) -> tuple[int, ...]:
-    """The blocks to consolidate when a model does not name its own."""
-    third = num_blocks // 3
-    return tuple(range(third, num_blocks - third))
+def released_layers(num_blocks: int) -> tuple[int, ...]:
+    """The blocks to consolidate when a model does not name its own: 28 to 36 of 42, and as deep in others."""
+    return tuple(range(2 * num_blocks // 3, 6 * num_blocks // 7 + 1))
 
 
 def _check_layers(layers, num_blocks):

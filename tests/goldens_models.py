@@ -14,10 +14,11 @@ import numpy as np
 from goldens_results import Result, compare, count_differing
 from PIL import Image
 
-from editmgt_jax import convert, decode, localize
+from editmgt_jax import convert, decode, editing, localize
+from editmgt_jax.editing import Request
 from editmgt_jax.loading import load_mgt, load_vq
-from editmgt_jax.masking import decode_schedule
-from editmgt_jax.training.mgt_task import model_time
+from editmgt_jax.masking import decode_schedule, training_time
+from editmgt_jax.settings import Knobs, Plan
 from editmgt_jax.training.step import masked_cross_entropy
 
 
@@ -90,10 +91,10 @@ def check_training_step(directory: Path) -> Iterator[Result]:
                 golden["text_states"],
                 golden["pooled_text"],
                 golden["micro_conds"],
-                golden["reference_token_ids"],
+                golden.get("reference_token_ids"),
                 method="condition",
             )
-            time = model_time(golden["mask_prob"], "released")
+            time = training_time(golden["mask_prob"], "released")
             logits = model.apply({"params": params}, golden["input_token_ids"], time, condition)[0]
             flat = (x.reshape(batch, -1) for x in (golden["target_token_ids"], golden["mask"]))
             return masked_cross_entropy(logits.reshape(batch, -1, logits.shape[-1]), *flat)
@@ -109,84 +110,85 @@ def check_training_step(directory: Path) -> Iterator[Result]:
         yield Result(f"{case} gradient norms, worst {worst}", float(error), 1e-4)
 
 
-def _edit_predict(model, params, golden):
-    """The prediction function of a whole edit: guidance, relevance of the conditional half, region hold."""
-    grid = golden["reference_token_ids"].shape[1:]
-    mgt_grid = tuple(side // model.config.stride for side in grid)
-    reference = golden["reference_token_ids"].reshape(1, -1)
-    threshold = float(golden["threshold"]) if "smoothed_scores" in golden else 0.0
-    layers = tuple(int(block) for block in golden["capture_blocks"]) if threshold else ()
+def _edit_request(golden, model, factor):
+    """A stored edit as the product decodes it. -> (Request, Plan)"""
+    reference, threshold = golden["reference_token_ids"], float(golden.get("threshold", 0))
+    steps, batch, rows, columns = golden["tokens"].shape
     length = golden["text_states"].shape[1]
-    factor = 16  # of the released tokenizer: these edits are of 16 pixels a token
-    micro = jnp.array([[grid[1] * factor, grid[0] * factor, 0, 0, 6.0]] * 2)
-    condition = model.apply(
-        {"params": params},
-        jnp.concatenate([golden["negative_text_states"], golden["text_states"]]),
-        jnp.concatenate([golden["negative_pooled_text"], golden["pooled_text"]]),
-        micro,
-        jnp.concatenate([golden["reference_token_ids"]] * 2),
-        golden["reference_strength"],
-        method="condition",
+    guidance = float(golden["guidance_scale"])
+    knobs = Knobs(
+        schedule=decode_schedule(steps),
+        guidance_scale=jnp.float32(guidance),
+        reference_strength=jnp.asarray(golden["reference_strength"], jnp.float32),
+        hold_threshold=jnp.float32(threshold),
+        hold_step=jnp.int32(0),
+        sampling_temperature=jnp.float32(1),
     )
-    rows = jnp.full((1, 1, length), 1 / length) if layers else None
+    request = Request(
+        reference=jnp.asarray(reference),
+        start=jnp.full_like(reference, model.config.mask_token_id),
+        text=(golden["text_states"], golden["pooled_text"]),
+        negative=(golden["negative_text_states"], golden["negative_pooled_text"]),
+        size=jnp.array([columns * factor, rows * factor], jnp.float32),
+        rows=jnp.full((batch, 1, length), 1 / length),
+        keys=decode.Noise(*(golden[name].reshape(steps, batch, -1) for name in ("uniform", "gumbel"))),
+        step_weights=jnp.full(steps, 1 / steps),
+        knobs=knobs,
+    )
+    layers = tuple(int(block) for block in golden.get("capture_blocks", (0,)))
+    return request, Plan(layers, "adaptive", "released", guidance > 1, True, "released")
 
-    def predict_both(tokens, row):
-        logits, relevance = model.apply({"params": params}, tokens.reshape(2, *grid), row.time, condition, rows, layers)
-        scores = None
-        if layers:
-            scores = localize.localize(relevance, mgt_grid)
-        return decode.Prediction(logits.reshape(2, -1, logits.shape[-1]), aux=scores)
 
-    def keep_of(scores):
-        return localize.hold_mask(localize.upsample(scores, grid), threshold).reshape(1, -1)
-
-    predict = decode.with_guidance(predict_both, golden["guidance_scale"])
-    return decode.with_region_hold(predict, keep_of, reference) if layers else predict
+@partial(jax.jit, static_argnames=("model", "plan"))
+def _forced_step(params, request, tokens, row, draws, model, plan):
+    """One step from given tokens [B L]. -> (tokens [B L], raw relevance [B K N])"""
+    batch = len(tokens)
+    predict = decode.with_region_hold(
+        editing.guided_model(params, request, model, plan),
+        lambda aux: aux.keep.reshape(batch, -1),
+        request.reference.reshape(batch, -1),
+    )
+    state = decode.DecodeState(tokens, jnp.ones(batch))
+    state, prediction = decode.decode_step(predict, state, row, draws, model.config.mask_token_id)
+    return state.tokens, prediction.aux.relevance
 
 
 def check_edits(directory: Path) -> Iterator[Result]:
     """Whole edits: share of tokens that differ at each step, teacher-forced and free-running; scores; the picture."""
     vq, vq_params = load_vq(directory / "vqvae")
     pixels = jnp.asarray(np.asarray(Image.open(directory / "reference_image.png").convert("RGB")), jnp.float32) / 255
-    reference_ids = jax.jit(partial(vq.apply, method="encode"))({"params": vq_params}, pixels[None])
+    reference_ids = editing.tokenize(vq_params, pixels[None], vq)
     for path in sorted(directory.glob("edit_*.npz")):
         with np.load(path) as file:
             golden = dict(file)
         yield count_differing(f"{path.stem} reference ids", reference_ids, golden["reference_token_ids"])
         model, params = load_mgt(directory / f"mgt_{path.stem.split('_')[1]}")
-        mask_id, steps = model.config.mask_token_id, len(golden["tokens"])
-        expected = golden["tokens"].reshape(steps, 1, -1)
-        start = jnp.full_like(expected[0], mask_id)
-        schedule = decode_schedule(steps)
-        noise = decode.Noise(golden["uniform"][:, None], golden["gumbel"][:, None])
-
-        @jax.jit
-        def free(golden=golden, model=model, params=params, start=start, schedule=schedule, noise=noise):
-            predict = _edit_predict(model, params, golden)
-            return decode.decode(predict, start, schedule, noise, model.config.mask_token_id)
-
-        @jax.jit
-        def forced(tokens, row, draws, golden=golden, model=model, params=params):
-            state = decode.DecodeState(tokens, jnp.ones(1))
-            predict = _edit_predict(model, params, golden)
-            state, prediction = decode.decode_step(predict, state, row, draws, model.config.mask_token_id)
-            return state.tokens, prediction.aux
-
-        decoded = free()
+        request, plan = _edit_request(golden, model, vq.config.factor)
+        steps, batch = golden["tokens"].shape[:2]
+        expected = golden["tokens"].reshape(steps, batch, -1)
+        free = editing.decode_edit(params, request, model, plan).step_tokens.reshape(expected.shape)
+        mgt_grid = tuple(side // model.config.stride for side in golden["tokens"].shape[2:])
         for step in range(steps):
-            row, draws = (jax.tree.map(lambda x, step=step: x[step], tree) for tree in (schedule, noise))
-            tokens, scores = forced(expected[step - 1] if step else start, row, draws)
-            for kind, ids in (("forced", tokens), ("free", decoded.steps[step])):
+            before = expected[step - 1] if step else request.start.reshape(batch, -1)
+            row, draws = (jax.tree.map(lambda x, i=step: x[i], tree) for tree in (request.knobs.schedule, request.keys))
+            tokens, relevance = _forced_step(params, request, before, row, draws, model, plan)
+            for kind, ids in (("forced", tokens), ("free", free[step])):
                 differing = float(np.mean(np.asarray(ids) != expected[step]))
                 yield Result(f"{path.stem} step {step}, {kind}: share differing", differing, 1e-3)
-            if scores is not None:
-                smoothed = golden["smoothed_scores"][step]
+            if "smoothed_scores" in golden:
+                scores, smoothed = localize.localize(relevance, mgt_grid), golden["smoothed_scores"][step]
                 yield compare(f"{path.stem} step {step} scores", scores.reshape(smoothed.shape), smoothed, 1e-5)
-        picture = jax.jit(partial(vq.apply, method="decode"))({"params": vq_params}, golden["tokens"][-1])[0]
-        picture = np.round(np.clip(np.asarray(picture), 0, 1) * 255).astype(np.uint8)
+        picture = np.asarray(editing.detokenize(vq_params, golden["tokens"][-1], vq))[0]
+        picture = np.round(picture * 255).astype(np.uint8)
         side = golden["image_64"].shape[1::-1]
         small = np.asarray(Image.fromarray(picture).resize(side, Image.BOX))
         yield compare(f"{path.stem} picture, levels of 255", small, golden["image_64"], 1)
 
 
-MODEL_CHECKS = [check_forwards, check_vq, check_training_step, check_edits]
+# Each check, and the files that it reads.
+MODEL_CHECKS = {
+    check_forwards: "mgt*/forward*.npz",
+    check_vq: "vq*/encode_decode.npz",
+    check_training_step: "mgt*/training_step.npz",
+    check_edits: "edit_*.npz",
+}

@@ -106,6 +106,7 @@ def test_flags_reach_the_pipeline(model, folder, monkeypatch):
         (["--layers", "7"], "from 0 to 2"),
         (["--query", "owl"], "'owl' is not among"),
         (["--save-map", "map.svg"], "got '.svg'"),
+        (["--save-map", "./out.png"], "out.png is named twice"),
         (["--save-steps", "steps.mp4"], ".gif"),
     ],
 )

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from editmgt_jax import images
-from editmgt_jax.evaluation import protocols
 from editmgt_jax.loading import DEFAULT_MODEL
 from editmgt_jax.pipeline import EditPipeline
 

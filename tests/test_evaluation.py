@@ -10,6 +10,7 @@ from tiny import write_model
 from editmgt_jax.data.scenes import CATEGORIES
 from editmgt_jax.evaluation import metrics, protocols
 from editmgt_jax.evaluation.protocols import Encoded, Pairs, Runner
+from editmgt_jax.images import ImageError
 from editmgt_jax.pipeline import EditPipeline
 
 
@@ -35,14 +36,6 @@ def test_measures_by_hand():
     assert metrics.nearest(b[0], np.stack([a[0], b[0] + 0.1]), top[0]) == 1
     ids, other = np.array([[[1, 2], [3, 4]]]), np.array([[[1, 9], [3, 9]]])
     assert metrics.share_changed(ids, other, top) == pytest.approx(0.5)
-
-
-def test_token_mask_takes_every_touched_token():
-    mask = np.zeros((1, 8, 12), bool)
-    mask[0, 4, 11] = True
-    expected = np.zeros((1, 2, 3), bool)
-    expected[0, 1, 2] = True
-    np.testing.assert_array_equal(metrics.token_mask(mask, (2, 3)), expected)
 
 
 def test_iou_and_its_best_threshold():
@@ -118,5 +111,5 @@ def test_protocol_on_a_tiny_model(model, tmp_path, capsys, monkeypatch):
 
 
 def test_nowhere_to_write_is_found_first(model, tmp_path):
-    with pytest.raises(FileNotFoundError, match="folder must exist"):
+    with pytest.raises(ImageError, match="existing folder"):
         protocols.evaluate_scenes(model, tmp_path / "gone" / "report.json")

@@ -89,6 +89,18 @@ class TestLoad:
             warnings.simplefilter("error")
             images.load(Image.new("RGBA", (20, 20), (1, 2, 3, 255)))
 
+    def test_damaged_exif_is_ignored(self, tmp_path):
+        exif = Image.Exif()
+        exif[274], exif[271] = 6, "a camera"
+        Image.fromarray(DICE.integers(0, 256, (20, 30, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
+        whole = (tmp_path / "a.jpg").read_bytes()
+        start = whole.index(b"Exif")
+        for position in range(start, start + 48):
+            damaged = bytearray(whole)
+            damaged[position] ^= 0xFF
+            (tmp_path / "b.jpg").write_bytes(bytes(damaged))
+            assert sorted(images.load(tmp_path / "b.jpg").size) == [20, 30]
+
     @pytest.mark.parametrize("orientation, turns", [(1, 0), (3, 2), (6, 3), (8, 1)])
     def test_exif_rotation(self, tmp_path, orientation, turns):
         upright = Image.fromarray(np.asarray(quarters(RED, GREEN, BLUE, GREY))[:, :18])

@@ -29,12 +29,18 @@ def test_ratios_fall_to_exactly_zero(kind, steps):
     assert (ratio[:-1] > 0).all()
 
 
-def test_time_by_convention():
-    released = masking.decode_schedule(4, "linear")
-    rate = masking.decode_schedule(4, "linear", timestep_convention="mask_rate")
-    np.testing.assert_array_equal(released.time, [3, 2, 1, 0])
-    np.testing.assert_array_equal(rate.time, [1, 0.75, 0.5, 0.25])
-    np.testing.assert_array_equal(rate.time[1:], rate.hidden_ratio[:-1])
+def test_time_counts_down_and_training_has_its_own():
+    np.testing.assert_array_equal(masking.decode_schedule(4, "linear").time, [3, 2, 1, 0])
+    assert masking.training_time(0.25, "released") == 250 and masking.training_time(0.25, "mask_rate") == 0.25
+
+
+def test_a_token_is_covered_when_any_of_its_pixels_is():
+    pixels = np.zeros((1, 8, 12), bool)
+    pixels[0, 4, 11] = True
+    expected = np.zeros((1, 2, 3), bool)
+    expected[0, 1, 2] = True
+    np.testing.assert_array_equal(masking.covered_tokens(pixels, (2, 3)), expected)
+    np.testing.assert_array_equal(masking.covered_tokens(jnp.asarray(pixels), (2, 3)), expected)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +62,6 @@ def test_schedule_is_host_arrays_one_row_per_step():
     [
         ({"steps": 0}, "at least one"),
         ({"steps": 2, "kind": "sine"}, "cosine, linear"),
-        ({"steps": 2, "timestep_convention": "index"}, "released, mask_rate"),
     ],
 )
 def test_wrong_settings_are_named(arguments, message):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from editmgt_jax.config import MGTConfig, VQConfig
+from editmgt_jax.config import MGTConfig, SchedulerConfig, VQConfig
 from editmgt_jax.models.layers import GroupNorm
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.models.vq import VQModel
@@ -139,6 +139,40 @@ def test_vq_leftover_masks_decode_as_code_zero():
     np.testing.assert_array_equal(
         model.apply(params, ids, method="decode"), model.apply(params, jnp.where(ids < 10, ids, 0), method="decode")
     )
+
+
+def test_the_reference_must_have_the_image_s_grid(params):
+    model = MGT(CONFIG)
+    states, pooled, micro = jnp.zeros((1, TEXT, 10)), jnp.zeros((1, 7)), jnp.zeros((1, 5))
+    condition = model.apply(
+        {"params": params}, states, pooled, micro, jnp.zeros((1, 6, 4), jnp.int32), method="condition"
+    )
+    with pytest.raises(ValueError, match="must have the image's grid"):
+        model.apply({"params": params}, jnp.zeros((1, 4, 6), jnp.int32), 0.0, condition)
+
+
+def test_a_text_to_image_base_is_read_from_the_keys_that_it_has():
+    values = dict(num_layers=2, num_single_layers=2, attention_head_dim=12, num_attention_heads=3,
+                  joint_attention_dim=10, pooled_projection_dim=7, axes_dims_rope=[4, 4, 4], vocab_size=20,
+                  codebook_size=16)  # fmt: skip
+    config = MGTConfig.from_dict(values)
+    assert (config.connector_type, config.text_encoder_architecture, config.downsample) == ("none", "CLIP", False)
+    assert MGTConfig.from_dict(values | {"connector_type": None, "downsample": True, "upsample": True}) == CONFIG
+
+
+@pytest.mark.parametrize(
+    "config, values, message",
+    [
+        (MGTConfig, [1], "must be a JSON object"),
+        (MGTConfig, {"num_layers": "14"}, "num_layers must be int"),
+        (MGTConfig, {"num_attention_heads": 0}, "num_attention_heads must be positive"),
+        (MGTConfig, {"axes_dims_rope": [16, 56, "56"]}, "axes_dims_rope must be"),
+        (SchedulerConfig, {"mask_token_id": 5, "default_steps": 1.5}, "default_steps must be int"),
+    ],
+)
+def test_wrong_values_of_a_config_are_named(config, values, message):
+    with pytest.raises(ValueError, match=message):
+        config.from_dict(values)
 
 
 def test_group_norm_is_the_textbook_one():

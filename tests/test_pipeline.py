@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.models.vq import VQModel
 from editmgt_jax.pipeline import EditPipeline, _broadcast, _chunks
 from editmgt_jax.prompts import PromptError
-from editmgt_jax.settings import Settings, SettingsError, middle_third
+from editmgt_jax.settings import Settings, SettingsError, released_layers
 
 DATA = Path(__file__).parent / "data"
 INSTRUCTION = "make the car red"
@@ -88,6 +89,15 @@ def test_held_pixels_are_exactly_the_input_s(pipe):
     plain = np.asarray(pipe(image, INSTRUCTION, hold_threshold=0.5, composite=False).images[0])
     np.testing.assert_array_equal(after[edited], plain[edited])
     assert (plain[away] != before[away]).any()
+
+
+def test_pixels_outside_the_mask_are_the_input_s_even_if_every_token_is_touched(pipe):
+    image = picture((64, 64))
+    mask = np.zeros((64, 64), bool)
+    mask[::8, ::8] = True
+    result = pipe(image, INSTRUCTION, mask=mask, hold_threshold=0.0)
+    assert not result.keep_mask.any()
+    np.testing.assert_array_equal(np.asarray(result.images[0])[~mask], np.asarray(image)[~mask])
 
 
 def test_threshold_above_one_returns_the_source(pipe):
@@ -248,6 +258,14 @@ def test_negative_prompt_matters_under_guidance_only(pipe):
     np.testing.assert_array_equal(tokens("", 1.0), tokens("a sketch", 1.0))
 
 
+def test_a_query_is_whole_words(pipe):
+    row = pipe.query_row(pipe.encode("make the scar red car"), "car")
+    last = pipe.query_row(pipe.encode("make the scar red car"), "red car")
+    assert (row > 0).sum() < (last > 0).sum() and not (row > 0)[np.flatnonzero(last)[0]]
+    with pytest.raises(PromptError, match="'car' is not among"):
+        pipe.query_row(pipe.encode("make the scar red"), "car")
+
+
 def test_query_selects_text_rows(pipe):
     text = pipe.encode(INSTRUCTION)
     uniform, car = pipe.query_row(text), pipe.query_row(text, "car")
@@ -360,9 +378,9 @@ def test_defaults_are_the_model_s():
     assert settings.guidance_scale == 5.0
 
 
-@pytest.mark.parametrize("blocks, layers", [(1, (0,)), (2, (0, 1)), (3, (1,)), (6, (2, 3)), (42, tuple(range(14, 28)))])
-def test_middle_third(blocks, layers):
-    assert middle_third(blocks) == layers
+@pytest.mark.parametrize("blocks, layers", [(1, (0,)), (2, (1,)), (3, (2,)), (6, (4, 5)), (42, tuple(range(28, 37)))])
+def test_released_layers(blocks, layers):
+    assert released_layers(blocks) == layers
 
 
 @pytest.mark.parametrize(
@@ -384,6 +402,8 @@ def test_middle_third(blocks, layers):
         (dict(layers=(-1,)), "from 0 to 2"),
         (dict(layers=(1, 1)), "distinct"),
         (dict(layers=()), "at least one"),
+        (dict(layers=np.array([1, 7])), "from 0 to 2"),
+        (dict(temperature=(1.0,)), r"one number or \(first, last\)"),
         (dict(hold="sometimes"), "hold must be one of released, from_step; got 'sometimes'"),
         (dict(hold="from_step", hold_step=4), "hold_step must be below the 4 steps"),
         (dict(filter="median"), "filter must be one of adaptive, gaussian, none"),
@@ -447,6 +467,21 @@ def test_transformer_folder_and_missing_parts(directory, tmp_path):
     assert load_model(tmp_path).mgt.config == tiny.MGT_CONFIG
     (tmp_path / "tokenizer").unlink()
     with pytest.raises(FileNotFoundError, match="tokenizer"):
+        load_model(tmp_path)
+
+
+def test_tokenizer_that_is_damaged_or_another_model_s(directory, tmp_path):
+    for part in directory.iterdir():
+        if part.name != "tokenizer":
+            (tmp_path / part.name).symlink_to(part)
+    shutil.copytree(directory / "tokenizer", tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "merges.txt").unlink()
+    (tmp_path / "tokenizer" / "vocab.json").unlink()
+    with pytest.raises(ValueError, match="the tokenizer's size must equal the text vocab_size"):
+        load_model(tmp_path)
+    shutil.copy(directory / "tokenizer" / "merges.txt", tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "vocab.json").write_text('{"a": ')
+    with pytest.raises(PromptError, match="must hold a tokenizer that transformers can read"):
         load_model(tmp_path)
 
 

@@ -222,9 +222,13 @@ def test_every_style_has_words_and_a_picture():
     np.testing.assert_array_equal(styles.apply("negative", styles.apply("negative", picture)), picture)
 
 
-def test_preview_is_saved(tmp_path):
-    grid = scenes.preview(scenes.SceneConfig(), tmp_path / "grid.png", rows=2, columns=2)
-    assert (tmp_path / "grid.png").stat().st_size > 0 and grid.width > 2 * 3 * 128
+def test_preview_shows_source_target_and_mask():
+    grid = np.asarray(scenes.preview(scenes.SceneConfig(size=32), rows=1, columns=1))
+    example = scenes.SceneSource(scenes.SceneConfig(size=32))[0]
+    tiles = [grid[14:78:2, left : left + 64 : 2] for left in (0, 65, 130)]
+    np.testing.assert_array_equal(tiles[0], example["source"])
+    np.testing.assert_array_equal(tiles[1], example["target"])
+    np.testing.assert_array_equal(tiles[2][..., 0] > 0, example["mask"])
 
 
 @pytest.mark.parametrize(

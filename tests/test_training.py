@@ -1,24 +1,28 @@
 """The trainer on tiny models: resuming, starting points, records, masks, the copy-friendly start."""
 
 import json
+import shutil
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from configs import scenes_mgt, scenes_vq
 from editmgt_jax.config import MGTConfig
+from editmgt_jax.convert import WEIGHTS_NAME
 from editmgt_jax.data.loader import batches
 from editmgt_jax.data.records import Field, RecordSource, Schema, read_manifest, write_manifest, write_shard
 from editmgt_jax.models.mgt import MGT, init_mgt
+from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.training import trainer
-from editmgt_jax.training.checkpoint import restore_params
+from editmgt_jax.training.checkpoint import CheckpointError, restore_params
 from editmgt_jax.training.initialise import copy_friendly
 from editmgt_jax.training.optimizer import decay_mask, learning_rate
 from editmgt_jax.training.step import masked_cross_entropy
-from editmgt_jax.training.vq_task import outside_tokens
 
 
 def _vq_config(steps):
@@ -75,6 +79,66 @@ def test_a_resumed_editor_run_equals_an_uninterrupted_one(vq_run, tmp_path):
         _assert_same_parameters(tmp_path / "whole", tmp_path / "parts", step=4, average=average)
 
 
+def test_a_trained_editor_is_exported_and_edits(vq_run, tmp_path, monkeypatch):
+    """Its averaged parameters, its tokenizer and its operating point, from any folder."""
+    monkeypatch.chdir(vq_run[1].parent)
+    config = _mgt_config("vqvae", 2)
+    config.model.scheduler.update(default_steps=3, default_layers=(0,), default_hold_threshold=0.0)
+    trainer.train(config, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    trainer.export(tmp_path / "run", tmp_path / "model", dtype=np.float16)
+    pipe = EditPipeline.from_pretrained(tmp_path / "model")
+    average = restore_params(tmp_path / "run" / "checkpoints", average=True)["mgt"]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), average, pipe.model.mgt_params)
+    result = pipe(np.zeros((32, 32, 3), np.uint8), "remove the cat")
+    assert result.settings.steps == 3 and result.settings.layers == (0,)
+    assert result.token_ids.shape == (1, 8, 8) and result.token_ids.max() < 16
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_warm_start_takes_the_parameters_and_a_new_optimizer(vq_run, tmp_path):
+    config = _vq_config(0)
+    config.start_from = str(vq_run[0])
+    trainer.train(config, tmp_path)
+    before, after = (restore_params(run / "checkpoints") for run in (vq_run[0], tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    config.start_from = str(tmp_path / "typo")
+    with pytest.raises(FileNotFoundError, match="start_from must be a folder"):
+        trainer.train(config, tmp_path / "other")
+    assert not (tmp_path / "typo").exists() and not (tmp_path / "other").exists()
+
+
+def test_a_checkpoint_of_another_model_is_an_error(vq_run, tmp_path):
+    shutil.copytree(vq_run[0], tmp_path / "run")
+    config = _vq_config(6)
+    config.model.num_vq_embeddings = 32
+    with pytest.raises(CheckpointError, match="does not fit this run"):
+        trainer.train(config, tmp_path / "run")
+
+
+def test_records_of_two_jobs_are_not_mixed(vq_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("editmgt_jax.data.tokenize.SHARD", 32)
+    config = _mgt_config(vq_run[1], 2)
+    trainer.tokenize(config, tmp_path / "tokens", 64)
+    first, second = sorted((tmp_path / "tokens").glob("*.array_record"))
+    whole = second.read_bytes()
+    second.unlink()
+    trainer.tokenize(config, tmp_path / "tokens", 64)  # goes on
+    assert second.read_bytes() == whole
+    config.data.seed = 1
+    with pytest.raises(ValueError, match="begun as another job"):
+        trainer.tokenize(config, tmp_path / "tokens", 64)
+    with pytest.raises(ValueError, match="positive multiple of the batch size"):
+        trainer.tokenize(config, tmp_path / "more", 10)
+    shutil.copytree(vq_run[1], tmp_path / "vqvae")
+    weights = load_file(tmp_path / "vqvae" / WEIGHTS_NAME)
+    save_file({name: value + 1 for name, value in weights.items()}, tmp_path / "vqvae" / WEIGHTS_NAME)
+    other = _mgt_config(tmp_path / "vqvae", 2)
+    other.data.tokens = str(tmp_path / "tokens")
+    with pytest.raises(ValueError, match="made with another image_tokenizer"):
+        trainer.train(other, tmp_path / "run")
+
+
 def test_training_on_records_is_training_on_the_scenes(vq_run, tmp_path):
     config = _mgt_config(vq_run[1], 2)
     trainer.tokenize(config, tmp_path / "tokens", 32)
@@ -85,8 +149,8 @@ def test_training_on_records_is_training_on_the_scenes(vq_run, tmp_path):
     encoded = task.encode_image(scene["target"][None].astype(np.float32) / 255)[0]
     np.testing.assert_array_equal(source[5]["target_ids"], encoded)
     np.testing.assert_array_equal(source[5]["text_ids"], tokenizer([scene["instruction"]])[0])
+    config = _mgt_config(vq_run[1], 2)
     config.data.tokens = str(tmp_path / "tokens")
-    config.model.tokenizer = str(tmp_path / "tokens" / "tokenizer")
     assert np.isfinite(trainer.train(config, tmp_path / "run")["loss"])
 
 
@@ -135,11 +199,14 @@ def test_masked_cross_entropy_counts_masked_positions_only():
 
 def test_weight_decay_spares_what_the_released_trainer_spares():
     tree = {"token_norm": {"scale": 1.0}, "token_embedding": {"embedding": 1.0}, "to_q": {"kernel": 1.0, "bias": 1.0}}
-    tree |= {"head_norm": {"scale": 1.0}, "norm_q": {"scale": 1.0}}
+    tree |= {"head_norm": {"scale": 1.0}, "text_norm": {"scale": 1.0}, "norm_q": {"scale": 1.0}}
     decayed = decay_mask(tree)
     assert decayed["to_q"] == {"kernel": True, "bias": False} and decayed["norm_q"]["scale"]
     assert not any(
-        [decayed["token_norm"]["scale"], decayed["head_norm"]["scale"], decayed["token_embedding"]["embedding"]]
+        [
+            *(decayed[f"{name}_norm"]["scale"] for name in ("token", "head", "text")),
+            decayed["token_embedding"]["embedding"],
+        ]
     )
 
 
@@ -157,14 +224,6 @@ def test_learning_rate_warms_up_and_decays():
     config.schedule = "step"
     with pytest.raises(ValueError, match="schedule must be one of"):
         learning_rate(config)
-
-
-def test_outside_tokens_touch_no_masked_pixel():
-    mask = np.zeros((1, 8, 8), bool)
-    mask[0, 3, 4] = True
-    expected = np.ones((1, 2, 2), bool)
-    expected[0, 0, 1] = False
-    np.testing.assert_array_equal(outside_tokens(mask, (2, 2)), expected)
 
 
 def test_records_come_back_and_corruption_is_seen(tmp_path):

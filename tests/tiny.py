@@ -43,6 +43,7 @@ SCHEDULER_CONFIG = SchedulerConfig(
     default_steps=4,
     default_guidance_scale=2.0,
     default_reference_strength=1.0,
+    negative_prompt="",
 )
 TEXT_LENGTH = 12
 

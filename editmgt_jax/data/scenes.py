@@ -157,8 +157,8 @@ def instruction_corpus(n, config):
         yield next(source.plan(index))[-1]
 
 
-def preview(config, path=None, rows=8, columns=3):
-    """A labelled grid of examples (source, target, mask under the instruction), saved where a path is given."""
+def preview(config, rows=8, columns=3):
+    """A labelled grid of examples: source, target and mask under the instruction. -> RGB picture"""
     source, gap, line = SceneSource(config), 4, 14
     scale = 2 if config.size <= 128 else 1
     cell = config.size * scale
@@ -172,6 +172,4 @@ def preview(config, path=None, rows=8, columns=3):
             picture = example[name] if name != "mask" else example[name].astype(np.uint8) * 255
             tile = Image.fromarray(picture).resize((cell, cell), Image.Resampling.NEAREST)
             grid.paste(tile, (left + position * (cell + 1), top + line))
-    if path is not None:
-        grid.save(path)
     return grid

@@ -3,6 +3,7 @@
 Encoding each pair once, and not in every training step, saves about a third of a small model's training time.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from editmgt_jax.data.loader import batches
 from editmgt_jax.data.records import Field, Schema, write_manifest, write_shard
 
 SHARD = 4096  # examples
+JOB = "job.json"  # what the records of a folder are made of
 
 
 def token_schema(grid: tuple[int, int], text_length: int) -> Schema:
@@ -33,10 +35,13 @@ def tokenize(source, encode_image, encode_text, directory, examples: int, facts:
     Args:
       source: see `loader.batches`; encode_image: float [B Y X 3] in [0, 1] -> ids [B H W]; encode_text: strings -> ids.
       facts: what the manifest says besides (which tokenizer, which data).
+    Errors: ValueError when the folder holds, or was begun with, records of other facts.
     """
     directory = Path(directory)
+    if examples < 1 or examples % batch_size:
+        raise ValueError(f"examples must be a positive multiple of the batch size {batch_size}; got {examples}")
     directory.mkdir(parents=True, exist_ok=True)
-    examples -= examples % batch_size
+    _claim(directory, {"examples": examples} | facts)
     starts = range(0, examples, SHARD)
     shards = [f"tokens-{start // SHARD:05d}-of-{len(starts):05d}.array_record" for start in starts]
     encode = jax.jit(lambda pixels: encode_image(pixels.astype(jnp.float32) / 255))
@@ -58,6 +63,20 @@ def tokenize(source, encode_image, encode_text, directory, examples: int, facts:
             schema = schema or token_schema(rows[0]["source_ids"].shape, rows[0]["text_ids"].shape[0])
             write_shard(directory / name, schema, rows)
     write_manifest(directory, schema, shards, examples, facts)
+
+
+def _claim(directory, job: dict) -> None:
+    """Writes what this folder's records are of, or checks it: shards of two jobs must not be mixed."""
+    path, text = directory / JOB, json.dumps(job, indent=2, sort_keys=True) + "\n"
+    if not path.exists():
+        if any(directory.glob("*.array_record")):
+            raise ValueError(f"{directory} holds records of an unknown job: name a new folder, or empty it")
+        path.write_text(text)
+    elif path.read_text() != text:
+        raise ValueError(
+            f"{directory} was begun as another job (tokenizer, data or number of examples; see {path}): "
+            "name a new folder, or delete it"
+        )
 
 
 class _Slice:

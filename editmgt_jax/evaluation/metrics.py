@@ -6,13 +6,6 @@ Axes    B batch, Y X pixels, H W tokens
 import numpy as np
 
 
-def token_mask(mask, grid):
-    """Pixel masks bool [B Y X] -> bool [B H W]: tokens any of whose pixels are in the mask."""
-    batch, y, x = mask.shape
-    rows, columns = grid
-    return mask.reshape(batch, rows, y // rows, columns, x // columns).any(axis=(2, 4))
-
-
 def masked_mean(values, where):
     """Mean of values [B ...] where bool [B ...], per sample; NaN where nothing is selected. -> [B]"""
     axes = tuple(range(1, values.ndim))

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from editmgt_jax import images, localize
 from editmgt_jax.data.scenes import CATEGORIES, SceneConfig, SceneSource, name_colour
 from editmgt_jax.evaluation import metrics, report
+from editmgt_jax.masking import covered_tokens
 from editmgt_jax.pipeline import EditPipeline
 
 # Categories whose edit is a region; the mask of a style edit is the whole picture, of a background edit most of it.
@@ -52,7 +53,7 @@ class Pairs:
 
     def token_mask(self, grid):
         """bool [n H W]: tokens any of whose pixels may change."""
-        return metrics.token_mask(self.mask, grid)
+        return covered_tokens(self.mask, grid)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +91,10 @@ class Runner:
             found.append({name: getattr(edit, name)[:kept] for name in ("tokens", "keep", "scores", "relevance")})
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
-    def scores(self, relevance, grid, layers):
-        """Consolidated, filtered and upsampled scores [n H W] of some of the layers in `relevance` [n K N]."""
+    def scores(self, relevance, grid, layers, kind):
+        """Consolidated, filtered (`kind`) and upsampled scores [n H W] of some of the layers in `relevance` [n K N]."""
         mgt_grid = tuple(side // self.pipe.model.mgt.config.stride for side in grid)
-        return np.asarray(localize.localize(relevance[:, layers], mgt_grid, grid))
+        return np.asarray(localize.localize(relevance[:, layers], mgt_grid, grid, kind=kind))
 
     def _batched(self, function, array):
         parts = []
@@ -146,10 +147,12 @@ def choose_localisation(runner: Runner, size: int, all_layers, **settings) -> di
     edits = runner.edit(pairs, encoded.source_ids, **(settings | {"layers": all_layers, "hold_threshold": 0.0}))
     truth = pairs.token_mask(encoded.source_ids.shape[1:])
 
-    def scores(layers):
-        return runner.scores(edits["relevance"], truth.shape[1:], layers)
+    used = runner.pipe.settings(**settings)
+    layers = list(used.layers)
 
-    layers = list(runner.pipe.settings(**settings).layers)
+    def scores(layers):
+        return runner.scores(edits["relevance"], truth.shape[1:], layers, used.filter)
+
     threshold, value = metrics.best_threshold(scores(layers), truth)
     singles = {layer: metrics.best_threshold(scores([layer]), truth) for layer in all_layers}
     best = max(singles, key=lambda layer: singles[layer][1])
@@ -188,12 +191,12 @@ def evaluate(pipe, count: int = 500, batch_size: int = 32, seed: int = 0, split:
         for mode, edits in (("free", free), ("held", held))
     }
     truth = pairs.token_mask(free["tokens"].shape[1:])
-    consolidated = runner.scores(free["relevance"], truth.shape[1:], choice["layers"])
-    single = runner.scores(free["relevance"], truth.shape[1:], [choice["single_layer"]])
+    used = pipe.settings(**(settings | {"hold_threshold": threshold}))
+    consolidated = runner.scores(free["relevance"], truth.shape[1:], choice["layers"], used.filter)
+    single = runner.scores(free["relevance"], truth.shape[1:], [choice["single_layer"]], used.filter)
     results["free"]["iou_consolidated"] = metrics.iou(consolidated, truth, choice["threshold"])
     results["free"]["iou_single_layer"] = metrics.iou(single, truth, choice["single_threshold"])
 
-    used = pipe.settings(**(settings | {"hold_threshold": threshold}))
     full = np.ones_like(pairs.mask)
     summary = {
         "protocol": "scenes",
@@ -237,8 +240,8 @@ def evaluate_scenes(
     Args:
       output: where to write the numbers as JSON; gallery: where to draw successes and failures of each category.
     """
-    if output and not Path(output).absolute().parent.is_dir():
-        raise FileNotFoundError(f"the report's folder must exist; there is no {Path(output).absolute().parent}")
+    if output:
+        images.check_output(output, {".json": "JSON"})
     if gallery:
         images.check_output(gallery)
     summary, draw = evaluate(EditPipeline.from_pretrained(model), count, batch_size, seed, split, **settings)

@@ -41,6 +41,7 @@ class Condition:
     reference: jax.Array  # [B N' D] reference tokens in the trunk; N' = 0 without a reference
     reference_modulation: jax.Array  # [B D] its modulation vector (time 0)
     strength: jax.Array  # [B] gamma
+    grid: tuple[int, int] | None = struct.field(pytree_node=False)  # (h, w) of the reference; None without one
 
 
 @struct.dataclass
@@ -225,7 +226,7 @@ class MGT(nn.Module):
             self.up_conv = dense(4 * width)  # a 2x2 stride-2 transposed conv is a linear map to 2 x 2 cells
         self.head_conv = dense(width)
         self.head_norm = RMSNorm()
-        self.head_logits = nn.Dense(config.codebook_size, use_bias=False, dtype=jnp.float32)
+        self.head_logits = nn.Dense(config.codebook_size, use_bias=False, dtype=jnp.float32, precision="highest")
 
     def _trunk_tokens(self, tokens):
         """[B H W] int32 ids -> [B N D]; image and reference go through the same weights."""
@@ -264,17 +265,20 @@ class MGT(nn.Module):
         micro = sinusoid(micro_conditions).reshape(batch, -1)  # [B 5*256]
         pooled = self.micro_embedder(jnp.concatenate([pooled.astype(jnp.float32), micro], axis=-1))
         pooled = self.pooled_embedder(pooled)
+        grid = None
         if reference_tokens is None:
             reference = jnp.zeros((batch, 0, self.config.width), text.dtype)
         else:
             self._check_grid("reference_tokens", reference_tokens)
             reference = self._trunk_tokens(reference_tokens)
+            grid = tuple(side // self.config.stride for side in reference_tokens.shape[1:])
         return Condition(
             text=text,
             pooled=pooled,
             reference=reference,
             reference_modulation=self._modulation(jnp.zeros((batch,)), pooled),
             strength=jnp.broadcast_to(jnp.asarray(strength, jnp.float32), (batch,)),
+            grid=grid,
         )
 
     def _modulation(self, time, pooled):
@@ -309,10 +313,8 @@ class MGT(nn.Module):
         image = self._trunk_tokens(tokens)
         num_text, num_image = condition.text.shape[1], image.shape[1]
         num_reference = condition.reference.shape[1]
-        if num_reference not in (0, num_image):
-            raise ValueError(
-                f"the reference must have as many tokens as the image, {num_image} in the trunk; got {num_reference}"
-            )
+        if condition.grid not in (None, grid):
+            raise ValueError(f"the reference must have the image's grid, {grid} in the trunk; got {condition.grid}")
 
         time = jnp.broadcast_to(jnp.asarray(time, jnp.float32), (batch,))
         live_modulation = self._modulation(time, condition.pooled)

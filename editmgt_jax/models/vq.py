@@ -2,7 +2,7 @@
 
 Axes    B batch, Y X pixels, H W tokens, Z latent channels, C codebook size
 Source  diffusers VQModel with DownEncoderBlock2D / UpDecoderBlock2D; parity to 2e-4 on decoded pixels, ids identical
-Differs channels last; always float32 (bfloat16 changes the ids)
+Differs channels last; always float32 at the highest precision, also on accelerators (bfloat16 changes the ids)
 """
 
 import flax.linen as nn
@@ -131,7 +131,8 @@ class VQModel(nn.Module):
         """[B Y X 3] in [0, 1] -> [B H W code_dim] before quantisation. Sides must be multiples of `config.factor`."""
         if any(side % self.config.factor for side in pixels.shape[1:3]):
             raise ValueError(f"image sides must be multiples of {self.config.factor}; got {pixels.shape[1:3]}")
-        return self.quant_conv(self.encoder(pixels.astype(jnp.float32)))
+        with jax.default_matmul_precision("highest"):
+            return self.quant_conv(self.encoder(pixels.astype(jnp.float32)))
 
     def quantize(self, latents):
         """[B H W code_dim] -> ids [B H W] int32 of the nearest codebook vectors (Euclidean)."""
@@ -148,7 +149,8 @@ class VQModel(nn.Module):
 
     def decode_latents(self, latents):
         """[B H W code_dim] -> pixels [B Y X 3], not clipped."""
-        return self.decoder(self.post_quant_conv(latents))
+        with jax.default_matmul_precision("highest"):
+            return self.decoder(self.post_quant_conv(latents))
 
     def decode(self, tokens):
         """ids [B H W] -> pixels [B Y X 3], not clipped. Ids past the codebook (left-over masks) decode as code 0 (Q13)."""

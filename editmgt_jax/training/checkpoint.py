@@ -5,6 +5,7 @@ one that was never stopped.
 """
 
 import math
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -75,6 +76,8 @@ def restore_params(directory, step: int | None = None, monitor=None, average: bo
     Args:
       step: which; None is the best by `monitor` (metric name, "max" or "min"), or without monitor the latest.
     """
+    if not Path(directory).is_dir():
+        raise CheckpointError(f"a run needs a folder of checkpoints; there is none at {directory}")
     with ocp.training.Checkpointer(directory) as checkpointer:
         steps = {c.step: c for c in checkpointer.checkpoints}
         if not steps:

@@ -22,11 +22,6 @@ from editmgt_jax.training.step import TrainState, apply_gradients, masked_cross_
 _SMALLEST_SHARE = 1 / 16  # of changed ids: below it the weight of a sample grows no more
 
 
-def model_time(mask_rate, convention: str):
-    """Mask rate in [0, 1] -> what the model receives as time (it multiplies by 1000 again)."""
-    return mask_rate if convention == "mask_rate" else mask_rate * 1000.0
-
-
 class MGTTask:
     """Task `mgt`.
 
@@ -81,9 +76,11 @@ class MGTTask:
         rows, columns = (side * self.vq_config.factor for side in source.shape[1:])
         micro = jnp.broadcast_to(jnp.array([columns, rows, 0, 0, AESTHETIC_SCORE], jnp.float32), (len(source), 5))
 
+        time = masking.training_time(mask_rate, self.config.model.timestep_convention)
+
         def forward(mgt):
             condition = mgt.condition(states, pooled, micro, source, 1.0)
-            return mgt(hidden, model_time(mask_rate, self.config.model.timestep_convention), condition)[0]
+            return mgt(hidden, time, condition)[0]
 
         logits = self.mgt.apply({"params": params["mgt"]}, method=forward)
         return logits.reshape(len(source), -1, logits.shape[-1])
@@ -123,9 +120,9 @@ class MGTTask:
         return jnp.where(changed, config.changed_weight, 1.0) * share**-config.area_power
 
     def empty_prompt_ids(self):
-        """[1 T]: start mark, then end marks."""
-        ids = np.full((1, self.text_config.max_position_embeddings), self.text_config.eos_token_id, np.int32)
-        ids[0, 0] = self.text_config.bos_token_id
+        """[1 T]: start mark, end mark, padding."""
+        ids = np.full((1, self.text_config.max_position_embeddings), self.text_config.pad_token_id, np.int32)
+        ids[0, :2] = self.text_config.bos_token_id, self.text_config.eos_token_id
         return ids
 
     def train_step(self, state, batch, key, optimizer):
@@ -150,6 +147,7 @@ class MGTTask:
             mask_token_id=self.mgt_config.mask_token_id,
             timestep_convention=self.config.model.timestep_convention,
             native_size=self.config.data.size,
+            negative_prompt="",
             **self.config.model.scheduler,
         )
         write_json(scheduler, directory / "scheduler" / "scheduler_config.json")

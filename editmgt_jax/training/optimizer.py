@@ -9,7 +9,7 @@ import optax
 SCHEDULES = ("constant", "cosine", "wsd")
 
 # Parameters that the released trainer leaves out of weight decay, by the last parts of their path in our tree (Q15).
-_UNDECAYED = ("bias", "token_norm/scale", "head_norm/scale", "token_embedding/embedding")
+_UNDECAYED = ("bias", "token_norm/scale", "head_norm/scale", "text_norm/scale", "token_embedding/embedding")
 
 
 def learning_rate(config) -> optax.Schedule:
@@ -38,7 +38,7 @@ def learning_rate(config) -> optax.Schedule:
 
 
 def decay_mask(params):
-    """True where weight decay applies: all but biases, the token and head norms and the token embedding."""
+    """True where weight decay applies: all but biases, the token, head and text norms and the token embedding."""
 
     def decayed(path, _):
         name = "/".join(str(key.key) for key in path)

@@ -3,6 +3,7 @@
 A run is a function of (config, data): resuming at step k gives bit-identical parameters to never having stopped.
 """
 
+import hashlib
 import json
 import shutil
 import sys
@@ -15,8 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from editmgt_jax.convert import WEIGHTS_NAME
 from editmgt_jax.data.loader import batches
-from editmgt_jax.data.records import RecordSource
+from editmgt_jax.data.records import RecordSource, read_manifest
 from editmgt_jax.data.scenes import SceneConfig, SceneSource, instruction_corpus
 from editmgt_jax.data.tokenize import tokenize as write_tokens
 from editmgt_jax.prompts import PromptTokenizer, train_tokenizer
@@ -36,8 +38,10 @@ def make_task(config):
 
 
 def scene_source(config, split: str) -> SceneSource:
+    """The pairs of a split. The held-out ones are of another seed than the evaluation protocols report on."""
     data = config.data
-    return SceneSource(SceneConfig(size=data.size, split=split, seed=data.seed, objects=data.objects))
+    seed = data.seed + (split == "heldout")
+    return SceneSource(SceneConfig(size=data.size, split=split, seed=seed, objects=data.objects))
 
 
 def make_batches(config, split: str, tokenizer=None):
@@ -45,6 +49,7 @@ def make_batches(config, split: str, tokenizer=None):
     if config.batch_size % jax.device_count():
         raise ValueError(f"batch_size must be a multiple of the {jax.device_count()} devices; got {config.batch_size}")
     if split == "train" and config.data.tokens:
+        _check_tokens(config)
         source = RecordSource(config.data.tokens)
         return batches(source, config.batch_size, shuffle_seed=config.data.seed, threads=config.data.threads)
     return batches(scene_source(config, split), config.batch_size, encode_text=tokenizer, threads=config.data.threads)
@@ -53,6 +58,7 @@ def make_batches(config, split: str, tokenizer=None):
 def train(config, workdir) -> dict:
     """Trains `config.task` in `workdir` until `config.steps`, resuming from its latest checkpoint. -> last evaluation"""
     workdir = Path(workdir).absolute()
+    _resolve_paths(config)
     workdir.mkdir(parents=True, exist_ok=True)
 
     # ---- task and data
@@ -99,10 +105,11 @@ def train(config, workdir) -> dict:
     with tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True, mininterval=5) as bar:
         for step in range(start, config.steps + 1):
             last = step == config.steps
-            if last or (step % config.eval_every == 0 and step > start):
+            saving = last or (step % config.checkpoint.every == 0 and step > start)
+            if saving or (step % config.eval_every == 0 and step > start):
                 evaluation = evaluate(step)
-            if last or (step % config.checkpoint.every == 0 and step > start):
-                checkpoints.save(step, state, iterator, {task.monitor[0]: float(evaluation.get(task.monitor[0], 0.0))})
+            if saving:
+                checkpoints.save(step, state, iterator, {task.monitor[0]: evaluation[task.monitor[0]]})
             if last:
                 break
             state, metrics = train_step(state, next(iterator))
@@ -130,7 +137,7 @@ def _evaluate(eval_step, params, iterator, config, key) -> dict:
 def run_tokenizer(config, workdir: Path) -> PromptTokenizer:
     """The run's text tokenizer: `config.model.tokenizer` if given, else learnt once from the scenes' instructions."""
     directory = Path(config.model.tokenizer or workdir / "tokenizer")
-    if not (directory / "vocab.json").exists():
+    if not config.model.tokenizer and not directory.exists():
         scenes = SceneConfig(size=config.data.size, seed=config.data.seed, objects="all")
         train_tokenizer(instruction_corpus(20_000, scenes), directory, length=config.model.text.max_position_embeddings)
     return PromptTokenizer(directory)
@@ -139,10 +146,13 @@ def run_tokenizer(config, workdir: Path) -> PromptTokenizer:
 def tokenize(config, output, examples: int) -> None:
     """Writes the first `examples` training pairs of an `mgt` config as token records into `output`."""
     output = Path(output)
+    _resolve_paths(config)
     tokenizer = run_tokenizer(config, output)
     config.model.text.update(tokenizer.special_ids())
     task = MGTTask(config)
-    facts = {"image_tokenizer": str(config.model.vq), "data": config.data.to_dict()}
+    facts = _identity(config.model.vq, config.model.tokenizer or output / "tokenizer")
+    data = {name: config.data[name] for name in ("size", "seed", "objects")}
+    facts |= {"data": data}
     write_tokens(scene_source(config, "train"), task.encode_image, tokenizer, output, examples, facts)
 
 
@@ -156,10 +166,50 @@ def export(workdir, output, step: int | None = None, dtype=np.float32) -> None:
     params = restore_params(workdir / "checkpoints", step, task.monitor, average=config.optimizer.ema_decay > 0)
     temporary = output.with_name(output.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    task.export(params, temporary, dtype)
-    if config.task == "mgt":
-        shutil.copytree(config.model.tokenizer or workdir / "tokenizer", temporary / "tokenizer")
-    temporary.replace(output)
+    try:
+        task.export(params, temporary, dtype)
+        if config.task == "mgt":
+            shutil.copytree(config.model.tokenizer or workdir / "tokenizer", temporary / "tokenizer")
+        temporary.replace(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _resolve_paths(config) -> None:
+    """Makes the folders that a config names absolute, so that its run can be exported from anywhere, and checks them.
+
+    Token records come with the text tokenizer that was learnt for them, unless the config names one.
+    """
+    learnt = Path(config.data.tokens) / "tokenizer"
+    if config.data.tokens and not config.model.get("tokenizer") and learnt.is_dir():
+        config.model.tokenizer = str(learnt)
+    for keys, name in (
+        (config, "start_from"),
+        (config.data, "tokens"),
+        (config.model, "vq"),
+        (config.model, "tokenizer"),
+    ):
+        if keys.get(name):
+            keys[name] = str(Path(keys[name]).absolute())
+            if not Path(keys[name]).is_dir():
+                raise FileNotFoundError(f"the config's {name} must be a folder; there is none at {keys[name]}")
+
+
+def _identity(vq, tokenizer) -> dict:
+    """What ids of pictures and of text depend on, as hashes of the files."""
+    files = {"image_tokenizer": Path(vq) / WEIGHTS_NAME, "text_tokenizer": Path(tokenizer) / "merges.txt"}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+
+
+def _check_tokens(config) -> None:
+    """Errors: ValueError when the token records were made with other tokenizers than the config names."""
+    manifest = read_manifest(config.data.tokens)
+    for name, value in _identity(config.model.vq, config.model.tokenizer).items():
+        if manifest.get(name) != value:
+            raise ValueError(
+                f"the records in {config.data.tokens} were made with another {name} than the config names: "
+                "encode the data again, or name the folders it was encoded with"
+            )
 
 
 def _warm_start(task, state, run, sharding):

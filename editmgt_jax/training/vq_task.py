@@ -13,6 +13,7 @@ import numpy as np
 
 from editmgt_jax.config import VQConfig
 from editmgt_jax.convert import save_component
+from editmgt_jax.masking import covered_tokens
 from editmgt_jax.models.vq import VQModel
 from editmgt_jax.training.step import TrainState, apply_gradients, new_state
 
@@ -84,7 +85,7 @@ class VQTask:
         decoded = self.model.apply({"params": params}, passed, method="decode_latents")
         reconstruction = reconstruction_loss(decoded, pixels)
 
-        outside = outside_tokens(batch["mask"], latents.shape[1:3])  # [B H W]
+        outside = ~covered_tokens(batch["mask"], latents.shape[1:3])  # [B H W]
         source, target = jnp.split(latents, 2)
         spread = jax.lax.stop_gradient(latents.var(axis=(0, 1, 2)).sum())
         moved = jnp.square(source - target).sum(-1) / spread
@@ -140,13 +141,6 @@ class VQTask:
     def export(self, params, directory, _dtype=np.float32) -> None:
         """Writes `vqvae/` of a model directory, always float32: a rounded tokenizer gives other ids."""
         save_component(directory / "vqvae", self.model_config, params, np.float32)
-
-
-def outside_tokens(mask, grid):
-    """[B Y X] bool pixel mask -> [B H W] bool: tokens none of whose pixels are in the mask."""
-    batch, y, x = mask.shape
-    rows, columns = grid
-    return ~mask.reshape(batch, rows, y // rows, columns, x // columns).any(axis=(2, 4))
 
 
 def _quiet_residuals(params):

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from editmgt_jax import images
+from editmgt_jax.data.scenes import CATEGORIES
+from editmgt_jax.evaluation import protocols
 from editmgt_jax.loading import DEFAULT_MODEL
 from editmgt_jax.pipeline import EditPipeline
 
@@ -31,3 +33,15 @@ def test_it_edits_what_the_instruction_is_about(pipe):
     before, after = (np.asarray(picture, np.float32) for picture in pictures)
     left, right = np.abs(after - before).mean(axis=(0, 2)).reshape(2, -1).mean(axis=1)
     assert right > 5 * left
+
+
+@pytest.mark.slow
+def test_held_out_scenes():
+    """The figures of docs/default_model.md, less a little for another machine's rounding. About ten minutes."""
+    report, _ = protocols.evaluate(EditPipeline.from_pretrained())
+    free, held = report["results"]["free"], report["results"]["held"]
+    assert report["reconstruction_psnr"] > 26
+    assert free["all"]["success"] > 0.7
+    assert min(free[category]["success"] for category in CATEGORIES) > 0.4
+    assert held["all"]["changed_outside"] < held["all"]["vq_changed_outside"] + 0.01
+    assert free["local"]["iou_consolidated"] > 0.45

@@ -24,7 +24,6 @@ setup(
         "transformers>=5.0",
         "tokenizers>=0.22",
         "safetensors>=0.5",
-        "huggingface_hub>=1.0",
         "numpy>=2.0",
         "scipy>=1.14",
         "pillow>=11.0",

@@ -58,13 +58,13 @@ def get_config():
         ),
     )
     config.model.scheduler = dict(  # chosen on pairs of the training split: editmgt evaluate scenes --split train
-        default_steps=10,
-        default_guidance_scale=3.0,
+        default_steps=12,
+        default_guidance_scale=2.0,
         default_reference_strength=1.0,
-        default_sampling_temperature=0.5,
-        default_temperature=(0.7, 0.0),
-        default_hold_threshold=0.1,
-        default_layers=(2, 3),
+        default_sampling_temperature=0.3,
+        default_temperature=(0.5, 0.0),
+        default_hold_threshold=0.06,
+        default_layers=(1, 2, 3),
     )
     # Adding a small object is harder to learn than a style, and changes a sixth as many ids.
     config.loss = dict(changed_weight=2.0, area_power=0.5, min_masking_rate=0.0, condition_dropout=0.1)

@@ -340,3 +340,4 @@ def save_component(directory, config, params, dtype=np.float32) -> None:
     weights = {key: array.astype(dtype) for key, array in to_released(params, config).items()}
     save_file(weights, directory / name, metadata={"format": "pt"})
     write_json(config, directory / "config.json")
+    (directory / name).chmod((directory / "config.json").stat().st_mode)  # safetensors writes for its owner alone

@@ -24,15 +24,15 @@ def test_it_ships_in_less_than_25_mb():
 
 
 def test_it_edits_what_the_instruction_is_about(pipe):
-    """On a picture of a chair, left, and a flamingo, right."""
-    result = pipe(EXAMPLES / "flamingo.png", "paint the flamingo cyan")
+    """On a picture of a pizza, left, and a cactus, right."""
+    result = pipe(EXAMPLES / "pizza.png", "remove the pizza")
     relevance = result.relevance[0]
     middle = relevance.shape[1] // 2
-    assert relevance[:, middle:].mean() > 1.5 * relevance[:, :middle].mean()
-    pictures = images.load(EXAMPLES / "flamingo.png"), result.images[0]
+    assert relevance[:, :middle].mean() > 1.5 * relevance[:, middle:].mean()
+    pictures = images.load(EXAMPLES / "pizza.png"), result.images[0]
     before, after = (np.asarray(picture, np.float32) for picture in pictures)
     left, right = np.abs(after - before).mean(axis=(0, 2)).reshape(2, -1).mean(axis=1)
-    assert right > 5 * left
+    assert left > 3 * right
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from PIL import Image, ImageDraw
 
 from editmgt_jax import images
 
-_HIDDEN = ("pairs",)
 _TITLES = {"free": "without region hold", "held": "with region hold, lambda {hold_threshold:.3f}"}
 
 
@@ -18,7 +17,7 @@ def table(report: dict) -> str:
         f"relevance: consolidated layers {localisation['layers']}, best single layer {localisation['single_layer']}",
     ]
     for mode, groups in report["results"].items():
-        names = [name for name in groups["all"] if name not in _HIDDEN]
+        names = [name for name in groups["all"] if name != "pairs"]
         lines += ["", _TITLES[mode].format(**report["settings"])]
         lines.append(f"{'':12}{'pairs':>6}" + "".join(f"{name:>19}" for name in names))
         for group, values in groups.items():

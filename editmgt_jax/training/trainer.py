@@ -203,6 +203,8 @@ def _identity(vq, tokenizer) -> dict:
 
 def _check_tokens(config) -> None:
     """Errors: ValueError when the token records were made with other tokenizers than the config names."""
+    if not config.model.tokenizer:
+        raise ValueError(f"{config.data.tokens} has no folder `tokenizer`: name its text tokenizer in model.tokenizer")
     manifest = read_manifest(config.data.tokens)
     for name, value in _identity(config.model.vq, config.model.tokenizer).items():
         if manifest.get(name) != value:

@@ -1,6 +1,8 @@
 """Imports point one way: who may import whom is written here, and read off the sources."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,8 @@ def test_data_does_not_import_jax():
     for path, owner in _sources():
         if owner in WITHOUT_JAX and path.stem != "tokenize":
             assert not {name.split(".")[0] for name in _imported(path)} & {"jax", "flax"}, path
+
+
+def test_import_is_cheap():
+    code = "import sys, editmgt_jax; assert not {'jax', 'PIL', 'numpy'} & set(sys.modules); editmgt_jax.ImageError"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -24,6 +24,8 @@ setup(
         "transformers>=5.0",
         "tokenizers>=0.22",
         "safetensors>=0.5",
+        "huggingface_hub>=0.30",
+        "ml_dtypes>=0.5",
         "numpy>=2.0",
         "scipy>=1.14",
         "pillow>=11.0",

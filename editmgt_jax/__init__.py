@@ -16,7 +16,7 @@ _HOMES = {
     "SettingsError": "settings",
     "ImageError": "images",
     "PromptError": "prompts",
-    "WeightsError": "convert",
+    "WeightsError": "weights",
 }
 
 __all__ = list(_HOMES)

@@ -244,6 +244,75 @@ class CLIPTextConfig(_JSONConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class Gemma2Config(_JSONConfig):
+    """Gemma 2 (transformers `Gemma2ForCausalLM`). Defaults are gemma-2-2b-it's values."""
+
+    vocab_size: int = 256_000
+    hidden_size: int = 2304
+    intermediate_size: int = 9216
+    num_hidden_layers: int = 26
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 4
+    head_dim: int = 256
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10_000.0
+    query_pre_attn_scalar: int = 256
+    sliding_window: int = 4096
+    attn_logit_softcapping: float | None = 50.0
+    layer_types: tuple[str, ...] = ()  # by default 'sliding_attention' and 'full_attention' in turn
+    bos_token_id: int = 2
+    eos_token_id: int = 1
+    pad_token_id: int = 0
+
+    CLASS_NAME = "Gemma2ForCausalLM"
+
+    @classmethod
+    def _completed(cls, values: dict) -> dict:
+        rope = values.get("rope_parameters") or {}
+        completed = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
+        completed |= {key: value for key, value in values.items() if value is not None}
+        if "attn_logit_softcapping" in values:
+            completed["attn_logit_softcapping"] = values["attn_logit_softcapping"]
+        if isinstance(values.get("eos_token_id"), list):
+            completed["eos_token_id"] = values["eos_token_id"][0]
+        return completed
+
+    @classmethod
+    def _check_released(cls, values: dict) -> None:
+        rope, activation = values.get("rope_parameters") or {}, values.get("hidden_activation")
+        _require(not values.get("attention_bias"), "attention_bias must be false", values.get("attention_bias"))
+        _require(activation in (None, "gelu_pytorch_tanh"), "hidden_activation must be gelu_pytorch_tanh", activation)
+        _require(rope.get("rope_type", "default") == "default", "rope_type must be 'default'", rope.get("rope_type"))
+        bidirectional = values.get("use_bidirectional_attention")
+        _require(not bidirectional, "use_bidirectional_attention must be false", bidirectional)
+
+    def __post_init__(self):
+        kinds = ("sliding_attention", "full_attention")
+        if not self.layer_types:
+            object.__setattr__(self, "layer_types", tuple(kinds[i % 2] for i in range(self.num_hidden_layers)))
+        _require(
+            len(self.layer_types) == self.num_hidden_layers and set(self.layer_types) <= set(kinds),
+            f"layer_types must name one of {kinds} for each of the {self.num_hidden_layers} layers",
+            self.layer_types,
+        )
+        _require(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            f"num_attention_heads must be a multiple of num_key_value_heads {self.num_key_value_heads}",
+            self.num_attention_heads,
+        )
+
+    def to_dict(self) -> dict:
+        values = super().to_dict()
+        del values["_class_name"]
+        return values | {
+            "architectures": [self.CLASS_NAME],
+            "model_type": "gemma2",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "tie_word_embeddings": True,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
 class SchedulerConfig(_JSONConfig):
     """Decode constants that a model directory states in `scheduler/scheduler_config.json`.
 

@@ -10,25 +10,23 @@ Source  diffusers / transformers state dicts (torch Linear is [out, in], Conv2d 
 """
 
 import dataclasses
+import functools
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from editmgt_jax.config import CLIPTextConfig, MGTConfig, VQConfig, write_json
+from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, VQConfig, write_json
+from editmgt_jax.weights import DTYPES, Pending, WeightFiles, WeightsError, check_finite, listed, write_weights
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 TRANSFORMERS_WEIGHTS_NAME = "model.safetensors"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-
-
-class WeightsError(ValueError):
-    """A weight file that cannot be loaded: names the keys and both shapes."""
+_READ_BYTES = 1 << 27  # of a large unstacked tensor, at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,9 +203,32 @@ CLIP_RULES = [
     Rule("text_projection", "text_projection", "linear"),
 ]
 
-RULES = {MGTConfig: MGT_RULES, VQConfig: VQ_RULES, CLIPTextConfig: CLIP_RULES}
-# Buffers that some released files carry and that hold no weight.
-_BUFFERS = re.compile(r"text_model\.embeddings\.position_ids$")
+_GEMMA = "model.layers.{L}"
+_GEMMA_NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+GEMMA_RULES = [
+    Rule("token_embedding", "model.embed_tokens", "embedding"),
+    *(Rule(f"layers/norm{i + 1}", f"{_GEMMA}.{name}", "norm") for i, name in enumerate(_GEMMA_NORMS)),
+    *(Rule(f"layers/{n}", f"{_GEMMA}.self_attn.{n}", "linear") for n in ("q_proj", "k_proj", "v_proj", "o_proj")),
+    *(Rule(f"layers/{n}", f"{_GEMMA}.mlp.{n}", "linear") for n in ("gate_proj", "up_proj", "down_proj")),
+]
+
+RULES = {MGTConfig: MGT_RULES, VQConfig: VQ_RULES, CLIPTextConfig: CLIP_RULES, Gemma2Config: GEMMA_RULES}
+
+
+def unused_key(config, key: str) -> bool:
+    """Whether released files may carry a tensor that our models do not have: a buffer, or what Gemma 2 does after the
+    states that are used."""
+    if isinstance(config, CLIPTextConfig):
+        return key == "text_model.embeddings.position_ids"
+    if isinstance(config, Gemma2Config):
+        last = f"model.layers.{config.num_hidden_layers - 1}."
+        return key in ("model.norm.weight", "lm_head.weight") or key.startswith(last)
+    return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,11 +240,6 @@ class _Leaf:
     keys: tuple[str, ...]
     kind: Kind
     stacked: bool
-
-    def to_theirs(self, value, config) -> Iterable[tuple[str, np.ndarray]]:
-        layers = value if self.stacked else value[None]
-        for key, layer in zip(self.keys, layers, strict=True):
-            yield key, self.kind.to_theirs(np.asarray(layer), config)
 
     def their_shape(self, config) -> tuple[int, ...]:
         probe = np.broadcast_to(np.int8(0), self.shape[1:] if self.stacked else self.shape)
@@ -261,83 +277,94 @@ def _leaves(config, abstract_params) -> list[_Leaf]:
     return leaves
 
 
-def weight_files(directory) -> list[Path]:
-    """The safetensors files of a component; a pickle alone is refused with the reason."""
-    directory = Path(directory)
-    files = sorted(directory.glob("*.safetensors"))
-    if files:
-        return files
-    pickles = [path.name for pattern in PICKLES for path in directory.glob(pattern)]
-    if pickles:
-        raise WeightsError(
-            f"{directory} has only pickled weights ({', '.join(pickles)}), and unpickling can run any code: they are "
-            "refused. Convert them to safetensors with the library that wrote them"
-        )
-    raise FileNotFoundError(f"a model component needs *.safetensors weights; none in {directory}")
-
-
-def _open(directory):
-    """{key: (open file, path)} over all weight files. Errors: unreadable file, repeated key."""
-    index = {}
-    for path in weight_files(directory):
-        try:
-            handle = safe_open(path, framework="np")
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{path} is not a readable safetensors file ({error}); it may be truncated") from error
-        for key in handle.keys():
-            if key in index:
-                raise WeightsError(f"weight {key} is repeated: in {index[key][1].name} and in {path.name}")
-            if not _BUFFERS.search(key):
-                index[key] = (handle, path)
-    return index
-
-
-def load_params(directory, config, abstract_params):
-    """Reads a component's safetensors straight into our tree, float32.
+def load_params(directory, config, abstract_params, dtype=np.float32, place=None, strict=False):
+    """Reads a component's safetensors straight into our tree, a leaf at a time, the largest first.
 
     Args:
-      directory: folder with `*.safetensors`; config: MGTConfig, VQConfig or CLIPTextConfig.
+      directory: folder with `*.safetensors`; config: MGTConfig, VQConfig, CLIPTextConfig or Gemma2Config.
       abstract_params: the tree of shapes, from `jax.eval_shape(model.init, ...)`.
+      dtype: of matrices, while vectors are float32; None is as stored.
+      place: called with (path, host array) of each leaf as soon as it is read, to put it on its devices.
+      strict: whether NaN and infinite values are errors and not warnings.
     Errors: WeightsError listing unknown, missing, repeated or misshapen weights with both shapes.
     """
-    index, leaves = _open(directory), _leaves(config, abstract_params)
+    files, leaves = WeightFiles(directory), _leaves(config, abstract_params)
+    _check_fit(files, leaves, config)
+    values = {}
+    for leaf in sorted(leaves, key=lambda leaf: -math.prod(leaf.shape)):
+        value = _read(leaf, files, config, dtype, strict)
+        values[leaf.path] = value if place is None else place("/".join(leaf.path), value)
+    return unflatten_dict({leaf.path: values[leaf.path] for leaf in leaves})
+
+
+def _check_fit(files, leaves, config):
     wanted = {key: leaf.their_shape(config) for leaf in leaves for key in leaf.keys}
-    problems = [f"missing: {key} {list(shape)}" for key, shape in wanted.items() if key not in index]
-    problems += [f"unknown: {key} {h.get_slice(key).get_shape()}" for key, (h, _) in index.items() if key not in wanted]
-    for key in wanted.keys() & index.keys():
-        found = tuple(index[key][0].get_slice(key).get_shape())
-        if found != tuple(wanted[key]):
-            problems.append(f"misshapen: {key} is {list(found)} in the file, {list(wanted[key])} by config.json")
+    problems = [f"missing: {key} {list(shape)}" for key, shape in wanted.items() if key not in files.tensors]
+    for key, tensor in files.tensors.items():
+        if key not in wanted and not unused_key(config, key):
+            problems.append(f"unknown: {key} {list(tensor.shape)}")
+        elif key in wanted and tensor.shape != tuple(wanted[key]):
+            problems.append(f"misshapen: {key} is {list(tensor.shape)} in the file, {list(wanted[key])} by config.json")
     if problems:
-        shown = "\n  ".join(sorted(problems)[:20])
-        more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise WeightsError(f"{directory}: weights do not fit config.json:\n  {shown}{more}")
+        raise WeightsError(f"{files.directory}: weights do not fit config.json:{listed(problems)}")
 
-    def read(leaf):
-        layers = [leaf.kind.to_ours(index[key][0].get_tensor(key), config) for key in leaf.keys]
-        value = np.stack(layers) if leaf.stacked else layers[0]
-        return np.ascontiguousarray(value, np.float32)
 
-    return unflatten_dict({leaf.path: read(leaf) for leaf in leaves})
+def _read(leaf, files, config, dtype, strict) -> np.ndarray:
+    """A leaf's value: its layers stacked, in our layout."""
+    stored = {DTYPES[files.tensors[key].dtype] for key in leaf.keys}
+    if dtype is None and len(stored) > 1:
+        raise WeightsError(f"{files.directory}: the layers of {'/'.join(leaf.path)} must be of one type; got {stored}")
+    is_matrix = len(leaf.shape) - leaf.stacked > 1
+    value = np.empty(leaf.shape, stored.pop() if dtype is None else dtype if is_matrix else np.float32)
+    for key, layer in zip(leaf.keys, value if leaf.stacked else value[None], strict=True):
+        if leaf.kind.to_ours is _identity and layer.ndim > 1:  # large embeddings: a few rows at a time
+            step = max(1, _READ_BYTES // layer[0].nbytes)
+            for first in range(0, len(layer), step):
+                rows = slice(first, min(first + step, len(layer)))
+                layer[rows] = files.read(key, rows)
+                check_finite(key, layer[rows], strict)
+        else:
+            layer[...] = leaf.kind.to_ours(files.read(key), config)
+            check_finite(key, layer, strict)
+    return value
+
+
+def released_tensors(params, config, dtype=None) -> dict[str, Pending]:
+    """Our tree -> {released key: tensor, made when asked for}; the exact inverse of `load_params`.
+
+    Args:
+      dtype: of all tensors; None is that of each parameter.
+    """
+    values = flatten_dict(params)
+    tensors = {}
+    for leaf in _leaves(config, params):
+        value, shape = values[leaf.path], leaf.their_shape(config)
+        target = np.dtype(dtype or value.dtype)
+        for layer, key in enumerate(leaf.keys):
+            make = functools.partial(_to_theirs, value, leaf, layer, config, target)
+            tensors[key] = Pending(shape, target, make)
+    return tensors
+
+
+def _to_theirs(value, leaf, layer, config, dtype) -> np.ndarray:
+    array = np.asarray(jax.device_get(value[layer] if leaf.stacked else value))
+    return np.ascontiguousarray(leaf.kind.to_theirs(array, config), dtype)
 
 
 def to_released(params, config) -> dict[str, np.ndarray]:
-    """Our tree -> {released key: array}; the exact inverse of `load_params`."""
-    values = flatten_dict(params)
-    leaves = _leaves(config, params)
-    return {
-        key: np.ascontiguousarray(array)
-        for leaf in leaves
-        for key, array in leaf.to_theirs(jax.device_get(values[leaf.path]), config)
-    }
+    """All of `released_tensors`, made."""
+    return {key: tensor.make() for key, tensor in released_tensors(params, config).items()}
 
 
-def save_component(directory, config, params, dtype=np.float32) -> None:
-    """Writes config.json and safetensors of one component into `directory` (created)."""
+def save_component(directory, config, params, dtype=None, unused: Mapping[str, np.ndarray] = MappingProxyType({})):
+    """Writes config.json and safetensors of one component into `directory` (created).
+
+    Args:
+      dtype: of the file; None is that of the parameters. unused: further tensors (see `unused_key`), written as they are.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    name = TRANSFORMERS_WEIGHTS_NAME if isinstance(config, CLIPTextConfig) else WEIGHTS_NAME
-    weights = {key: array.astype(dtype) for key, array in to_released(params, config).items()}
-    save_file(weights, directory / name, metadata={"format": "pt"})
+    name = WEIGHTS_NAME if isinstance(config, (MGTConfig, VQConfig)) else TRANSFORMERS_WEIGHTS_NAME
+    extra = {key: Pending(array.shape, array.dtype, lambda array=array: array) for key, array in unused.items()}
+    write_weights(directory, name, released_tensors(params, config, dtype) | extra)
     write_json(config, directory / "config.json")
-    (directory / name).chmod((directory / "config.json").stat().st_mode)  # safetensors writes for its owner alone

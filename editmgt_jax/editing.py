@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from editmgt_jax import decode, localize
 from editmgt_jax.config import AESTHETIC_SCORE
 from editmgt_jax.models.clip_text import CLIPText
+from editmgt_jax.models.gemma2 import Gemma2
 from editmgt_jax.models.mgt import MGT
 from editmgt_jax.models.vq import VQModel
 from editmgt_jax.settings import Knobs, Plan
@@ -138,7 +139,7 @@ def detokenize(params, ids, vq: VQModel):
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def encode_text(params, ids, model: CLIPText):
-    """ids [B T] -> (states [B T E], pooled [B P])"""
+def encode_text(params, ids, model: CLIPText | Gemma2):
+    """ids [B T] -> what the encoder says of them: (states [B T E], pooled [B P]) of CLIP, states of Gemma 2"""
     traces["encode_text"] += 1
     return model.apply({"params": params}, ids)

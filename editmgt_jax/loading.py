@@ -1,26 +1,31 @@
 """A model directory -> modules with their parameters, checked against each other.
 
-Source  the released diffusers layout: `editmgt` or `transformer`, `vqvae`, `text_encoder`, `tokenizer`, `scheduler`
+Source  the released diffusers layout: `editmgt` or `transformer`, `vqvae`, `text_encoder`, `tokenizer`,
+        `llm_encoder`, `scheduler`
 """
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from editmgt_jax import editing
-from editmgt_jax.config import CLIPTextConfig, MGTConfig, SchedulerConfig, VQConfig
+from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, SchedulerConfig, VQConfig
 from editmgt_jax.convert import load_params
 from editmgt_jax.models.clip_text import CLIPText
+from editmgt_jax.models.gemma2 import Gemma2
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.models.vq import VQModel
 from editmgt_jax.prompts import PromptTokenizer
 
 DEFAULT_MODEL = Path(__file__).parent / "assets" / "default"
 MGT_FOLDERS = ("editmgt", "transformer")
+LLM_LENGTH = 256  # tokens that the released editor pads an instruction to
+HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,17 +37,40 @@ class EncodedText:
     pooled: jax.Array  # [P]
 
 
-class TextEncoder:
-    """The tokenizer and the CLIP text tower of a model, one prompt at a time; recent prompts are remembered."""
+class TextTower(NamedTuple):
+    """A text encoder with its parameters and its tokenizer."""
 
-    def __init__(self, model: CLIPText, params, tokenizer: PromptTokenizer):
-        self.model, self.params, self.tokenizer = model, jax.device_put(params), tokenizer
+    model: CLIPText | Gemma2
+    params: Any
+    tokenizer: PromptTokenizer
+
+    def __call__(self, prompt: str):
+        """What the encoder says of a prompt, with a batch axis of 1."""
+        return editing.encode_text(self.params, self.tokenizer([prompt]), self.model)
+
+
+class TextEncoder:
+    """The text towers of a model, one prompt at a time; recent prompts are remembered.
+
+    Args:
+      clip: gives the pooled vector, and the token states if it is alone.
+      llm: gives the token states.
+    """
+
+    def __init__(self, clip: TextTower, llm: TextTower | None = None):
+        self.clip, self.llm = clip, llm
         self.encode = functools.lru_cache(maxsize=64)(self._encode)
+
+    @property
+    def tokenizer(self) -> PromptTokenizer:
+        """Of the encoder whose states the transformer attends to."""
+        return (self.llm or self.clip).tokenizer
 
     def _encode(self, prompt: str) -> EncodedText:
         """Errors: PromptError when the prompt is too long."""
-        states, pooled = editing.encode_text(self.params, self.tokenizer([prompt]), self.model)
-        return EncodedText(prompt, states[0], pooled[0])
+        states = None if self.llm is None else self.llm(prompt)
+        clip_states, pooled = self.clip(prompt)
+        return EncodedText(prompt, (clip_states if states is None else states)[0], pooled[0])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,35 +97,48 @@ class LoadedModel:
         return self.vq.config.factor * self.mgt.config.stride
 
 
-def load_model(directory=None, dtype=None) -> LoadedModel:
-    """Reads a model directory; None is the default model of the package.
+def load_model(directory=None, dtype=None, strict: bool = False) -> LoadedModel:
+    """Reads a model directory, one tensor at a time and straight to its device.
 
     Args:
-      dtype: compute dtype of the transformer; by default float32 on a CPU and bfloat16 elsewhere.
+      directory: local folder, or a name such as WeiChow/EditMGT to fetch from the Hugging Face hub (only then is the
+        network used); None is the default model of the package.
+      dtype: of the matrices and their products, for the transformer and the text encoders, or a dict of them by folder;
+        by default float32 on a CPU and bfloat16 elsewhere. The image tokenizer is always float32: less changes its ids.
+      strict: whether weights that hold NaN are errors and not warnings.
     Errors: FileNotFoundError, WeightsError, ValueError, naming the file.
     """
-    if dtype is None:
-        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    dtypes = _dtypes(dtype)
     directory, mgt_directory = find_model(directory)
-    mgt, mgt_params = load_mgt(mgt_directory, dtype)
-    vq, vq_params = load_vq(directory / "vqvae")
+    mgt_config = MGTConfig.from_json(mgt_directory / "config.json")
+    text = _load_text(directory, mgt_config, dtypes, strict)
+    mgt, mgt_params = load_mgt(mgt_directory, dtypes["editmgt"], strict)
+    vq, vq_params = load_vq(directory / "vqvae", strict)
     return LoadedModel(
         mgt=mgt,
         mgt_params=mgt_params,
         vq=vq,
         vq_params=vq_params,
-        text=_load_text(directory, mgt.config, dtype),
+        text=text,
         scheduler=SchedulerConfig.from_json(directory / "scheduler" / "scheduler_config.json"),
     )
+
+
+def _dtypes(dtype) -> dict:
+    """The dtype of each component whose dtype can be chosen."""
+    names = ("editmgt", "text_encoder", "llm_encoder")
+    default = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    chosen = dtype if isinstance(dtype, dict) else dict.fromkeys(names, dtype)
+    if unknown := sorted(chosen.keys() - set(names)):
+        raise ValueError(f"dtypes may be chosen for {', '.join(names)}; got {unknown}")
+    return {name: jnp.dtype(chosen.get(name) or default) for name in names}
 
 
 def find_model(directory=None) -> tuple[Path, Path]:
     """-> (model directory, its folder with the transformer). Errors: FileNotFoundError saying what was looked for."""
     if directory is None and not DEFAULT_MODEL.is_dir():
         raise FileNotFoundError(f"this installation has no default model at {DEFAULT_MODEL}: name a model directory")
-    directory = DEFAULT_MODEL if directory is None else Path(directory)
-    if not directory.is_dir():
-        raise FileNotFoundError(f"a model must be a local directory; there is no folder {directory}")
+    directory = DEFAULT_MODEL if directory is None else _local(directory)
     for name in MGT_FOLDERS:
         if (directory / name).is_dir():
             return directory, directory / name
@@ -105,43 +146,96 @@ def find_model(directory=None) -> tuple[Path, Path]:
     raise FileNotFoundError(f"a model directory has a folder {' or '.join(MGT_FOLDERS)}; {directory} has {found}")
 
 
-def load_mgt(directory, dtype=jnp.float32) -> tuple[MGT, Any]:
+def _local(directory) -> Path:
+    """A folder that exists as it is; a name on the Hugging Face hub as the folder its files were fetched to."""
+    path = Path(directory)
+    if path.is_dir():
+        return path
+    if not isinstance(directory, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", directory):
+        raise FileNotFoundError(
+            f"a model must be a local folder or a name on the hub such as WeiChow/EditMGT; there is no folder {path}"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(directory, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"there is no folder {directory}, and it cannot be fetched from the Hugging Face hub: {first_line}"
+        ) from error
+
+
+def load_mgt(directory, dtype=jnp.float32, strict: bool = False) -> tuple[MGT, Any]:
     """Reads a transformer's folder. -> (module, parameters)"""
     mgt = MGT(MGTConfig.from_json(Path(directory) / "config.json"), dtype)
-    return mgt, _load(directory, mgt.config, lambda key: init_mgt(mgt, key))
+    return mgt, _load(directory, mgt.config, abstract_params(mgt), dtype, strict)
 
 
-def load_vq(directory) -> tuple[VQModel, Any]:
+def load_vq(directory, strict: bool = False) -> tuple[VQModel, Any]:
     """Reads an image tokenizer's folder. -> (module, parameters)"""
     vq = VQModel(VQConfig.from_json(Path(directory) / "config.json"))
-    pixels = jnp.zeros((1, 4 * vq.config.factor, 4 * vq.config.factor, 3))
-    return vq, _load(directory, vq.config, lambda key: vq.init(key, pixels)["params"])
+    return vq, _load(directory, vq.config, abstract_params(vq), jnp.float32, strict)
 
 
-def load_clip(directory, dtype=jnp.float32) -> tuple[CLIPText, Any]:
-    """Reads a text encoder's folder. -> (module, parameters)"""
+def load_clip(directory, dtype=jnp.float32, strict: bool = False) -> tuple[CLIPText, Any]:
+    """Reads a CLIP text encoder's folder. -> (module, parameters)"""
     clip = CLIPText(CLIPTextConfig.from_json(Path(directory) / "config.json"), dtype)
-    ids = jnp.zeros((1, clip.config.max_position_embeddings), jnp.int32)
-    return clip, _load(directory, clip.config, lambda key: clip.init(key, ids)["params"])
+    return clip, _load(directory, clip.config, abstract_params(clip), dtype, strict)
 
 
-def _load(directory, config, init):
-    return load_params(directory, config, jax.eval_shape(init, jax.random.key(0)))
+def load_gemma(directory, dtype=jnp.float32, strict: bool = False) -> tuple[Gemma2, Any]:
+    """Reads a Gemma 2 text encoder's folder. -> (module, parameters)"""
+    gemma = Gemma2(Gemma2Config.from_json(Path(directory) / "config.json"), dtype)
+    return gemma, _load(directory, gemma.config, abstract_params(gemma), dtype, strict)
 
 
-def _load_text(directory, mgt, dtype) -> TextEncoder:
-    if mgt.text_encoder_architecture != "CLIP":
+def abstract_params(model):
+    """The shapes of a model's parameters. Nothing is computed."""
+
+    def init(key):
+        if isinstance(model, MGT):
+            return init_mgt(model, key)
+        if isinstance(model, VQModel):
+            side = 4 * model.config.factor
+            return model.init(key, jnp.zeros((1, side, side, 3)))["params"]
+        return model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def _load(directory, config, abstract, dtype, strict):
+    return load_params(directory, config, abstract, dtype, lambda _, value: jax.device_put(value), strict)
+
+
+def _load_text(directory, mgt, dtypes, strict) -> TextEncoder:
+    if mgt.text_encoder_architecture not in ("CLIP", "CLIP_Gemma2"):
         raise ValueError(
-            "this version runs models whose text_encoder_architecture is 'CLIP'; "
-            f"{directory} needs {mgt.text_encoder_architecture!r}"
+            f"text_encoder_architecture must be 'CLIP' or 'CLIP_Gemma2'; {directory} needs "
+            f"{mgt.text_encoder_architecture!r}"
         )
-    model, params = load_clip(directory / "text_encoder", dtype)
+    with_llm = mgt.text_encoder_architecture == "CLIP_Gemma2"
+    llm = _load_llm(directory / "llm_encoder", mgt, dtypes["llm_encoder"], strict) if with_llm else None
+    model, params = load_clip(directory / "text_encoder", dtypes["text_encoder"], strict)
     config = model.config
-    _match("the text hidden_size", config.hidden_size, "joint_attention_dim", mgt.joint_attention_dim)
+    if not with_llm:
+        _match("the text hidden_size", config.hidden_size, "joint_attention_dim", mgt.joint_attention_dim)
     _match("the text projection_dim", config.projection_dim, "pooled_projection_dim", mgt.pooled_projection_dim)
-    tokenizer = PromptTokenizer(directory / "tokenizer", config.max_position_embeddings)
+    tokenizer = PromptTokenizer(directory / "tokenizer", config.max_position_embeddings, truncate=with_llm)
     _match("the tokenizer's size", tokenizer.special_ids()["vocab_size"], "the text vocab_size", config.vocab_size)
-    return TextEncoder(model, params, tokenizer)
+    return TextEncoder(TextTower(model, params, tokenizer), llm)
+
+
+def _load_llm(directory, mgt, dtype, strict) -> TextTower:
+    model, params = load_gemma(directory, dtype, strict)
+    hidden = model.config.hidden_size
+    _match("the language model's hidden_size", hidden, "joint_attention_dim", mgt.joint_attention_dim)
+    tokenizer = PromptTokenizer(directory, LLM_LENGTH)
+    size, most = tokenizer.special_ids()["vocab_size"], model.config.vocab_size
+    if size > most:
+        raise ValueError(f"the tokenizer in {directory} may have at most the {most} ids of its model; it has {size}")
+    return TextTower(model, params, tokenizer)
 
 
 def _match(name, value, other_name, other):

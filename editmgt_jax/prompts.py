@@ -27,9 +27,10 @@ class PromptTokenizer:
     Args:
       directory: folder with tokenizer files.
       length: T, the padded length; by default the tokenizer's own model_max_length.
+      truncate: whether a prompt that is too long loses its end; by default it is an error.
     """
 
-    def __init__(self, directory, length: int | None = None):
+    def __init__(self, directory, length: int | None = None, truncate: bool = False):
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there
         from transformers import AutoTokenizer
 
@@ -40,11 +41,15 @@ class PromptTokenizer:
             self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         except Exception as error:  # noqa: BLE001  (the library raises bare ones for damaged files)
             raise PromptError(f"{directory} must hold a tokenizer that transformers can read: {error}") from error
-        self.length = length or self._tokenizer.model_max_length
+        self.length, self.truncate = length or self._tokenizer.model_max_length, truncate
+        if self._tokenizer.pad_token_id is None:
+            raise PromptError(f"{directory} must hold a tokenizer with a pad token; it names none")
 
     def __call__(self, prompts: list[str]) -> np.ndarray:
         """[B] strings -> ids [B T] int32, padded. Errors: PromptError naming the limit when one does not fit."""
-        encoded = self._tokenizer(list(prompts), padding="max_length", max_length=self.length)["input_ids"]
+        encoded = self._tokenizer(
+            list(prompts), padding="max_length", max_length=self.length, truncation=self.truncate
+        )["input_ids"]
         for prompt, ids in zip(prompts, encoded, strict=True):
             if len(ids) > self.length:
                 shown = prompt if len(prompt) <= 60 else prompt[:57] + "..."
@@ -71,14 +76,26 @@ class PromptTokenizer:
         """
         words = rf"(?<!\w){re.escape(phrase.strip())}(?!\w)"
         found = re.search(words, prompt, re.IGNORECASE) if phrase.strip() else None
-        encoded = self._tokenizer(prompt, padding="max_length", max_length=self.length, return_offsets_mapping=True)
-        tokens = self._tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+        ids = self([prompt])[0]
         if found is None:
+            tokens = self._tokenizer.convert_ids_to_tokens(ids.tolist())
             shown = [t.removesuffix("</w>") for t in tokens if t not in self._tokenizer.all_special_tokens]
             raise PromptError(f"the query phrase must occur in the instruction; {phrase!r} is not among {shown}")
-        start, end = found.span()
-        inside = np.array([a < end and b > start and b > a for a, b in encoded["offset_mapping"]], np.float32)
+        inside = self._inside(prompt, ids, *found.span()).astype(np.float32)
         return inside / inside.sum()
+
+    def _inside(self, prompt, ids, start, end):
+        """bool [T]: the padded tokens that lie in prompt[start:end]."""
+        if self._tokenizer.is_fast:
+            encoded = self._tokenizer(prompt, padding="max_length", max_length=self.length, return_offsets_mapping=True)
+            return np.array([a < end and b > start and b > a for a, b in encoded["offset_mapping"]])
+        # A slow tokenizer gives no offsets; but no token crosses the bounds of whole words.
+        first, last = (
+            len(self._tokenizer.encode(part, add_special_tokens=False))
+            for part in (prompt[:start].rstrip(), prompt[:end])
+        )
+        words = np.flatnonzero(~np.isin(ids, self._tokenizer.all_special_ids))
+        return np.isin(np.arange(len(ids)), words[first:last])
 
 
 def _byte_symbols() -> list[str]:

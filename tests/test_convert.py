@@ -13,6 +13,7 @@ from editmgt_jax import convert
 from editmgt_jax.config import CLIPTextConfig, MGTConfig, VQConfig
 from editmgt_jax.loading import load_mgt, load_vq
 from editmgt_jax.models.clip_text import CLIPText
+from editmgt_jax.weights import WeightsError
 
 DATA = Path(__file__).parent / "data"
 WEIGHTS = convert.WEIGHTS_NAME
@@ -81,28 +82,28 @@ def _damage(folder, change):
 )
 def test_weights_that_do_not_fit_are_named(copy, change, words):
     _damage(copy, change)
-    with pytest.raises(convert.WeightsError) as error:
+    with pytest.raises(WeightsError) as error:
         load_mgt(copy)
     assert all(word in str(error.value) for word in words)
 
 
 def test_a_repeated_weight_is_named(copy):
     save_file({"embed.conv.weight": np.zeros((64, 64, 1, 1), np.float32)}, copy / "second.safetensors")
-    with pytest.raises(convert.WeightsError, match="embed.conv.weight is repeated"):
+    with pytest.raises(WeightsError, match="embed.conv.weight is repeated"):
         load_mgt(copy)
 
 
 def test_a_truncated_file_is_named(copy):
     data = (copy / WEIGHTS).read_bytes()
     (copy / WEIGHTS).write_bytes(data[: len(data) // 2])
-    with pytest.raises(convert.WeightsError, match="not a readable safetensors"):
+    with pytest.raises(WeightsError, match="not a readable safetensors"):
         load_mgt(copy)
 
 
 @pytest.mark.parametrize("name", ["weights.bin", "weights.pt", "weights.ckpt"])
 def test_pickles_are_refused_with_the_reason(copy, name):
     (copy / WEIGHTS).rename(copy / name)
-    with pytest.raises(convert.WeightsError, match="unpickling can run any code"):
+    with pytest.raises(WeightsError, match="unpickling can run any code"):
         load_mgt(copy)
 
 

@@ -25,12 +25,13 @@ from diffusers.models.transformers.transformer_flux import (  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch import nn  # noqa: E402
 from transformers import CLIPTextConfig as TorchCLIPTextConfig  # noqa: E402
-from transformers import CLIPTextModelWithProjection  # noqa: E402
+from transformers import CLIPTextModelWithProjection, Gemma2ForCausalLM  # noqa: E402
+from transformers import Gemma2Config as TorchGemma2Config  # noqa: E402
 
 from editmgt_jax import localize  # noqa: E402
 from editmgt_jax.config import MGTConfig  # noqa: E402
 from editmgt_jax.convert import WEIGHTS_NAME  # noqa: E402
-from editmgt_jax.loading import load_clip, load_mgt, load_vq  # noqa: E402
+from editmgt_jax.loading import load_clip, load_gemma, load_mgt, load_vq  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -120,6 +121,43 @@ def test_clip_text(tmp_path, eos_token_id, activation):
     states, pooled = model.apply({"params": params}, jnp.asarray(ids))
     np.testing.assert_allclose(states, output.hidden_states[-2], atol=2e-5)
     np.testing.assert_allclose(pooled, output.text_embeds, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "layers, heads, groups, cap, window, kinds",
+    [
+        (3, 4, 2, 50.0, 4, None),
+        (4, 6, 3, None, 5, ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]),
+        (2, 3, 1, 0.7, 99, None),
+        (1, 2, 2, 50.0, 3, None),
+    ],
+    ids=["window in alternate layers", "named layers without a cap", "one key head and a low cap", "no layer to run"],
+)
+def test_gemma2(tmp_path, layers, heads, groups, cap, window, kinds):
+    config = TorchGemma2Config(
+        vocab_size=60,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        head_dim=10,
+        query_pre_attn_scalar=7,
+        sliding_window=window,
+        attn_logit_softcapping=cap,
+        layer_types=kinds,
+        pad_token_id=0,
+        attn_implementation="eager",
+    )
+    theirs = randomised(Gemma2ForCausalLM(config))
+    theirs.save_pretrained(tmp_path)
+    ids = np.random.default_rng(0).integers(1, 60, (2, TEXT_LENGTH))
+    ids[0, :5] = 0  # padding on the left, which is attended to
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids), output_hidden_states=True).hidden_states[-2]
+    model, params = load_gemma(tmp_path)
+    states = model.apply({"params": params}, jnp.asarray(ids))
+    np.testing.assert_allclose(states, expected, atol=2e-5 * max(1, float(expected.abs().max())))
 
 
 # ---- the transformer, without a reference (the golden files hold what a reference adds)

@@ -1,0 +1,179 @@
+"""Weight files of one model component: safetensors that are read, and written, one tensor at a time.
+
+Nothing here holds more than the tensor at hand, so that a machine that barely holds a model can still move it.
+Source  the safetensors format; shards and their index as diffusers and transformers write them
+"""
+
+import json
+import math
+import os
+import struct
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+SHARD_BYTES = 5 * 10**9  # a larger component is written in several files and an index
+
+
+class WeightsError(ValueError):
+    """Weight files that cannot be used: names the file, the keys and both shapes."""
+
+
+class Tensor(NamedTuple):
+    """What a file's header says of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors spells it
+    path: Path
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+class Pending(NamedTuple):
+    """A tensor to write, made when its turn comes."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[], np.ndarray]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+class WeightFiles:
+    """The tensors of a component's folder by name: `tensors` is their headers, `read` gets one from the disk.
+
+    Errors: WeightsError for files that are damaged, pickled, missing from an index, or that repeat a key; and for weights
+    of other types than float32, float16 and bfloat16. FileNotFoundError when there are none.
+    """
+
+    def __init__(self, directory):
+        self.directory = Path(directory)
+        self.tensors: dict[str, Tensor] = {}
+        for path in _files(self.directory):
+            with _opened(path) as file:
+                for key in file.keys():
+                    entry = file.get_slice(key)
+                    tensor = Tensor(tuple(entry.get_shape()), entry.get_dtype(), path)
+                    if key in self.tensors:
+                        raise WeightsError(
+                            f"weight {key} is repeated: in {self.tensors[key].path.name} and in {path.name}"
+                        )
+                    self.tensors[key] = tensor
+        wrong = [f"{key} is {t.dtype}" for key, t in self.tensors.items() if t.dtype not in DTYPES and t.shape]
+        if wrong:
+            raise WeightsError(f"{self.directory}: weights must be {', '.join(DTYPES)}; {listed(wrong)}")
+
+    def read(self, key: str, rows: slice | None = None) -> np.ndarray:
+        """A tensor, or some of its rows. The file is opened anew each time: what it maps is released at once."""
+        with _opened(self.tensors[key].path) as file:
+            return file.get_tensor(key) if rows is None else file.get_slice(key)[rows]
+
+
+def _opened(path):
+    try:
+        return safe_open(path, framework="np")
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is not a readable safetensors file ({error}); it may be truncated") from error
+
+
+def listed(items, most=20) -> str:
+    """Problems in lines, for an error message."""
+    items = sorted(items)
+    more = f"\n  ... and {len(items) - most} more" if len(items) > most else ""
+    return "\n  " + "\n  ".join(items[:most]) + more
+
+
+def _files(directory) -> list[Path]:
+    """The safetensors files of a component: those of its index if it has one. A pickle alone is refused with the reason."""
+    indices = sorted(directory.glob("*.safetensors.index.json"))
+    if len(indices) > 1:
+        raise WeightsError(f"{directory} must have one index of weights; got {[path.name for path in indices]}")
+    if indices:
+        try:
+            names = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
+            files = [directory / name for name in names]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightsError(f"{indices[0]} is not a readable index of weights ({error!r})") from error
+        missing = [path.name for path in files if not path.is_file()]
+        if missing:
+            raise WeightsError(f"{indices[0].name} names files that {directory} does not have: {missing}")
+        return files
+    files = sorted(directory.glob("*.safetensors"))
+    if files:
+        return files
+    pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
+    if pickles:
+        raise WeightsError(
+            f"{directory} has only pickled weights ({', '.join(pickles)}), and unpickling can run any code: they are "
+            "refused. Convert them to safetensors with the library that wrote them"
+        )
+    raise FileNotFoundError(f"a model component needs *.safetensors weights; none in {directory}")
+
+
+def check_finite(key: str, array: np.ndarray, strict: bool) -> None:
+    """NaN or infinite values are a warning that names the weight, or under `strict` a WeightsError."""
+    if np.isfinite(array).all():
+        return
+    message = f"weight {key} holds NaN or infinite values"
+    if strict:
+        raise WeightsError(message)
+    warnings.warn(message, stacklevel=2)
+
+
+def write_weights(directory, name: str, tensors: Mapping[str, Pending]) -> None:
+    """Writes tensors as `name`, or as shards and an index where they exceed SHARD_BYTES.
+
+    Args:
+      directory: existing folder; name: file name, `*.safetensors`; tensors: each is made when it is written.
+    """
+    directory, shards, total = Path(directory), [{}], 0
+    room = SHARD_BYTES
+    for key in sorted(tensors, key=lambda key: -np.dtype(tensors[key].dtype).itemsize):  # keeps all of them aligned
+        if shards[-1] and tensors[key].bytes > room:
+            shards.append({})
+            room = SHARD_BYTES
+        shards[-1][key] = tensors[key]
+        room -= tensors[key].bytes
+        total += tensors[key].bytes
+    stem, count = name.removesuffix(".safetensors"), len(shards)
+    names = [name] if count == 1 else [f"{stem}-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+    for shard_name, shard in zip(names, shards, strict=True):
+        _write_file(directory / shard_name, shard)
+    if count > 1:
+        weight_map = {key: shard_name for shard_name, shard in zip(names, shards, strict=True) for key in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (directory / f"{name}.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _write_file(path, tensors):
+    """One safetensors file: the length of the header, the header, then the tensors back to back."""
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for key, tensor in tensors.items():
+        begin, end = end, end + tensor.bytes
+        dtype = _DTYPE_NAMES[np.dtype(tensor.dtype)]
+        header[key] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of 8
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for key, tensor in tensors.items():
+            array = np.ascontiguousarray(tensor.make())
+            if array.shape != tuple(tensor.shape) or array.dtype != tensor.dtype:
+                raise ValueError(f"{key} must be {tensor.shape} {tensor.dtype}; got {array.shape} {array.dtype}")
+            file.write(array.reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -7,7 +7,7 @@ import importlib
 
 _HOMES = {
     "EditPipeline": "pipeline",
-    "EditResult": "pipeline",
+    "Result": "pipeline",
     "EncodedText": "loading",
     "LoadedModel": "loading",
     "load_model": "loading",

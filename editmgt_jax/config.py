@@ -351,6 +351,35 @@ class SchedulerConfig(_JSONConfig):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig(_JSONConfig):
+    """Low-rank adaptation of a transformer's linear modules (PEFT's keys). Defaults are the released trainer's.
+
+    `target_modules` are ends of released module names. `scope` is ours: the tokens that the adapted weights see, 'all' or
+    those of the 'reference'.
+    """
+
+    r: int = 16
+    lora_alpha: float = 32.0
+    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v")
+    scope: str = "all"
+
+    @classmethod
+    def _check_released(cls, values: dict) -> None:
+        for key, allowed in (("use_rslora", (None, False)), ("use_dora", (None, False)), ("bias", (None, "none"))):
+            _require(values.get(key) in allowed, f"{key} of a LoRA must be {allowed[1]!r}", values.get(key))
+
+    def __post_init__(self):
+        _require(self.scope in ("all", "reference"), "scope must be 'all' or 'reference'", self.scope)
+
+    def to_dict(self) -> dict:
+        return {"peft_type": "LORA"} | dataclasses.asdict(self) | {"bias": "none"}
+
+    @property
+    def scale(self) -> float:
+        return self.lora_alpha / self.r
+
+
 def write_json(config: _JSONConfig, path) -> None:
     """Writes `config` as released JSON, sorted and indented."""
     Path(path).write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")

@@ -13,9 +13,8 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -85,6 +84,10 @@ def _up_to_theirs(array, _config):
 
 
 _AFFINE = {"kernel": "weight", "bias": "bias"}
+_LORA = {
+    "lora_a": "lora_A.weight",
+    "lora_b": "lora_B.weight",
+}  # beside the kernel of a linear module, as PEFT names them
 KINDS = {
     "linear": Kind(_AFFINE, _transpose_matrix, _transpose_matrix),
     "rotary_linear": Kind(
@@ -269,6 +272,9 @@ def _leaves(config, abstract_params) -> list[_Leaf]:
             theirs = _match(rule, module)
             if theirs is not None and leaf in kind.leaves:
                 found.append((f"{theirs}.{kind.leaves[leaf]}", kind))
+            elif theirs is not None and leaf in _LORA and kind.leaves is _AFFINE:
+                # The first factor only sees inputs; outputs are laid out as the module's own.
+                found.append((f"{theirs}.{_LORA[leaf]}", KINDS["linear"] if leaf == "lora_a" else kind))
         if len(found) != 1:
             raise ValueError(f"exactly one conversion rule must cover {'/'.join(path)}; {len(found)} do")
         (name, kind), stacked = found[0], "{L}" in found[0][0]
@@ -277,7 +283,7 @@ def _leaves(config, abstract_params) -> list[_Leaf]:
     return leaves
 
 
-def load_params(directory, config, abstract_params, dtype=np.float32, place=None, strict=False):
+def load_params(directory, config, abstract_params, dtype=np.float32, place=None, strict=False, prefix=""):
     """Reads a component's safetensors straight into our tree, a leaf at a time, the largest first.
 
     Args:
@@ -286,19 +292,21 @@ def load_params(directory, config, abstract_params, dtype=np.float32, place=None
       dtype: of matrices, while vectors are float32; None is as stored.
       place: called with (path, host array) of each leaf as soon as it is read, to put it on its devices.
       strict: whether NaN and infinite values are errors and not warnings.
+      prefix: of the keys in the files.
     Errors: WeightsError listing unknown, missing, repeated or misshapen weights with both shapes.
     """
-    files, leaves = WeightFiles(directory), _leaves(config, abstract_params)
-    _check_fit(files, leaves, config)
-    values = {}
+    files, values = check_weights(directory, config, abstract_params, prefix), {}
+    leaves = _leaves(config, abstract_params)
     for leaf in sorted(leaves, key=lambda leaf: -math.prod(leaf.shape)):
         value = _read(leaf, files, config, dtype, strict)
         values[leaf.path] = value if place is None else place("/".join(leaf.path), value)
     return unflatten_dict({leaf.path: values[leaf.path] for leaf in leaves})
 
 
-def _check_fit(files, leaves, config):
-    wanted = {key: leaf.their_shape(config) for leaf in leaves for key in leaf.keys}
+def check_weights(directory, config, abstract_params, prefix="") -> WeightFiles:
+    """Reads the headers of a component's files. Errors: as `load_params`."""
+    files = WeightFiles(directory, prefix)
+    wanted = {key: shape for key, _, shape in released_leaves(config, abstract_params)}
     problems = [f"missing: {key} {list(shape)}" for key, shape in wanted.items() if key not in files.tensors]
     for key, tensor in files.tensors.items():
         if key not in wanted and not unused_key(config, key):
@@ -307,6 +315,23 @@ def _check_fit(files, leaves, config):
             problems.append(f"misshapen: {key} is {list(tensor.shape)} in the file, {list(wanted[key])} by config.json")
     if problems:
         raise WeightsError(f"{files.directory}: weights do not fit config.json:{listed(problems)}")
+    return files
+
+
+def released_leaves(config, abstract_params):
+    """(released key, path in our tree, shape of the released tensor) of every weight."""
+    for leaf in _leaves(config, abstract_params):
+        for key in leaf.keys:
+            yield key, "/".join(leaf.path), leaf.their_shape(config)
+
+
+def parameter_count(abstract_params) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params))
+
+
+def weights_name(config) -> str:
+    """The file name that the library which reads a component looks for."""
+    return WEIGHTS_NAME if isinstance(config, (MGTConfig, VQConfig)) else TRANSFORMERS_WEIGHTS_NAME
 
 
 def _read(leaf, files, config, dtype, strict) -> np.ndarray:
@@ -356,15 +381,13 @@ def to_released(params, config) -> dict[str, np.ndarray]:
     return {key: tensor.make() for key, tensor in released_tensors(params, config).items()}
 
 
-def save_component(directory, config, params, dtype=None, unused: Mapping[str, np.ndarray] = MappingProxyType({})):
+def save_component(directory, config, params, dtype=None) -> None:
     """Writes config.json and safetensors of one component into `directory` (created).
 
     Args:
-      dtype: of the file; None is that of the parameters. unused: further tensors (see `unused_key`), written as they are.
+      dtype: of the file; None is that of the parameters.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    name = WEIGHTS_NAME if isinstance(config, (MGTConfig, VQConfig)) else TRANSFORMERS_WEIGHTS_NAME
-    extra = {key: Pending(array.shape, array.dtype, lambda array=array: array) for key, array in unused.items()}
-    write_weights(directory, name, released_tensors(params, config, dtype) | extra)
+    write_weights(directory, weights_name(config), released_tensors(params, config, dtype))
     write_json(config, directory / "config.json")

@@ -30,7 +30,7 @@ traces = Counter()
 class Request(NamedTuple):
     """The traced inputs of a decode."""
 
-    reference: jax.Array  # int32 [B H W]
+    reference: jax.Array | None  # int32 [B H W]; None is text-to-image
     start: jax.Array  # int32 [B H W], the mask id where to edit
     text: tuple[jax.Array, jax.Array]  # states [B T E], pooled [B P]
     negative: tuple[jax.Array, jax.Array]
@@ -63,15 +63,16 @@ def decode_edit(params, request: Request, mgt: MGT, plan: Plan) -> TokenEdit:
     """The decode of a batch of edits: what is constant over the steps once, then the steps in one scan."""
     traces["decode"] += 1
     reference, start, knobs = request.reference, request.start, request.knobs
-    batch, mask_id = len(reference), mgt.config.mask_token_id
+    batch, mask_id = len(start), mgt.config.mask_token_id
     predict = guided_model(params, request, mgt, plan)
-    predict = decode.with_region_hold(
-        predict,
-        lambda aux: aux.keep.reshape(batch, -1),
-        reference.reshape(batch, -1),
-        hold=plan.hold,
-        step=knobs.hold_step,
-    )
+    if reference is not None:
+        predict = decode.with_region_hold(
+            predict,
+            lambda aux: aux.keep.reshape(batch, -1),
+            reference.reshape(batch, -1),
+            hold=plan.hold,
+            step=knobs.hold_step,
+        )
     decoded = decode.decode(
         predict,
         start.reshape(batch, -1),
@@ -85,7 +86,7 @@ def decode_edit(params, request: Request, mgt: MGT, plan: Plan) -> TokenEdit:
     return TokenEdit(
         tokens=tokens,
         scores=aux.scores[held_at],
-        keep=aux.keep[held_at] & (tokens == reference),
+        keep=aux.keep[held_at] & (tokens == (start if reference is None else reference)),
         relevance=jnp.einsum("s,sbkn->bkn", request.step_weights, aux.relevance),
         step_tokens=decoded.steps.reshape(-1, *start.shape) if plan.record else None,
         step_scores=aux.scores if plan.record else None,
@@ -95,7 +96,7 @@ def decode_edit(params, request: Request, mgt: MGT, plan: Plan) -> TokenEdit:
 def guided_model(params, request, mgt, plan):
     """`predict` of a decode: logits under guidance, and relevance, scores and keep mask of the conditional half."""
     knobs, mask_id = request.knobs, mgt.config.mask_token_id
-    grid = request.reference.shape[1:]
+    grid = request.start.shape[1:]
     mgt_grid = tuple(side // mgt.config.stride for side in grid)
     editable = request.start == mask_id
     condition = mgt.apply({"params": params}, *_condition_inputs(request, plan.guided), method="condition")
@@ -119,9 +120,9 @@ def _condition_inputs(request, guided):
     reference = request.reference
     if guided:
         states, pooled = (jnp.concatenate(pair) for pair in zip(request.negative, request.text, strict=True))
-        reference = jnp.concatenate([reference, reference])
+        reference = None if reference is None else jnp.concatenate([reference, reference])
     micro = jnp.concatenate([request.size, jnp.array([0.0, 0.0, AESTHETIC_SCORE])])
-    return states, pooled, jnp.broadcast_to(micro, (len(reference), 5)), reference, request.knobs.reference_strength
+    return states, pooled, jnp.broadcast_to(micro, (len(states), 5)), reference, request.knobs.reference_strength
 
 
 @functools.partial(jax.jit, static_argnames="vq")

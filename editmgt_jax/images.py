@@ -177,6 +177,31 @@ def to_image(pixels, size: tuple[int, int] | None = None) -> Image.Image:
     return image if size is None or image.size == tuple(size) else image.resize(size, Image.Resampling.LANCZOS)
 
 
+def extend(image: Image.Image, pad: tuple[int, int, int, int]) -> Image.Image:
+    """The picture with `pad` more pixels (left, top, right, bottom), which repeat its edges. Errors: ImageError."""
+    _check_pad(pad)
+    left, top, right, bottom = pad
+    pixels = np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode="edge")
+    check_size((pixels.shape[1], pixels.shape[0]), "the extended image")
+    return Image.fromarray(pixels)
+
+
+def padding_mask(size: tuple[int, int], pad: tuple[int, int, int, int]) -> Image.Image:
+    """White where `extend` adds pixels to a picture of `size`, black elsewhere."""
+    _check_pad(pad)
+    left, top, right, bottom = pad
+    inner = np.zeros((size[1], size[0]), np.uint8)
+    return Image.fromarray(np.pad(inner, ((top, bottom), (left, right)), constant_values=255))
+
+
+def _check_pad(pad):
+    sides = list(pad) if isinstance(pad, (list, tuple)) else [pad]
+    if len(sides) != 4 or any(isinstance(p, bool) or not isinstance(p, int) or p < 0 for p in sides) or not any(sides):
+        raise ImageError(
+            f"the padding must be four numbers of pixels (left, top, right, bottom), at least one above 0; got {pad!r}"
+        )
+
+
 def mask_to_grid(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """bool [Y X] -> bool [H W]: the tokens that cover any pixel of the mask."""
     covered = Image.fromarray(mask.astype(np.float32)).resize(grid[::-1], Image.Resampling.BOX)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from editmgt_jax import editing
 from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, SchedulerConfig, VQConfig
-from editmgt_jax.convert import load_params
+from editmgt_jax.convert import check_weights, load_params
 from editmgt_jax.models.clip_text import CLIPText
 from editmgt_jax.models.gemma2 import Gemma2
 from editmgt_jax.models.mgt import MGT, init_mgt
@@ -97,7 +97,7 @@ class LoadedModel:
         return self.vq.config.factor * self.mgt.config.stride
 
 
-def load_model(directory=None, dtype=None, strict: bool = False) -> LoadedModel:
+def load_model(directory=None, dtype=None, strict: bool = False, check_only: bool = False) -> LoadedModel:
     """Reads a model directory, one tensor at a time and straight to its device.
 
     Args:
@@ -106,14 +106,15 @@ def load_model(directory=None, dtype=None, strict: bool = False) -> LoadedModel:
       dtype: of the matrices and their products, for the transformer and the text encoders, or a dict of them by folder;
         by default float32 on a CPU and bfloat16 elsewhere. The image tokenizer is always float32: less changes its ids.
       strict: whether weights that hold NaN are errors and not warnings.
+      check_only: whether to read only the headers of the weight files; the parameters are then their shapes.
     Errors: FileNotFoundError, WeightsError, ValueError, naming the file.
     """
-    dtypes = _dtypes(dtype)
+    dtypes, reading = _dtypes(dtype), {"strict": strict, "check_only": check_only}
     directory, mgt_directory = find_model(directory)
     mgt_config = MGTConfig.from_json(mgt_directory / "config.json")
-    text = _load_text(directory, mgt_config, dtypes, strict)
-    mgt, mgt_params = load_mgt(mgt_directory, dtypes["editmgt"], strict)
-    vq, vq_params = load_vq(directory / "vqvae", strict)
+    text = _load_text(directory, mgt_config, dtypes, reading)
+    mgt, mgt_params = load_mgt(mgt_directory, dtypes["editmgt"], **reading)
+    vq, vq_params = load_vq(directory / "vqvae", **reading)
     return LoadedModel(
         mgt=mgt,
         mgt_params=mgt_params,
@@ -167,32 +168,36 @@ def _local(directory) -> Path:
         ) from error
 
 
-def load_mgt(directory, dtype=jnp.float32, strict: bool = False) -> tuple[MGT, Any]:
-    """Reads a transformer's folder. -> (module, parameters)"""
-    mgt = MGT(MGTConfig.from_json(Path(directory) / "config.json"), dtype)
-    return mgt, _load(directory, mgt.config, abstract_params(mgt), dtype, strict)
+def load_mgt(directory, dtype=jnp.float32, **reading) -> tuple[MGT, Any]:
+    """Reads a transformer's folder; `reading` is strict and check_only, see `load_model`. -> (module, parameters)"""
+    return _load(directory, MGTConfig, dtype, **reading)
 
 
-def load_vq(directory, strict: bool = False) -> tuple[VQModel, Any]:
+def load_vq(directory, **reading) -> tuple[VQModel, Any]:
     """Reads an image tokenizer's folder. -> (module, parameters)"""
-    vq = VQModel(VQConfig.from_json(Path(directory) / "config.json"))
-    return vq, _load(directory, vq.config, abstract_params(vq), jnp.float32, strict)
+    return _load(directory, VQConfig, jnp.float32, **reading)
 
 
-def load_clip(directory, dtype=jnp.float32, strict: bool = False) -> tuple[CLIPText, Any]:
+def load_clip(directory, dtype=jnp.float32, **reading) -> tuple[CLIPText, Any]:
     """Reads a CLIP text encoder's folder. -> (module, parameters)"""
-    clip = CLIPText(CLIPTextConfig.from_json(Path(directory) / "config.json"), dtype)
-    return clip, _load(directory, clip.config, abstract_params(clip), dtype, strict)
+    return _load(directory, CLIPTextConfig, dtype, **reading)
 
 
-def load_gemma(directory, dtype=jnp.float32, strict: bool = False) -> tuple[Gemma2, Any]:
+def load_gemma(directory, dtype=jnp.float32, **reading) -> tuple[Gemma2, Any]:
     """Reads a Gemma 2 text encoder's folder. -> (module, parameters)"""
-    gemma = Gemma2(Gemma2Config.from_json(Path(directory) / "config.json"), dtype)
-    return gemma, _load(directory, gemma.config, abstract_params(gemma), dtype, strict)
+    return _load(directory, Gemma2Config, dtype, **reading)
+
+
+_MODULES = {MGTConfig: MGT, CLIPTextConfig: CLIPText, Gemma2Config: Gemma2}
+
+
+def make_module(config, dtype=jnp.float32):
+    """The module of an architecture."""
+    return VQModel(config) if isinstance(config, VQConfig) else _MODULES[type(config)](config, dtype)
 
 
 def abstract_params(model):
-    """The shapes of a model's parameters. Nothing is computed."""
+    """The shapes of a module's parameters. Nothing is computed."""
 
     def init(key):
         if isinstance(model, MGT):
@@ -205,19 +210,25 @@ def abstract_params(model):
     return jax.eval_shape(init, jax.random.key(0))
 
 
-def _load(directory, config, abstract, dtype, strict):
-    return load_params(directory, config, abstract, dtype, lambda _, value: jax.device_put(value), strict)
+def _load(directory, kind, dtype, strict=False, check_only=False):
+    config = kind.from_json(Path(directory) / "config.json")
+    module = make_module(config, dtype)
+    abstract = abstract_params(module)
+    if check_only:
+        check_weights(directory, config, abstract)
+        return module, abstract
+    return module, load_params(directory, config, abstract, dtype, lambda _, value: jax.device_put(value), strict)
 
 
-def _load_text(directory, mgt, dtypes, strict) -> TextEncoder:
+def _load_text(directory, mgt, dtypes, reading) -> TextEncoder:
     if mgt.text_encoder_architecture not in ("CLIP", "CLIP_Gemma2"):
         raise ValueError(
             f"text_encoder_architecture must be 'CLIP' or 'CLIP_Gemma2'; {directory} needs "
             f"{mgt.text_encoder_architecture!r}"
         )
     with_llm = mgt.text_encoder_architecture == "CLIP_Gemma2"
-    llm = _load_llm(directory / "llm_encoder", mgt, dtypes["llm_encoder"], strict) if with_llm else None
-    model, params = load_clip(directory / "text_encoder", dtypes["text_encoder"], strict)
+    llm = _load_llm(directory / "llm_encoder", mgt, dtypes["llm_encoder"], reading) if with_llm else None
+    model, params = load_clip(directory / "text_encoder", dtypes["text_encoder"], **reading)
     config = model.config
     if not with_llm:
         _match("the text hidden_size", config.hidden_size, "joint_attention_dim", mgt.joint_attention_dim)
@@ -227,8 +238,8 @@ def _load_text(directory, mgt, dtypes, strict) -> TextEncoder:
     return TextEncoder(TextTower(model, params, tokenizer), llm)
 
 
-def _load_llm(directory, mgt, dtype, strict) -> TextTower:
-    model, params = load_gemma(directory, dtype, strict)
+def _load_llm(directory, mgt, dtype, reading) -> TextTower:
+    model, params = load_gemma(directory, dtype, **reading)
     hidden = model.config.hidden_size
     _match("the language model's hidden_size", hidden, "joint_attention_dim", mgt.joint_attention_dim)
     tokenizer = PromptTokenizer(directory, LLM_LENGTH)

@@ -1,13 +1,15 @@
-"""Load a model directory once, then edit pictures: tokenise, decode in one jitted scan, localise, paint, composite.
+"""Load a model directory once, then edit pictures, or make them from text: tokenise, decode in one jitted scan, localise,
+paint, composite.
 
 Axes    as in `editmgt_jax.config`; n pictures of a result, S steps
-Source  released edit pipeline; model directories in the released diffusers layout
+Source  released pipelines (edit, text-to-image, inpainting); model directories in the released diffusers layout
 Differs held regions, and others whose tokens did not change, come back as the input's own pixels; picture i of a seed does not depend on how many are asked for
 """
 
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,23 +19,26 @@ from tqdm import tqdm
 
 from editmgt_jax import decode, editing, images
 from editmgt_jax.editing import Request, TokenEdit
+from editmgt_jax.images import ImageError
 from editmgt_jax.loading import EncodedText, LoadedModel, load_model
 from editmgt_jax.prompts import PromptError
 from editmgt_jax.settings import Settings, SettingsError, check_integer
 
 MAX_SEED = 2**32 - 1
+# Settings that have no meaning without a source image.
+NO_REFERENCE = frozenset({"reference_strength", "hold_threshold", "hold", "hold_step"})
 Progress = Callable[[str], None]  # called with the name of each stage as it begins
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class EditResult:
-    """The n pictures of one image and instruction, and what the model did."""
+class Result:
+    """The n pictures of one prompt, and what the model did."""
 
-    images: list[Image.Image]  # of the input's size
-    relevance: np.ndarray  # float32 [n H W], at the step that held; about 0 to 1
+    images: list[Image.Image]  # of the input's size, or the size asked for
+    relevance: np.ndarray  # float32 [n H W], at the step that held, else the last; about 0 to 1
     keep_mask: np.ndarray  # bool [n H W]: tokens held at the source's ids
     token_ids: np.ndarray  # int32 [n H W]
-    source_ids: np.ndarray  # int32 [H W]
+    source_ids: np.ndarray | None  # int32 [H W]; None without a source image
     settings: Settings
     step_tokens: np.ndarray | None = None  # int32 [S n H W], recorded
     step_relevance: np.ndarray | None = None  # float32 [S n H W], recorded
@@ -41,12 +46,20 @@ class EditResult:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Job:
-    """One image with one instruction, checked and ready."""
+    """One prompt, checked: with an image to edit or to fill, or with none."""
 
-    image: Image.Image
     text: EncodedText
     row: np.ndarray  # float32 [T]: weights of the text tokens in the relevance
-    mask: np.ndarray | None  # bool [Y X], True = may change
+    image: Image.Image | None = None
+    mask: np.ndarray | None = None  # bool [Y X], True = may change
+
+
+class _Canvas(NamedTuple):
+    """The ids that a job's decode works with."""
+
+    reference: np.ndarray | None  # int32 [H W] that the model attends to and that region hold restores
+    start: np.ndarray  # int32 [H W], the mask id where to fill
+    source: np.ndarray | None  # int32 [H W] of the job's image
 
 
 class EditPipeline:
@@ -63,9 +76,14 @@ class EditPipeline:
         self._programs = {}  # compiled decodes by everything that shapes them
 
     @classmethod
-    def from_pretrained(cls, directory=None, *, dtype=None, batch_size: int = 8) -> "EditPipeline":
-        """Reads a model directory (None: the default model of the package), see `loading.load_model`."""
-        return cls(load_model(directory, dtype), batch_size)
+    def from_pretrained(
+        cls, directory=None, *, dtype=None, strict: bool = False, batch_size: int = 8
+    ) -> "EditPipeline":
+        """Reads a model directory, or fetches one from the hub by name; None is the default model of the package.
+
+        Args: see `loading.load_model`.
+        """
+        return cls(load_model(directory, dtype, strict), batch_size)
 
     @property
     def mask_token_id(self) -> int:
@@ -86,7 +104,7 @@ class EditPipeline:
         composite: bool = True,
         progress: Progress | None = None,
         **settings,
-    ) -> EditResult | list[EditResult]:
+    ) -> Result | list[Result]:
         """Edits `image` as `instruction` says.
 
         Args:
@@ -102,29 +120,86 @@ class EditPipeline:
           settings: see `editmgt_jax.settings.Settings`; None or absent is the model's own default.
         Errors: SettingsError, PromptError, ImageError, FileNotFoundError, before any decoding.
         """
-        settings = self.settings(**settings)
-        check_integer("num_images", num_images, 1)
-        check_integer("seed", seed, 0, MAX_SEED)
-        progress = progress or _silent
+        settings, progress = self._checked(seed, num_images, settings), progress or _silent
         progress("text")
         jobs, is_list = self._jobs(image, instruction, mask, query)
         negative = self.encode(self._negative(negative_prompt))
         progress("tokenise")
-        sources = self._source_ids(jobs)
-
-        edits = {}
-        work = [(job, copy) for job in range(len(jobs)) for copy in range(num_images)]
-        for chunk in _chunks(work, lambda item: sources[item[0]].shape, self.batch_size):
-            output = self._edit_chunk(chunk, jobs, sources, negative, seed, settings, progress)
-            edits.update((item, (output, row)) for row, item in enumerate(chunk))
-        progress("paint")
-        results = [
-            self._result(job, sources[index], [edits[index, copy] for copy in range(num_images)], settings, composite)
-            for index, job in enumerate(jobs)
-        ]
+        canvases = [self._canvas(job, ids, attend=True) for job, ids in zip(jobs, self._source_ids(jobs), strict=True)]
+        results = self._results(jobs, canvases, negative, seed, num_images, settings, composite, progress)
         return results if is_list else results[0]
 
-    def paint_steps(self, result: EditResult, index: int = 0, longest: int = 1024) -> list[Image.Image]:
+    def generate(
+        self,
+        prompt,
+        size: tuple[int, int] | None = None,
+        *,
+        seed: int = 0,
+        num_images: int = 1,
+        negative_prompt: str | None = None,
+        progress: Progress | None = None,
+        **settings,
+    ) -> Result | list[Result]:
+        """Makes pictures of `prompt`, or of each of a list of prompts, from text alone.
+
+        Args:
+          size: width and height in pixels, multiples of `model.unit`; by default the square that the model is trained on.
+          Others as in `__call__`; settings of region hold and of the reference have no meaning here and are errors.
+        """
+        settings, progress = self._checked(seed, num_images, settings, NO_REFERENCE), progress or _silent
+        width, height = size or (self.model.scheduler.native_size,) * 2
+        unit = self.model.unit
+        if any(not isinstance(side, int) or side < unit or side % unit for side in (width, height)):
+            raise SettingsError(f"width and height must be multiples of {unit} pixels; got {width} x {height}")
+        progress("text")
+        prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+        _check_prompts(prompts)
+        jobs = [_Job(text, self.query_row(text)) for text in self.encode(prompts)]
+        negative = self.encode(self._negative(negative_prompt))
+        factor = self.model.vq.config.factor
+        hidden = np.full((height // factor, width // factor), self.mask_token_id, np.int32)
+        canvases = [_Canvas(None, hidden, None)] * len(jobs)
+        results = self._results(jobs, canvases, negative, seed, num_images, settings, False, progress)
+        return results if isinstance(prompt, (list, tuple)) else results[0]
+
+    def inpaint(
+        self,
+        image,
+        prompt,
+        mask,
+        *,
+        seed: int = 0,
+        num_images: int = 1,
+        negative_prompt: str | None = None,
+        composite: bool = True,
+        progress: Progress | None = None,
+        **settings,
+    ) -> Result | list[Result]:
+        """Fills the white parts of `mask` with what `prompt` describes; the model does not see what was there.
+
+        Args: as in `__call__` and `generate`; composite takes what the mask spares from the input, past a feathered seam.
+        """
+        settings, progress = self._checked(seed, num_images, settings, NO_REFERENCE), progress or _silent
+        if mask is None:
+            raise ImageError("inpainting needs a mask, white where to fill")
+        progress("text")
+        jobs, is_list = self._jobs(image, prompt, mask, None)
+        negative = self.encode(self._negative(negative_prompt))
+        progress("tokenise")
+        canvases = [self._canvas(job, ids, attend=False) for job, ids in zip(jobs, self._source_ids(jobs), strict=True)]
+        results = self._results(jobs, canvases, negative, seed, num_images, settings, composite, progress)
+        return results if is_list else results[0]
+
+    def outpaint(self, image, prompt, pad: tuple[int, int, int, int], **options) -> Result | list[Result]:
+        """Extends a picture by `pad` pixels (left, top, right, bottom) filled with what `prompt` describes.
+
+        Args: options as in `inpaint`. The result has the extended size.
+        """
+        image = _each(image, images.load)
+        mask = _each(image, lambda one: images.padding_mask(one.size, pad))
+        return self.inpaint(_each(image, lambda one: images.extend(one, pad)), prompt, mask, **options)
+
+    def paint_steps(self, result: Result, index: int = 0, longest: int = 1024) -> list[Image.Image]:
         """Picture `index` of a recorded result after each step, as the decoder paints it (nothing is composited).
 
         Tokens that are still hidden are grey. Sides are the result's, scaled so that none is longer than `longest`.
@@ -183,7 +258,7 @@ class EditPipeline:
         """Decodes a batch of edits on one grid.
 
         Args:
-          reference_ids: int32 [B H W]; text: B encoded instructions.
+          reference_ids: int32 [B H W], or None for text-to-image, which needs start_ids; text: B encoded instructions.
           start_ids: int32 [B H W], the mask id where to edit; by default everywhere.
           keys: a seed or a key (sample i draws from fold_in(key, i)), keys [B], or the draws (`decode.Noise`).
           rows: float [B T], see `query_row`; by default all text tokens weigh the same.
@@ -191,7 +266,7 @@ class EditPipeline:
           settings: as in `__call__`.
         """
         settings = self.settings(**settings)
-        batch, *grid = np.shape(reference_ids)
+        batch, *grid = np.shape(start_ids if reference_ids is None else reference_ids)
         if len(text) != batch:
             raise ValueError(f"each of the {batch} samples needs an encoded instruction; got {len(text)}")
         if relevance_step is not None and relevance_step not in range(settings.steps):
@@ -205,7 +280,7 @@ class EditPipeline:
             weights = np.eye(settings.steps, dtype=np.float32)[relevance_step]
         convention = self.model.scheduler.timestep_convention
         request = Request(
-            reference=jnp.asarray(reference_ids, jnp.int32),
+            reference=None if reference_ids is None else jnp.asarray(reference_ids, jnp.int32),
             start=jnp.asarray(start_ids, jnp.int32),
             text=_stack(text),
             negative=_stack([self.encode(self._negative(negative))] * batch),
@@ -219,6 +294,14 @@ class EditPipeline:
 
     # ---- inside
 
+    def _checked(self, seed, num_images, settings, without=frozenset()) -> Settings:
+        if foreign := sorted(settings.keys() & without):
+            raise SettingsError(f"{foreign} are about a source image that the model attends to; there is none here")
+        settings = self.settings(**settings | dict.fromkeys(without & {"hold_threshold"}, 0.0))
+        check_integer("num_images", num_images, 1)
+        check_integer("seed", seed, 0, MAX_SEED)
+        return settings
+
     def _negative(self, prompt):
         return self.model.scheduler.negative_prompt if prompt is None else prompt
 
@@ -226,7 +309,7 @@ class EditPipeline:
         key = (plan, jax.tree.map(jnp.shape, request))
         if key not in self._programs:
             progress("compile")
-            grid = " x ".join(str(side) for side in reversed(request.reference.shape[1:]))
+            grid = " x ".join(str(side) for side in reversed(request.start.shape[1:]))
             cached = "cached on disk afterwards" if jax.config.jax_compilation_cache_dir else "for this process"
             tqdm.write(f"compiling for {grid} tokens, first use of these shapes; {cached}", file=sys.stderr)
             lowered = editing.decode_edit.lower(self._mgt_params, request, self.model.mgt, plan)
@@ -236,15 +319,13 @@ class EditPipeline:
 
     def _jobs(self, image, instruction, mask, query):
         """Everything that can be wrong with the inputs is found here. -> list of _Job, whether any input was a list"""
-        for prompt in instruction if isinstance(instruction, (list, tuple)) else [instruction]:
-            if not isinstance(prompt, EncodedText) and not (isinstance(prompt, str) and prompt.strip()):
-                raise PromptError(f"an instruction must say what to change; got {prompt!r}")
+        _check_prompts(instruction if isinstance(instruction, (list, tuple)) else [instruction])
         image = _each(image, images.load)
         requests, is_list = _broadcast(image=image, instruction=self.encode(instruction), mask=mask, query=query)
 
         def job(image, instruction, mask, query):
             mask = None if mask is None else images.load_mask(mask, image.size)
-            return _Job(image, instruction, self.query_row(instruction, query), mask)
+            return _Job(instruction, self.query_row(instruction, query), image, mask)
 
         return [job(**request) for request in requests], is_list
 
@@ -257,18 +338,31 @@ class EditPipeline:
                 known[id(job.image)] = np.asarray(self.tokenize(images.to_pixels(job.image, size)[None]))[0]
         return [known[id(job.image)] for job in jobs]
 
-    def _edit_chunk(self, chunk, jobs, sources, negative, seed, settings, progress) -> TokenEdit:
+    def _canvas(self, job, source, attend: bool) -> _Canvas:
+        may_change = True if job.mask is None else images.mask_to_grid(job.mask, source.shape)
+        start = np.where(may_change, np.int32(self.mask_token_id), source)
+        return _Canvas(source if attend else None, start, source)
+
+    def _results(self, jobs, canvases, negative, seed, num_images, settings, composite, progress) -> list[Result]:
+        """Decodes and paints `num_images` pictures of every job."""
+        edits = {}
+        work = [(job, copy) for job in range(len(jobs)) for copy in range(num_images)]
+        for chunk in _chunks(work, lambda item: canvases[item[0]].start.shape, self.batch_size):
+            output = self._decode_chunk(chunk, jobs, canvases, negative, seed, settings, progress)
+            edits.update((item, (output, row)) for row, item in enumerate(chunk))
+        progress("paint")
+        return [
+            self._result(job, canvases[index], [edits[index, copy] for copy in range(num_images)], settings, composite)
+            for index, job in enumerate(jobs)
+        ]
+
+    def _decode_chunk(self, chunk, jobs, canvases, negative, seed, settings, progress) -> TokenEdit:
         """Decodes (job, copy) items of one grid together. -> arrays on the host"""
-        mask_id = self.mask_token_id
-
-        def start(index):
-            source, mask = sources[index], jobs[index].mask
-            return np.where(True if mask is None else images.mask_to_grid(mask, source.shape), mask_id, source)
-
+        attends = canvases[chunk[0][0]].reference is not None
         output = self.edit_tokens(
-            np.stack([sources[index] for index, _ in chunk]),
+            np.stack([canvases[index].reference for index, _ in chunk]) if attends else None,
             [jobs[index].text for index, _ in chunk],
-            start_ids=np.stack([start(index) for index, _ in chunk]),
+            start_ids=np.stack([canvases[index].start for index, _ in chunk]),
             keys=jnp.stack([jax.random.fold_in(jax.random.key(seed), copy) for _, copy in chunk]),
             negative=negative,
             rows=np.stack([jobs[index].row for index, _ in chunk]),
@@ -277,7 +371,7 @@ class EditPipeline:
         )
         return jax.device_get(output)
 
-    def _result(self, job, source, rows, settings, composite) -> EditResult:
+    def _result(self, job, canvas, rows, settings, composite) -> Result:
         """Paints the pictures of one job. rows: (TokenEdit of a chunk, row in it) of each picture."""
 
         def gather(name, axis=0):
@@ -287,16 +381,17 @@ class EditPipeline:
         tokens, keep = gather("tokens"), gather("keep")
         pictures = []
         for ids, held in zip(tokens, keep, strict=True):
-            picture = images.to_image(np.asarray(self.detokenize(ids[None]))[0], job.image.size)
+            size = None if job.image is None else job.image.size
+            picture = images.to_image(np.asarray(self.detokenize(ids[None]))[0], size)
             if composite and (held.any() or job.mask is not None):
-                picture = images.composite(job.image, picture, ids == source, job.mask)
+                picture = images.composite(job.image, picture, ids == canvas.source, job.mask)
             pictures.append(picture)
-        return EditResult(
+        return Result(
             images=pictures,
             relevance=gather("scores"),
             keep_mask=keep,
             token_ids=tokens,
-            source_ids=source,
+            source_ids=canvas.source,
             settings=settings,
             step_tokens=gather("step_tokens", axis=1),
             step_relevance=gather("step_scores", axis=1),
@@ -305,6 +400,12 @@ class EditPipeline:
 
 def _silent(stage: str) -> None:
     """The progress of callers that do not ask for it."""
+
+
+def _check_prompts(prompts) -> None:
+    for prompt in prompts:
+        if not isinstance(prompt, EncodedText) and not (isinstance(prompt, str) and prompt.strip()):
+            raise PromptError(f"an instruction must say what to change, a prompt what to show; got {prompt!r}")
 
 
 def _each(value, function):

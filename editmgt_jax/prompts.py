@@ -105,11 +105,15 @@ def _byte_symbols() -> list[str]:
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
 
 
-def train_tokenizer(corpus, directory, merges: int = 1000, length: int = 24) -> None:
+def train_tokenizer(
+    corpus, directory, merges: int = 1000, length: int = 24, size: int | None = None, padding_side: str = "right"
+) -> int:
     """Learns a byte-pair encoding in CLIP's format from instructions and writes it to `directory`, a new folder.
 
     Args:
       corpus: iterable of strings; merges: how many pairs to merge at most; length: model_max_length, T.
+      size: ids that the tokenizer shall have, with ids that no text uses; None is as many as it needs.
+    Returns: its size.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -133,12 +137,14 @@ def train_tokenizer(corpus, directory, merges: int = 1000, length: int = 24) -> 
     temporary = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    ids = {token: i for i, token in enumerate(dict.fromkeys(vocabulary))}
+    unused = [] if size is None else [f"<|unused{i}|>" for i in range(size - len(set(vocabulary)))]
+    ids = {token: i for i, token in enumerate(dict.fromkeys([*vocabulary[:-2], *unused, *vocabulary[-2:]]))}
     (temporary / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False) + "\n")
     (temporary / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in pairs))
     config = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": length,
+        "padding_side": padding_side,
         "bos_token": START,
         "eos_token": END,
         "pad_token": END,
@@ -146,3 +152,4 @@ def train_tokenizer(corpus, directory, merges: int = 1000, length: int = 24) -> 
     }
     (temporary / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     temporary.replace(directory)
+    return len(ids)

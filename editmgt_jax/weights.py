@@ -4,9 +4,11 @@ Nothing here holds more than the tensor at hand, so that a machine that barely h
 Source  the safetensors format; shards and their index as diffusers and transformers write them
 """
 
+import contextlib
 import json
 import math
 import os
+import shutil
 import struct
 import warnings
 from collections.abc import Callable, Mapping
@@ -58,13 +60,15 @@ class WeightFiles:
     of other types than float32, float16 and bfloat16. FileNotFoundError when there are none.
     """
 
-    def __init__(self, directory):
-        self.directory = Path(directory)
+    def __init__(self, directory, prefix: str = ""):
+        """prefix: of all keys in the files, left out here."""
+        self.directory, self._prefix = Path(directory), prefix
         self.tensors: dict[str, Tensor] = {}
         for path in _files(self.directory):
             with _opened(path) as file:
                 for key in file.keys():
                     entry = file.get_slice(key)
+                    key = key.removeprefix(prefix)
                     tensor = Tensor(tuple(entry.get_shape()), entry.get_dtype(), path)
                     if key in self.tensors:
                         raise WeightsError(
@@ -78,7 +82,8 @@ class WeightFiles:
     def read(self, key: str, rows: slice | None = None) -> np.ndarray:
         """A tensor, or some of its rows. The file is opened anew each time: what it maps is released at once."""
         with _opened(self.tensors[key].path) as file:
-            return file.get_tensor(key) if rows is None else file.get_slice(key)[rows]
+            name = self._prefix + key
+            return file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
 
 
 def _opened(path):
@@ -130,6 +135,22 @@ def check_finite(key: str, array: np.ndarray, strict: bool) -> None:
     if strict:
         raise WeightsError(message)
     warnings.warn(message, stacklevel=2)
+
+
+@contextlib.contextmanager
+def new_directory(output):
+    """A folder to fill: renamed to `output` when the block ends, removed when it fails. Errors: FileExistsError."""
+    output = Path(output)
+    if output.exists():
+        raise FileExistsError(f"{output} exists: a new directory is written, name another one")
+    temporary = output.with_name(output.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        temporary.replace(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_weights(directory, name: str, tensors: Mapping[str, Pending]) -> None:

@@ -23,9 +23,11 @@ MAY_IMPORT = {
     "settings": {"config", "decode", "localize", "masking"},
     "editing": {"config", "decode", "localize", "models", "settings"},
     "loading": {"config", "convert", "editing", "models", "prompts"},
+    "presets": {"config"},
+    "directories": {"config", "convert", "loading", "presets", "prompts", "training", "weights"},
     "pipeline": {"decode", "editing", "images", "loading", "prompts", "settings"},
     "data": set(),
-    "training": {"config", "convert", "data", "loading", "masking", "models", "prompts"},
+    "training": {"config", "convert", "data", "loading", "masking", "models", "prompts", "weights"},
     "evaluation": {"data", "images", "localize", "masking", "pipeline"},
 }
 FREE = {"__init__", "cli"}  # import everything; nothing imports them

@@ -205,6 +205,55 @@ def test_lists_must_have_one_length():
         _broadcast(a=[], b=1)
 
 
+# ---- from text alone
+
+
+def test_generate(pipe):
+    result = pipe.generate("a red car", (40, 24), num_images=2, steps=3, record=True)
+    assert [image.size for image in result.images] == [(40, 24)] * 2
+    assert result.token_ids.shape == (2, 6, 10) and result.token_ids.max() < 32 and result.source_ids is None
+    assert (result.token_ids[0] != result.token_ids[1]).any() and not result.keep_mask.any()
+    assert len(pipe.paint_steps(result)) == 3
+    alone = pipe.generate(["a red car", "a tree"], (40, 24), steps=3)
+    np.testing.assert_array_equal(alone[0].token_ids[0], result.token_ids[0])
+    assert pipe.generate("a red car", steps=1).images[0].size == (32, 32)
+
+
+def test_inpaint_fills_the_mask_and_nothing_else(pipe):
+    image, mask = picture(), np.zeros((32, 32), bool)
+    mask[8:20, 4:16] = True
+    result = pipe.inpaint(image, "a tree", mask)
+    inside = images.mask_to_grid(mask, (8, 8))
+    np.testing.assert_array_equal(result.token_ids[0][~inside], result.source_ids[~inside])
+    np.testing.assert_array_equal(np.asarray(result.images[0])[~mask], np.asarray(image)[~mask])
+    bare = pipe.inpaint(image, "a tree", mask, composite=False)
+    assert (np.asarray(bare.images[0])[~mask] != np.asarray(image)[~mask]).any()
+
+
+def test_outpaint_extends(pipe):
+    image = picture()
+    result = pipe.outpaint(image, "a tree", (8, 0, 16, 4), steps=3)
+    assert result.images[0].size == (56, 36)
+    np.testing.assert_array_equal(np.asarray(result.images[0])[:32, 8:40], np.asarray(image))
+    assert np.asarray(images.padding_mask((32, 32), (8, 0, 16, 4))).mean() > 0
+
+
+@pytest.mark.parametrize(
+    "call, error, words",
+    [
+        (lambda pipe: pipe.generate("a car", (33, 32)), SettingsError, "multiples of 8 pixels; got 33 x 32"),
+        (lambda pipe: pipe.generate("a car", hold_threshold=0.1), SettingsError, "hold_threshold.*source image"),
+        (lambda pipe: pipe.generate("  "), PromptError, "what to show"),
+        (lambda pipe: pipe.inpaint(picture(), "a car", None), ImageError, "needs a mask"),
+        (lambda pipe: pipe.outpaint(picture(), "a car", (0, 0, 0, 0)), ImageError, "at least one above 0"),
+        (lambda pipe: pipe.outpaint(picture(), "a car", (0, -4, 0, 0)), ImageError, "four numbers of pixels"),
+    ],
+)
+def test_wrong_input_of_the_text_to_image_jobs(pipe, call, error, words):
+    with pytest.raises(error, match=words):
+        call(pipe)
+
+
 # ---- what the settings mean
 
 

@@ -98,3 +98,18 @@ def _best(checkpoints, monitor) -> int:
     name, direction = monitor
     sign = 1 if direction == "max" else -1
     return max(checkpoints, key=lambda c: sign * (c.metrics or {}).get(name, -sign * math.inf)).step
+
+
+def save_tree(directory, tree) -> None:
+    """Writes a tree of arrays as an Orbax checkpoint, a new folder."""
+    ocp.save(Path(directory).absolute(), tree)
+
+
+def load_tree(directory):
+    """Reads what `save_tree` wrote, as host arrays. Errors: CheckpointError."""
+    directory = Path(directory).absolute()
+    try:
+        metadata = ocp.metadata(directory).metadata
+        return ocp.load(directory, jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata))
+    except (ValueError, KeyError, FileNotFoundError, ocp.errors.InvalidLayoutError) as error:
+        raise CheckpointError(f"{directory} is not a complete Orbax checkpoint: {error}") from error

@@ -27,6 +27,7 @@ from editmgt_jax.training.metrics import MetricsWriter
 from editmgt_jax.training.mgt_task import MGTTask
 from editmgt_jax.training.optimizer import make_optimizer
 from editmgt_jax.training.vq_task import VQTask
+from editmgt_jax.weights import new_directory
 
 TASKS = {"vq": VQTask, "mgt": MGTTask}
 
@@ -156,23 +157,21 @@ def tokenize(config, output, examples: int) -> None:
     write_tokens(scene_source(config, "train"), task.encode_image, tokenizer, output, examples, facts)
 
 
-def export(workdir, output, step: int | None = None, dtype=np.float32) -> None:
-    """Writes a step of a run (by default the best; the average if there is one) as a model directory."""
-    workdir, output = Path(workdir).absolute(), Path(output)
-    if output.exists():
-        raise FileExistsError(f"{output} exists: export writes a new directory, name another one")
+def export(workdir, output, step: int | None = None, dtype="float32", raw: bool = False) -> None:
+    """Writes a step of a run (by default the best) as a model directory.
+
+    Args:
+      raw: whether to write the parameters even if the run keeps their moving average.
+    """
+    workdir = Path(workdir).absolute()
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
     task = make_task(config)
-    params = restore_params(workdir / "checkpoints", step, task.monitor, average=config.optimizer.ema_decay > 0)
-    temporary = output.with_name(output.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        task.export(params, temporary, dtype)
+    average = config.optimizer.ema_decay > 0 and not raw
+    params = restore_params(workdir / "checkpoints", step, task.monitor, average)
+    with new_directory(output) as target:
+        task.export(params, target, jnp.dtype(dtype))
         if config.task == "mgt":
-            shutil.copytree(config.model.tokenizer or workdir / "tokenizer", temporary / "tokenizer")
-        temporary.replace(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            shutil.copytree(config.model.tokenizer or workdir / "tokenizer", target / "tokenizer")
 
 
 def _resolve_paths(config) -> None:

@@ -1,0 +1,107 @@
+"""How near a forward pass of the transformer comes to what this machine's matrix products reach.
+
+    python benchmarks/forward.py                      the full-size editor at 1024 px, in float32, on random weights
+    python benchmarks/forward.py --size 256 --blocks 2 2
+
+achieved    operations of the pass (`editmgt_jax.models.flops`) / its time
+attainable  the best rate of plain float32 products, of several sizes, measured before and after in the same process
+"""
+
+import argparse
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from editmgt_jax.config import MGTConfig
+from editmgt_jax.loading import abstract_params
+from editmgt_jax.models.flops import forward_flops
+from editmgt_jax.models.mgt import MGT
+
+PRODUCTS = ((2304, 1024, 4096), (2304, 4096, 1024), (2048, 2048, 2048), (4096, 4096, 4096))
+
+
+def seconds(function, *arguments, repeats=3) -> float:
+    """The shortest of a few runs, after one that does not count."""
+    jax.block_until_ready(function(*arguments))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def matmul_rate(dtype) -> float:
+    """Operations a second of the fastest of PRODUCTS."""
+    product = jax.jit(jnp.matmul)
+    rates = []
+    for rows, inner, columns in PRODUCTS:
+        a, b = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
+        rates.append(2 * rows * inner * columns / seconds(product, a, b, repeats=5))
+    return max(rates)
+
+
+def random_params(model):
+    dice = np.random.default_rng(0)
+
+    def draw(leaf):
+        value = dice.standard_normal(leaf.shape, np.float32)
+        value *= leaf.shape[-2] ** -0.5 if leaf.ndim > 1 else 1.0
+        return jax.device_put(value)
+
+    return jax.tree.map(draw, abstract_params(model))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=1024, help="side of the picture in pixels")
+    parser.add_argument("--text", type=int, default=256, help="text tokens")
+    parser.add_argument("--blocks", type=int, nargs=2, default=[14, 28], metavar=("DOUBLE", "SINGLE"))
+    parser.add_argument("--dtype", default="float32", help="of the products")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+
+    config = MGTConfig(num_layers=args.blocks[0], num_single_layers=args.blocks[1])
+    model = MGT(config, jnp.dtype(args.dtype))
+    params = random_params(model)
+    side = args.size // 16
+    ids = jnp.zeros((1, side, side), jnp.int32)
+
+    @jax.jit
+    def condition(params, text, pooled):
+        micro = jnp.array([[args.size, args.size, 0, 0, 6.0]])
+        return model.apply({"params": params}, text, pooled, micro, ids, 1.0, method="condition")
+
+    @jax.jit
+    def forward(params, ids, condition):
+        return model.apply({"params": params}, ids, 3.0, condition)[0]
+
+    text = jnp.ones((1, args.text, config.joint_attention_dim))
+    given = condition(params, text, jnp.ones((1, config.pooled_projection_dim)))
+    before = matmul_rate(model.dtype)
+    elapsed = seconds(forward, params, ids, given, repeats=args.repeats)
+    attainable = max(before, matmul_rate(model.dtype))
+    operations = forward_flops(config, (side, side), args.text, reference=True)
+    report = {
+        "device": jax.devices()[0].device_kind,
+        "dtype": args.dtype,
+        "blocks": args.blocks,
+        "size": args.size,
+        "seconds": round(elapsed, 2),
+        "operations": operations,
+        "achieved_gflops": round(operations / elapsed / 1e9, 1),
+        "attainable_gflops": round(attainable / 1e9, 1),
+        "ratio": round(operations / elapsed / attainable, 3),
+    }
+    if args.json:
+        print(json.dumps(report))
+    else:
+        print("\n".join(f"{name:<18}{value}" for name, value in report.items()))
+
+
+if __name__ == "__main__":
+    main()

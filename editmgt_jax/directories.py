@@ -1,0 +1,360 @@
+"""Whole model directories: say what is in one, move one to Orbax and back, make one of random weights.
+
+A directory that is written appears under its name only when it is complete.
+Axes    none
+Source  the released diffusers layout
+"""
+
+import dataclasses
+import shutil
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from editmgt_jax import presets
+from editmgt_jax.config import (
+    CLIPTextConfig,
+    Gemma2Config,
+    LoRAConfig,
+    MGTConfig,
+    SchedulerConfig,
+    VQConfig,
+    write_json,
+)
+from editmgt_jax.convert import (
+    check_weights,
+    load_params,
+    parameter_count,
+    released_leaves,
+    released_tensors,
+    unused_key,
+    weights_name,
+)
+from editmgt_jax.loading import MGT_FOLDERS, abstract_params, find_model, load_mgt, load_model, make_module
+from editmgt_jax.prompts import train_tokenizer
+from editmgt_jax.training.checkpoint import load_tree, save_tree
+from editmgt_jax.training.lora import abstract_lora, merge
+from editmgt_jax.weights import DTYPES, Pending, WeightFiles, WeightsError, new_directory, write_weights
+
+LORA_CONFIG = "lora_config.json"
+PEFT_PREFIX = "base_model.model."  # of the names of modules
+ORBAX = "orbax"  # folder of a component whose weights are an Orbax checkpoint
+COMPONENTS = {name: MGTConfig for name in MGT_FOLDERS} | {
+    "vqvae": VQConfig,
+    "text_encoder": CLIPTextConfig,
+    "llm_encoder": Gemma2Config,
+}
+
+
+class DirectoryError(ValueError):
+    """A request about model directories that cannot be met."""
+
+
+def _components(directory: Path):
+    """(folder name, config) of each component with weights, in a fixed order."""
+    for name, kind in COMPONENTS.items():
+        if (directory / name).is_dir():
+            yield name, kind.from_json(directory / name / "config.json")
+
+
+# ---- inspect
+
+
+def inspect_preset(name: str) -> dict:
+    """What a released model consists of, from its configs alone. -> {"components": {folder: {...}}}"""
+    components = {
+        folder: {"class": config.CLASS_NAME, "parameters": parameter_count(abstract_params(make_module(config)))}
+        for folder, config in presets.preset(name).items()
+        if not isinstance(config, SchedulerConfig)
+    }
+    return {"preset": name, "components": components}
+
+
+def inspect(directory) -> dict:
+    """What a model directory holds and whether it would load. No weight is read, only the headers of the files.
+
+    Returns: {"components": {folder: {"class", "parameters", "unused", "dtypes", "bytes", "problem"}}, "loads", "problem"};
+      "unused" counts parameters that the released file has and this package has no use for.
+    """
+    directory, _ = find_model(directory)
+    components = {}
+    for folder, kind in COMPONENTS.items():
+        if not (directory / folder).is_dir():
+            continue
+        entry = components[folder] = {"class": kind.CLASS_NAME, "problem": None}
+        try:
+            config = kind.from_json(directory / folder / "config.json")
+            tensors = WeightFiles(directory / folder).tensors
+            entry["parameters"] = sum(
+                np.prod(t.shape, dtype=int) for k, t in tensors.items() if not unused_key(config, k)
+            )
+            entry["unused"] = sum(np.prod(t.shape, dtype=int) for k, t in tensors.items() if unused_key(config, k))
+            entry["dtypes"] = dict(Counter(tensor.dtype for tensor in tensors.values()))
+            entry["bytes"] = sum(tensor.bytes for tensor in tensors.values())
+            check_weights(directory / folder, config, abstract_params(make_module(config)))
+        except (OSError, ValueError) as error:
+            entry["problem"] = str(error)
+    problem = next((entry["problem"] for entry in components.values() if entry["problem"]), None)
+    if problem is None:
+        try:
+            load_model(directory, check_only=True)
+        except (OSError, ValueError) as error:
+            problem = str(error)
+    return {"directory": str(directory), "components": components, "loads": problem is None, "problem": problem}
+
+
+def describe(report: dict) -> str:
+    """The report of `inspect` or `inspect_preset` as a table."""
+    lines = [f"{'component':<14}{'class':<32}{'parameters':>16}{'size':>12}  types"]
+    total = 0
+    for folder, entry in report["components"].items():
+        size = f"{entry['bytes'] / 1e6:.1f} MB" if "bytes" in entry else ""
+        types = ", ".join(entry.get("dtypes", ()))
+        total += entry.get("parameters", 0)
+        lines.append(f"{folder:<14}{entry['class']:<32}{entry.get('parameters', 0):>16,}{size:>12}  {types}")
+        if entry.get("unused"):
+            lines.append(f"{'':<14}{'(in the file, not used)':<32}{entry['unused']:>16,}")
+    lines.append(f"{'all':<46}{total:>16,}")
+    if "loads" in report:
+        lines.append("would load" if report["loads"] else f"would not load: {report['problem']}")
+    return "\n".join(lines)
+
+
+# ---- Orbax and back
+
+
+def to_orbax(source, output, verify: bool = False, strict: bool = False) -> None:
+    """Writes a released directory with each component's weights as an Orbax checkpoint of our tree, types kept.
+
+    Args:
+      verify: whether to read the result back and compare every tensor with the source's, bit for bit.
+      strict: whether NaN is an error.
+    """
+    source, _ = find_model(source)
+    with new_directory(output) as target:
+        for folder, config in _components(source):
+            files = WeightFiles(source / folder)
+            params = load_params(source / folder, config, abstract_params(make_module(config)), None, None, strict)
+            unused = {key: files.read(key) for key in files.tensors if unused_key(config, key)}
+            save_tree(target / folder / ORBAX, {"params": params} | ({"unused": unused} if unused else {}))
+            del params, unused
+            if verify:
+                _verify(files, _orbax_tensors(target / folder, config))
+        _copy_the_rest(source, target, lambda path: path.name.endswith((".safetensors", ".safetensors.index.json")))
+
+
+def to_released(source, output, verify: bool = False) -> None:
+    """The inverse of `to_orbax`: the released layout, with the config files and the types that it had."""
+    source = Path(source)
+    if not list(source.glob(f"*/{ORBAX}")):
+        raise FileNotFoundError(f"a converted directory has components with a folder {ORBAX}; {source} has none")
+    with new_directory(output) as target:
+        for folder, config in _components(source):
+            (target / folder).mkdir()
+            tensors = _orbax_tensors(source / folder, config)
+            write_weights(target / folder, weights_name(config), tensors)
+            if verify:
+                _verify(WeightFiles(target / folder), tensors)
+            del tensors
+        _copy_the_rest(source, target, lambda path: ORBAX in path.relative_to(source).parts[1:])
+
+
+def _orbax_tensors(directory, config) -> dict[str, Pending]:
+    tree = load_tree(directory / ORBAX)
+    unused = {key: Pending(a.shape, a.dtype, lambda a=a: a) for key, a in tree.get("unused", {}).items()}
+    return released_tensors(tree["params"], config) | unused
+
+
+def _verify(files: WeightFiles, tensors: dict[str, Pending]) -> None:
+    """Errors: WeightsError naming the tensors that differ in a single bit."""
+    different = sorted(files.tensors.keys() ^ tensors.keys())
+    for key in files.tensors.keys() & tensors.keys():
+        one, other = np.ascontiguousarray(files.read(key)), np.ascontiguousarray(tensors[key].make())
+        if one.dtype != other.dtype or one.shape != other.shape or one.tobytes() != other.tobytes():
+            different.append(key)
+    if different:
+        raise WeightsError(f"{files.directory} did not survive the conversion; these tensors differ: {different[:20]}")
+
+
+def _copy_the_rest(source, target, is_weights) -> None:
+    """Every file that is not a weight file, with the folders around it."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file() and not is_weights(path):
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+
+
+# ---- base -> editor
+
+
+def to_editor(base, output, llm_encoder=None, seed: int = 0) -> tuple[list[str], list[str]]:
+    """Writes the editor that training starts from: a text-to-image base with a new connector for Gemma 2's states.
+
+    Args:
+      base: text-to-image model directory; llm_encoder: folder of a Gemma 2 to go with it; without it the result has a
+        transformer that training code can start from, and says so.
+    Returns: the keys that were copied and those that are new.
+    """
+    base, mgt_folder = find_model(base)
+    config = MGTConfig.from_json(mgt_folder / "config.json")
+    if config.connector_type != "none":
+        raise ValueError(f"{base} must be a text-to-image base, without a connector; it has {config.connector_type!r}")
+    if config.joint_attention_dim != config.width:
+        raise ValueError(
+            f"the base's joint_attention_dim must be its width {config.width}, for its context_embedder is kept; "
+            f"got {config.joint_attention_dim}"
+        )
+    llm = Gemma2Config() if llm_encoder is None else Gemma2Config.from_json(Path(llm_encoder) / "config.json")
+    editor = dataclasses.replace(
+        config,
+        joint_attention_dim=llm.hidden_size,
+        connector_type="linear",
+        text_encoder_architecture="CLIP_Gemma2",
+    )
+    files = check_weights(mgt_folder, config, abstract_params(make_module(config)))
+    dtype = DTYPES[files.tensors["context_embedder.weight"].dtype]
+    new = {
+        key: _random_tensor(key, path, shape, dtype, seed)
+        for key, path, shape in released_leaves(editor, abstract_params(make_module(editor)))
+        if key not in files.tensors
+    }
+    copied = {
+        key: Pending(t.shape, DTYPES[t.dtype], lambda key=key: files.read(key)) for key, t in files.tensors.items()
+    }
+    with new_directory(output) as target:
+        (target / MGT_FOLDERS[0]).mkdir()
+        write_weights(target / MGT_FOLDERS[0], weights_name(editor), copied | new)
+        write_json(editor, target / MGT_FOLDERS[0] / "config.json")
+        check_weights(target / MGT_FOLDERS[0], editor, abstract_params(make_module(editor)))
+        for part in sorted(base.iterdir()):
+            if part.is_dir() and part != mgt_folder:
+                shutil.copytree(part, target / part.name)
+        if llm_encoder is not None:
+            shutil.copytree(llm_encoder, target / "llm_encoder")
+    return sorted(copied), sorted(new)
+
+
+# ---- LoRA
+
+
+def convert_lora(source, output, model) -> None:
+    """Writes a LoRA in the other format: Orbax (folder `orbax`) to PEFT's safetensors, or back.
+
+    Args:
+      source: folder with lora_config.json (or PEFT's adapter_config.json) and the weights; model: whose LoRA it is.
+    """
+    source = Path(source)
+    config = _lora_config(source)
+    mgt, _ = load_mgt(find_model(model)[1], check_only=True)
+    lora = load_lora(source, config, mgt)
+    with new_directory(output) as target:
+        if (source / ORBAX).is_dir():
+            save_lora(target, config, mgt.config, lora)
+        else:
+            save_tree(target / ORBAX, lora)
+            write_json(config, target / LORA_CONFIG)
+
+
+def save_lora(directory, config: LoRAConfig, mgt: MGTConfig, lora) -> None:
+    """Writes a LoRA as PEFT does: `lora_A` and `lora_B` of each module, and lora_config.json."""
+    tensors = {f"{PEFT_PREFIX}{key}": tensor for key, tensor in released_tensors(lora, mgt).items()}
+    write_weights(directory, "adapter_model.safetensors", tensors)
+    write_json(config, Path(directory) / LORA_CONFIG)
+
+
+def load_lora(directory, config: LoRAConfig, mgt):
+    """A LoRA's tree, host arrays, from either format."""
+    shapes = abstract_lora(config, mgt.config, abstract_params(mgt))
+    if (Path(directory) / ORBAX).is_dir():
+        lora = load_tree(Path(directory) / ORBAX)
+        if jax.tree.map(np.shape, lora) != jax.tree.map(np.shape, shapes):
+            raise WeightsError(f"the LoRA in {directory} must have the modules of the model and of {LORA_CONFIG}")
+        return lora
+    return load_params(directory, mgt.config, shapes, None, prefix=PEFT_PREFIX)
+
+
+def merge_lora(source, output, lora) -> None:
+    """Writes a model directory whose transformer has a LoRA merged into its weights, in the types they have."""
+    source, mgt_folder = find_model(source)
+    config = _lora_config(Path(lora))
+    mgt = make_module(MGTConfig.from_json(mgt_folder / "config.json"))
+    params = load_params(mgt_folder, mgt.config, abstract_params(mgt), None)
+    params = merge(params, load_lora(lora, config, mgt), config)
+    with new_directory(output) as target:
+        (target / mgt_folder.name).mkdir()
+        write_weights(target / mgt_folder.name, weights_name(mgt.config), released_tensors(params, mgt.config))
+        _copy_the_rest(source, target, lambda path: path.parent == mgt_folder and ".safetensors" in path.name)
+
+
+def _lora_config(directory: Path) -> LoRAConfig:
+    names = [name for name in (LORA_CONFIG, "adapter_config.json") if (directory / name).is_file()]
+    if not names:
+        raise FileNotFoundError(f"a LoRA is a folder with {LORA_CONFIG}; {directory} has none")
+    return LoRAConfig.from_json(directory / names[0])
+
+
+# ---- random weights
+
+
+def make_random(preset: str, output, text_encoders: str = "small", dtype="float32", seed: int = 0) -> None:
+    """Writes a model directory with the architecture of a released model and random weights, for tests without its files.
+
+    Args:
+      text_encoders: 'small' (few layers, few words, the widths that the transformer needs) or 'full'.
+      dtype: of the matrices of the transformer and of the text encoders, 'float32', 'float16' or 'bfloat16'.
+    """
+    if text_encoders not in ("small", "full"):
+        raise ValueError(f"text_encoders must be 'small' or 'full'; got {text_encoders!r}")
+    configs = presets.preset(preset)
+    with new_directory(output) as target:
+        sizes = {}
+        for folder, encoder, length in (("tokenizer", "text_encoder", 77), ("llm_encoder", "llm_encoder", 256)):
+            if encoder in configs:
+                size = configs[encoder].vocab_size if text_encoders == "full" else None
+                side = "left" if folder == "llm_encoder" else "right"
+                sizes[encoder] = train_tokenizer(
+                    _SENTENCES, target / folder, length=length, size=size, padding_side=side
+                )
+        if text_encoders == "small":
+            configs = presets.with_small_text(configs, sizes["text_encoder"], sizes.get("llm_encoder", 0))
+        for folder, config in configs.items():
+            (target / folder).mkdir(exist_ok=True)
+            if isinstance(config, SchedulerConfig):
+                write_json(config, target / folder / "scheduler_config.json")
+                continue
+            chosen = jnp.dtype("float32" if isinstance(config, VQConfig) else dtype)
+            write_weights(target / folder, weights_name(config), dict(_random_tensors(config, chosen, seed)))
+            write_json(config, target / folder / "config.json")
+
+
+_SENTENCES = ["make the car red", "remove the tree", "add a small blue bird", "turn it into a sketch"] * 2
+
+
+def _random_tensors(config, dtype, seed):
+    whole = config
+    if isinstance(config, Gemma2Config):  # with the layer and the norm that files have and the text states do not need
+        whole = dataclasses.replace(config, num_hidden_layers=config.num_hidden_layers + 1, layer_types=())
+        yield "model.norm.weight", _random_tensor("model.norm.weight", "scale", (config.hidden_size,), dtype, seed)
+    for key, path, shape in released_leaves(whole, abstract_params(make_module(whole))):
+        yield key, _random_tensor(key, path, shape, dtype, seed)
+
+
+def _random_tensor(key, path, shape, dtype, seed) -> Pending:
+    """Norm scales 1 (Gemma 2's 0), biases 0, matrices of unit gain, embeddings of unit spread."""
+
+    def make():
+        name = path.split("/")[-1]
+        if name in ("scale", "bias"):
+            is_one = name == "scale" and not key.startswith("model.")
+            return np.full(shape, float(is_one), np.float32)
+        gain = 1.0 if name in ("embedding", "codebook") else np.prod(shape[1:]) ** -0.5
+        dice = np.random.default_rng([seed, zlib.crc32(key.encode())])
+        return (dice.standard_normal(shape, np.float32) * np.float32(gain)).astype(dtype)
+
+    is_vector = len(shape) == 1
+    return Pending(shape, np.dtype(np.float32) if is_vector else dtype, make)

@@ -1,0 +1,285 @@
+"""Whole model directories: random ones, what is in them, to Orbax and back, LoRA; and every way they can be broken."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file, save_file
+
+from editmgt_jax import cli, directories, presets, weights
+from editmgt_jax.config import CLIPTextConfig, Gemma2Config, LoRAConfig, MGTConfig
+from editmgt_jax.convert import weights_name
+from editmgt_jax.loading import abstract_params, load_mgt, make_module
+from editmgt_jax.pipeline import EditPipeline
+from editmgt_jax.training.lora import abstract_lora, merge
+from editmgt_jax.weights import WeightFiles, WeightsError
+
+
+@pytest.fixture(scope="module")
+def with_llm(tmp_path_factory):
+    """A random editor with both text encoders, at a small size."""
+    patch = pytest.MonkeyPatch()
+    mgt = MGTConfig(
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        axes_dims_rope=(4, 2, 2),
+        joint_attention_dim=20,
+        pooled_projection_dim=12,
+        vocab_size=40,
+        codebook_size=32,
+    )
+    gemma = Gemma2Config(hidden_size=20, num_hidden_layers=3)
+    small = {
+        "editmgt": mgt,
+        "llm_encoder": gemma,
+        "vqvae": tiny.VQ_CONFIG,
+        "text_encoder": CLIPTextConfig(projection_dim=12, eos_token_id=2),
+        "scheduler": tiny.SCHEDULER_CONFIG,
+    }
+    patch.setitem(presets.PRESETS, "tiny", small)
+    base = dataclasses.replace(
+        mgt, joint_attention_dim=mgt.width, connector_type="none", text_encoder_architecture="CLIP"
+    )
+    folders = ("vqvae", "text_encoder", "scheduler")
+    patch.setitem(presets.PRESETS, "tiny-base", {"transformer": base} | {name: small[name] for name in folders})
+    directory = tmp_path_factory.mktemp("llm") / "model"
+    directories.make_random("tiny", directory)
+    yield directory
+    patch.undo()
+
+
+def hashes(directory):
+    """{folder/key: bytes} of every tensor of a model directory."""
+    return {
+        f"{path.name}/{key}": (WeightFiles(path).tensors[key].dtype, WeightFiles(path).read(key).tobytes())
+        for path in sorted(directory.iterdir())
+        if list(path.glob("*.safetensors"))
+        for key in WeightFiles(path).tensors
+    }
+
+
+# ---- presets
+
+
+def test_presets_have_the_released_numbers_of_parameters():
+    counts = {f: c["parameters"] for f, c in directories.inspect_preset("editmgt-1024")["components"].items()}
+    assert counts["editmgt"] == 1_009_306_624 and counts["vqvae"] == 146_244_675
+    assert set(directories.inspect_preset("monetico-512")["components"]) == {"transformer", "vqvae", "text_encoder"}
+    with pytest.raises(ValueError, match="editmgt-1024, .*; got 'sdxl'"):
+        directories.inspect_preset("sdxl")
+
+
+def test_inspect_prints_json_of_a_preset(capsys):
+    assert cli.main(["inspect", "--preset", "meissonic-1024", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["components"]["transformer"]["class"] == "Transformer2DModel"
+
+
+# ---- an editor with both text encoders
+
+
+def test_an_editor_with_a_language_model_edits(with_llm):
+    pipe = EditPipeline.from_pretrained(with_llm)
+    text = pipe.encode("make the car red")
+    assert text.states.shape == (256, 20) and text.pooled.shape == (12,)
+    row = pipe.query_row(text, "car")
+    assert np.flatnonzero(row).min() > 200  # it pads on the left
+    long = pipe.encode("make the car red and " * 15)  # more than CLIP's 77 tokens, which lose their end
+    assert np.isfinite(long.states).all()
+    result = pipe(np.zeros((32, 32, 3), np.uint8), text, query="car")
+    assert result.token_ids.shape == (1, 8, 8)
+
+
+def test_text_towers_can_have_their_own_dtype(with_llm):
+    pipe = EditPipeline.from_pretrained(with_llm, dtype={"llm_encoder": "bfloat16"})
+    assert pipe.model.text.llm.params["layers"]["q_proj"]["kernel"].dtype == "bfloat16"
+    assert pipe.model.text.llm.params["layers"]["norm1"]["scale"].dtype == "float32"
+    assert pipe.model.mgt_params["double_blocks"]["to_q"]["kernel"].dtype == "float32"
+    with pytest.raises(ValueError, match="may be chosen for.*vqvae"):
+        EditPipeline.from_pretrained(with_llm, dtype={"vqvae": "bfloat16"})
+
+
+def test_inspect_says_what_is_there_and_what_is_wrong(with_llm, tmp_path, capsys):
+    report = directories.inspect(with_llm)
+    assert report["loads"] and report["components"]["llm_encoder"]["unused"] > 0
+    shutil.copytree(with_llm, tmp_path / "model")
+    name = weights_name(MGTConfig())
+    tensors = load_file(tmp_path / "model/editmgt" / name)
+    del tensors["embed.conv.weight"]
+    save_file(tensors, tmp_path / "model/editmgt" / name)
+    with pytest.raises(SystemExit):
+        cli.main(["inspect", str(tmp_path / "model")])
+    assert "would not load" in (out := capsys.readouterr().out) and "embed.conv.weight" in out
+
+
+# ---- Orbax and back
+
+
+@pytest.mark.parametrize("shard", [False, True], ids=["one file", "shards"])
+def test_there_and_back_is_bit_for_bit(with_llm, tmp_path, monkeypatch, shard):
+    if shard:
+        monkeypatch.setattr(weights, "SHARD_BYTES", 4000)
+    directories.to_orbax(with_llm, tmp_path / "orbax", verify=True)
+    directories.to_released(tmp_path / "orbax", tmp_path / "back", verify=True)
+    assert hashes(tmp_path / "back") == hashes(with_llm)
+    files = {p.relative_to(with_llm) for p in with_llm.rglob("*") if p.is_file()}
+    back = {p.relative_to(tmp_path / "back") for p in (tmp_path / "back").rglob("*") if p.is_file()}
+    assert files <= back if not shard else len(list((tmp_path / "back/editmgt").glob("*.safetensors"))) > 1
+    assert directories.inspect(tmp_path / "back")["loads"]
+
+
+def test_a_failed_conversion_leaves_nothing(with_llm, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(directories, "_copy_the_rest", fail)
+    with pytest.raises(OSError, match="no space"):
+        directories.to_orbax(with_llm, tmp_path / "orbax")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_conversion_can_be_repeated(with_llm, tmp_path):
+    (tmp_path / "orbax.tmp" / "editmgt").mkdir(parents=True)  # what a killed process leaves
+    with pytest.raises(FileNotFoundError, match="components with a folder orbax"):
+        directories.to_released(tmp_path / "orbax.tmp", tmp_path / "back")
+    directories.to_orbax(with_llm, tmp_path / "orbax")
+    assert [path.name for path in tmp_path.iterdir()] == ["orbax"]
+    with pytest.raises(FileExistsError, match="name another one"):
+        directories.to_orbax(with_llm, tmp_path / "orbax")
+
+
+# ---- weights that cannot be used
+
+
+@pytest.fixture
+def component(tmp_path):
+    """A copy of a small transformer's folder, to damage."""
+    tiny.write_model(tmp_path / "model")
+    return tmp_path / "model/editmgt"
+
+
+def rewrite(component, change):
+    path = component / weights_name(MGTConfig())
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def test_weights_of_a_wrong_type_are_named(component):
+    rewrite(component, lambda w: w.update({"embed.layer_norm.weight": np.ones(32, np.int32)}))
+    with pytest.raises(WeightsError, match="must be F32, F16, BF16;\\s+embed.layer_norm.weight is I32"):
+        load_mgt(component)
+
+
+def test_nan_is_a_warning_or_an_error(component):
+    rewrite(component, lambda w: w["embed.layer_norm.weight"].__setitem__(3, np.nan))
+    with pytest.warns(UserWarning, match="embed.layer_norm.weight holds NaN"):
+        load_mgt(component)
+    with pytest.raises(WeightsError, match="embed.layer_norm.weight holds NaN"):
+        load_mgt(component, strict=True)
+
+
+def test_an_index_that_names_absent_files(component):
+    name = weights_name(MGTConfig())
+    (component / f"{name}.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    with pytest.raises(WeightsError, match="names files that.*gone.safetensors"):
+        load_mgt(component)
+    (component / f"{name}.index.json").write_text("{")
+    with pytest.raises(WeightsError, match="not a readable index"):
+        load_mgt(component)
+
+
+def test_a_name_that_is_neither_folder_nor_on_the_hub(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match="local folder or a name on the hub"):
+        EditPipeline.from_pretrained("/no/such/folder")
+
+
+# ---- base to editor
+
+
+def test_a_base_becomes_an_editor(tmp_path, with_llm):
+    directories.make_random("tiny-base", tmp_path / "base")
+    copied, new = directories.to_editor(tmp_path / "base", tmp_path / "editor", with_llm / "llm_encoder")
+    assert new == ["connector.projector.bias", "connector.projector.weight"]
+    before, after = (WeightFiles(tmp_path / name) for name in ("base/transformer", "editor/editmgt"))
+    assert set(copied) == set(before.tensors)
+    for key in copied:
+        np.testing.assert_array_equal(before.read(key), after.read(key))
+    with pytest.raises(ValueError, match="must be a text-to-image base"):
+        directories.to_editor(tmp_path / "editor", tmp_path / "again")
+
+
+# ---- LoRA
+
+
+@pytest.fixture
+def lora():
+    """A random LoRA of the tiny model. -> (config, module, parameters, tree)"""
+    config, mgt = LoRAConfig(r=3, lora_alpha=6.0), make_module(tiny.MGT_CONFIG)
+    params = tiny.random_params(lambda key: mgt.init(key, method=_touch)["params"])
+    dice = np.random.default_rng(0)
+    shapes = abstract_lora(config, mgt.config, abstract_params(mgt))
+    tree = jax.tree.map(lambda leaf: dice.standard_normal(leaf.shape, np.float32), shapes)
+    return config, mgt, params, tree
+
+
+def _touch(module):
+    import jax.numpy as jnp
+
+    condition = module.condition(jnp.zeros((1, 1, 24)), jnp.zeros((1, 20)), jnp.zeros((1, 5)))
+    return module(jnp.zeros((1, 4, 4), jnp.int32), 0.0, condition)
+
+
+def test_lora_names_and_merge_are_peft_s(lora, tmp_path):
+    config, mgt, params, tree = lora
+    directories.save_lora(tmp_path, config, mgt.config, tree)
+    factors = load_file(tmp_path / "adapter_model.safetensors")
+    assert "base_model.model.single_transformer_blocks.1.attn.to_q.lora_A.weight" in factors
+    assert not [key for key in factors if "add_q" in key or "norm" in key]
+    from editmgt_jax.convert import to_released
+
+    plain, merged = to_released(params, mgt.config), to_released(merge(params, tree, config), mgt.config)
+    for key in plain:
+        module = f"base_model.model.{key.removesuffix('.weight')}"
+        expected = plain[key]
+        if f"{module}.lora_A.weight" in factors:
+            expected = expected + 2.0 * factors[f"{module}.lora_B.weight"] @ factors[f"{module}.lora_A.weight"]
+        np.testing.assert_allclose(merged[key], expected, atol=1e-5)
+
+
+def test_lora_there_and_back(lora, tmp_path):
+    config, mgt, _, tree = lora
+    tiny.write_model(tmp_path / "model")
+    (tmp_path / "peft").mkdir()
+    directories.save_lora(tmp_path / "peft", config, mgt.config, tree)
+    directories.convert_lora(tmp_path / "peft", tmp_path / "orbax", tmp_path / "model")
+    directories.convert_lora(tmp_path / "orbax", tmp_path / "again", tmp_path / "model")
+    for name in ("adapter_model.safetensors", "lora_config.json"):
+        assert (tmp_path / "peft" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    directories.merge_lora(tmp_path / "model", tmp_path / "merged", tmp_path / "orbax")
+    assert directories.inspect(tmp_path / "merged")["loads"]
+
+
+def test_lora_errors(lora):
+    config, mgt, params, tree = lora
+    with pytest.raises(ValueError, match="only a LoRA of scope 'all' can be merged"):
+        merge(params, tree, LoRAConfig(scope="reference"))
+    with pytest.raises(ValueError, match="target_modules.*to_qq"):
+        abstract_lora(LoRAConfig(target_modules=("to_qq",)), mgt.config, abstract_params(mgt))
+
+
+def test_sharded_files_are_what_one_file_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "SHARD_BYTES", 300)
+    tensors = {f"w{i}": np.full((5, i + 1), i, np.float32) for i in range(12)}
+    pending = {k: weights.Pending(a.shape, a.dtype, lambda a=a: a) for k, a in tensors.items()}
+    weights.write_weights(tmp_path, "model.safetensors", pending)
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
+    files = WeightFiles(tmp_path)
+    for key, value in tensors.items():
+        np.testing.assert_array_equal(files.read(key), value)

@@ -180,7 +180,7 @@ def tokenize(args) -> None:
 def export(args) -> None:
     from editmgt_jax.training import trainer
 
-    trainer.export(args.workdir, args.output, args.step, args.dtype, raw=args.raw)
+    trainer.export(args.workdir, args.output, args.step, args.dtype, args.raw)
 
 
 def convert_orbax(args) -> None:

@@ -127,7 +127,11 @@ def train_tokenizer(
     learner.train_from_iterator(
         words.elements(),
         trainers.BpeTrainer(
-            vocab_size=4 * len(alphabet) + merges, initial_alphabet=alphabet, end_of_word_suffix="</w>", min_frequency=2
+            vocab_size=4 * len(alphabet) + merges,
+            initial_alphabet=alphabet,
+            end_of_word_suffix="</w>",
+            min_frequency=2,
+            show_progress=False,
         ),
     )
     learnt = json.loads(learner.to_str())["model"]["merges"][:merges]

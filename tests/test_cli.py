@@ -296,9 +296,12 @@ def test_bad_override_is_a_line(folder, trainer, config_file, capfd):
 def test_tokenize_and_export(folder, trainer, config_file):
     assert cli.main(["tokenize", "--config", str(config_file), "--output", "tokens", "--examples", "64"]) == 0
     assert cli.main(["export", "--workdir", "run", "--output", "model", "--dtype", "float16"]) == 0
-    assert cli.main(["export", "--workdir", "run", "--output", "model", "--step", "7"]) == 0
+    assert cli.main(["export", "--workdir", "run", "--output", "model", "--step", "7", "--raw"]) == 0
     assert trainer[0][0] == "tokenize" and trainer[0][2:] == ("tokens", 64)
-    assert trainer[1:] == [("export", "run", "model", None, np.float16), ("export", "run", "model", 7, np.float32)]
+    assert trainer[1:] == [
+        ("export", "run", "model", None, "float16", False),
+        ("export", "run", "model", 7, "float32", True),
+    ]
 
 
 def test_evaluate_calls_the_protocol(monkeypatch, folder):

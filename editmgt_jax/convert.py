@@ -313,6 +313,8 @@ def check_weights(directory, config, abstract_params, prefix="") -> WeightFiles:
             problems.append(f"unknown: {key} {list(tensor.shape)}")
         elif key in wanted and tensor.shape != tuple(wanted[key]):
             problems.append(f"misshapen: {key} is {list(tensor.shape)} in the file, {list(wanted[key])} by config.json")
+        elif key in wanted and tensor.dtype not in DTYPES:
+            problems.append(f"mistyped: {key} is {tensor.dtype}; weights are {', '.join(DTYPES)}")
     if problems:
         raise WeightsError(f"{files.directory}: weights do not fit config.json:{listed(problems)}")
     return files

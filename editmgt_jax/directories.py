@@ -6,6 +6,7 @@ Source  the released diffusers layout
 """
 
 import dataclasses
+import math
 import shutil
 import zlib
 from collections import Counter
@@ -89,10 +90,8 @@ def inspect(directory) -> dict:
         try:
             config = kind.from_json(directory / folder / "config.json")
             tensors = WeightFiles(directory / folder).tensors
-            entry["parameters"] = sum(
-                np.prod(t.shape, dtype=int) for k, t in tensors.items() if not unused_key(config, k)
-            )
-            entry["unused"] = sum(np.prod(t.shape, dtype=int) for k, t in tensors.items() if unused_key(config, k))
+            entry["parameters"] = sum(math.prod(t.shape) for k, t in tensors.items() if not unused_key(config, k))
+            entry["unused"] = sum(math.prod(t.shape) for k, t in tensors.items() if unused_key(config, k))
             entry["dtypes"] = dict(Counter(tensor.dtype for tensor in tensors.values()))
             entry["bytes"] = sum(tensor.bytes for tensor in tensors.values())
             check_weights(directory / folder, config, abstract_params(make_module(config)))

@@ -21,7 +21,15 @@ from safetensors import SafetensorError, safe_open
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
-_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# What files may also hold, in tensors that are no weights, such as the position numbers of old CLIP files.
+_STORED = DTYPES | {
+    "F64": np.dtype(np.float64),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(bool),
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in _STORED.items()}
 SHARD_BYTES = 5 * 10**9  # a larger component is written in several files and an index
 
 
@@ -38,7 +46,7 @@ class Tensor(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * _STORED[self.dtype].itemsize
 
 
 class Pending(NamedTuple):
@@ -56,8 +64,8 @@ class Pending(NamedTuple):
 class WeightFiles:
     """The tensors of a component's folder by name: `tensors` is their headers, `read` gets one from the disk.
 
-    Errors: WeightsError for files that are damaged, pickled, missing from an index, or that repeat a key; and for weights
-    of other types than float32, float16 and bfloat16. FileNotFoundError when there are none.
+    Errors: WeightsError for files that are damaged, pickled, missing from an index, that repeat a key or hold types unknown
+    here (float8). FileNotFoundError when there are none.
     """
 
     def __init__(self, directory, prefix: str = ""):
@@ -75,9 +83,9 @@ class WeightFiles:
                             f"weight {key} is repeated: in {self.tensors[key].path.name} and in {path.name}"
                         )
                     self.tensors[key] = tensor
-        wrong = [f"{key} is {t.dtype}" for key, t in self.tensors.items() if t.dtype not in DTYPES and t.shape]
-        if wrong:
-            raise WeightsError(f"{self.directory}: weights must be {', '.join(DTYPES)}; {listed(wrong)}")
+        unknown = [f"{key} is {tensor.dtype}" for key, tensor in self.tensors.items() if tensor.dtype not in _STORED]
+        if unknown:
+            raise WeightsError(f"{self.directory}: tensors must be {', '.join(_STORED)}:{listed(unknown)}")
 
     def read(self, key: str, rows: slice | None = None) -> np.ndarray:
         """A tensor, or some of its rows. The file is opened anew each time: what it maps is released at once."""

@@ -172,8 +172,18 @@ def rewrite(component, change):
 
 def test_weights_of_a_wrong_type_are_named(component):
     rewrite(component, lambda w: w.update({"embed.layer_norm.weight": np.ones(32, np.int32)}))
-    with pytest.raises(WeightsError, match="must be F32, F16, BF16;\\s+embed.layer_norm.weight is I32"):
+    with pytest.raises(WeightsError, match="mistyped: embed.layer_norm.weight is I32"):
         load_mgt(component)
+
+
+def test_position_numbers_of_old_clip_files_are_no_weights(tmp_path):
+    tiny.write_model(tmp_path / "model")
+    path = tmp_path / "model/text_encoder/model.safetensors"
+    save_file(load_file(path) | {"text_model.embeddings.position_ids": np.arange(12)[None]}, path)
+    directories.to_orbax(tmp_path / "model", tmp_path / "orbax", verify=True)
+    directories.to_released(tmp_path / "orbax", tmp_path / "back", verify=True)
+    assert hashes(tmp_path / "back") == hashes(tmp_path / "model")
+    assert json.dumps(directories.inspect(tmp_path / "back")["components"]["text_encoder"]["unused"]) == "12"
 
 
 def test_nan_is_a_warning_or_an_error(component):

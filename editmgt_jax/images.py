@@ -97,12 +97,18 @@ def _read(path: Path) -> Image.Image:
 
 
 def _upright(image):
-    """The picture as its EXIF orientation says; a damaged EXIF block says nothing, and is not written again."""
+    """The picture as its EXIF orientation says, and without what said so: it would turn again when loaded again.
+
+    A damaged EXIF block says nothing.
+    """
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # noqa: BLE001  (the pixels are good; Pillow raises many kinds for damaged EXIF blocks)
         orientation = None
-    return image.transpose(_ROTATIONS[orientation]) if orientation in _ROTATIONS else image.copy()
+    upright = image.transpose(_ROTATIONS[orientation]) if orientation in _ROTATIONS else image.copy()
+    for key in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):
+        upright.info.pop(key, None)
+    return upright
 
 
 def _from_any_array(array, name):

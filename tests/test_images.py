@@ -107,8 +107,11 @@ class TestLoad:
         stored = Image.fromarray(np.rot90(np.asarray(upright), -turns))
         exif = Image.Exif()
         exif[274] = orientation
-        stored.save(tmp_path / "a.png", exif=exif)
-        np.testing.assert_array_equal(np.asarray(images.load(tmp_path / "a.png")), np.asarray(upright))
+        for name in ("a.png", "a.webp"):
+            stored.save(tmp_path / name, exif=exif, lossless=True)
+            loaded = images.load(tmp_path / name)
+            np.testing.assert_array_equal(np.asarray(loaded), np.asarray(upright))
+            np.testing.assert_array_equal(np.asarray(images.load(loaded)), np.asarray(upright))  # once, not twice
 
     def test_missing_file(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="nothing.png"):

@@ -121,13 +121,8 @@ class EditPipeline:
         Errors: SettingsError, PromptError, ImageError, FileNotFoundError, before any decoding.
         """
         settings, progress = self._checked(seed, num_images, settings), progress or _silent
-        progress("text")
-        jobs, is_list = self._jobs(image, instruction, mask, query)
-        negative = self.encode(self._negative(negative_prompt))
-        progress("tokenise")
-        canvases = [self._canvas(job, ids, attend=True) for job, ids in zip(jobs, self._source_ids(jobs), strict=True)]
-        results = self._results(jobs, canvases, negative, seed, num_images, settings, composite, progress)
-        return results if is_list else results[0]
+        inputs = (image, instruction, mask, query)
+        return self._change(inputs, True, negative_prompt, seed, num_images, settings, composite, progress)
 
     def generate(
         self,
@@ -182,13 +177,8 @@ class EditPipeline:
         settings, progress = self._checked(seed, num_images, settings, NO_REFERENCE), progress or _silent
         if mask is None:
             raise ImageError("inpainting needs a mask, white where to fill")
-        progress("text")
-        jobs, is_list = self._jobs(image, prompt, mask, None)
-        negative = self.encode(self._negative(negative_prompt))
-        progress("tokenise")
-        canvases = [self._canvas(job, ids, attend=False) for job, ids in zip(jobs, self._source_ids(jobs), strict=True)]
-        results = self._results(jobs, canvases, negative, seed, num_images, settings, composite, progress)
-        return results if is_list else results[0]
+        inputs = (image, prompt, mask, None)
+        return self._change(inputs, False, negative_prompt, seed, num_images, settings, composite, progress)
 
     def outpaint(self, image, prompt, pad: tuple[int, int, int, int], **options) -> Result | list[Result]:
         """Extends a picture by `pad` pixels (left, top, right, bottom) filled with what `prompt` describes.
@@ -337,6 +327,16 @@ class EditPipeline:
                 size = images.working_size(job.image.size, self.model.scheduler.native_size, self.model.unit)
                 known[id(job.image)] = np.asarray(self.tokenize(images.to_pixels(job.image, size)[None]))[0]
         return [known[id(job.image)] for job in jobs]
+
+    def _change(self, inputs, attend, negative_prompt, seed, num_images, settings, composite, progress):
+        """Changes images (see `_jobs` for the inputs). attend: whether the model sees the image itself, or its mask's rest."""
+        progress("text")
+        jobs, is_list = self._jobs(*inputs)
+        negative = self.encode(self._negative(negative_prompt))
+        progress("tokenise")
+        canvases = [self._canvas(job, ids, attend) for job, ids in zip(jobs, self._source_ids(jobs), strict=True)]
+        results = self._results(jobs, canvases, negative, seed, num_images, settings, composite, progress)
+        return results if is_list else results[0]
 
     def _canvas(self, job, source, attend: bool) -> _Canvas:
         may_change = True if job.mask is None else images.mask_to_grid(job.mask, source.shape)

@@ -29,17 +29,36 @@ def strength_bias(strength, lengths: tuple[int, int], batch: int):
 
 
 def attend(q, k, v, bias_rows, lengths: tuple[int, ...]):
-    """Softmax attention with one additive bias row per query group.
+    """Softmax attention with one additive bias row per query group; the form of it depends on the platform compiled for.
 
     Args:
       q, k, v: [B S A K]; `bias_rows`: [B Q S] float32; `lengths`: Q static group lengths, summing to S.
     Returns: [B S A*K]. Logits and softmax in float32.
     """
     batch, length, heads, width = q.shape
-    logits = jnp.einsum("bqak,bsak->baqs", q, k, preferred_element_type=jnp.float32) * width**-0.5
-    weights = jax.nn.softmax(logits + per_segment(bias_rows, lengths)[:, None], axis=-1)
-    out = jnp.einsum("baqs,bsak->bqak", weights.astype(v.dtype), v)
+    biases = per_segment(bias_rows, lengths)  # [B S S]
+    out = jax.lax.platform_dependent(q, k, v, biases, cpu=_attend_by_head, default=_attend_at_once)
     return out.reshape(batch, length, heads * width)
+
+
+def _attend_at_once(q, k, v, biases):
+    logits = jnp.einsum("bqak,bsak->baqs", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    weights = jax.nn.softmax(logits + biases[:, None], axis=-1)
+    return jnp.einsum("baqs,bsak->bqak", weights.astype(v.dtype), v)
+
+
+def _attend_by_head(q, k, v, biases):
+    """One head after another, so that the weights in flight are nearer to a CPU's caches; they are normalised last."""
+
+    def attend_head(head):
+        q, k, v = head  # [B S K]
+        logits = jnp.einsum("bqk,bsk->bqs", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5 + biases
+        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+        out = jnp.einsum("bqs,bsk->bqk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+
+    heads = jax.lax.map(attend_head, tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v)))  # [A B S K]
+    return jnp.moveaxis(heads, 0, 2)
 
 
 def text_to_image_relevance(q, k, rows, num_text: int):

@@ -117,6 +117,25 @@ def per_segment(rows, lengths: tuple[int, ...]):
     return jnp.broadcast_to(spread, (rows.shape[0], sum(lengths), rows.shape[2]))
 
 
+class DenseOfParts(nn.Module):
+    """nn.Dense of the concatenation of its inputs [... D1], [... D2], ..., which is never made; sums are in float32."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, *parts):
+        widths = [part.shape[-1] for part in parts]
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (sum(widths), self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        rows = jnp.split(kernel.astype(self.dtype), np.cumsum(widths[:-1]))
+        products = (
+            jnp.matmul(part.astype(self.dtype), block, preferred_element_type=jnp.float32)
+            for part, block in zip(parts, rows, strict=True)
+        )
+        return (sum(products) + bias).astype(self.dtype)
+
+
 class TwoLayerMLP(nn.Module):
     """Linear, SiLU, Linear: the embedders of time, of the pooled condition and of the micro-conditions."""
 

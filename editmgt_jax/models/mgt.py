@@ -16,6 +16,7 @@ from flax import struct
 from editmgt_jax.config import MGTConfig
 from editmgt_jax.models import attention
 from editmgt_jax.models.layers import (
+    DenseOfParts,
     RMSNorm,
     TwoLayerMLP,
     layer_norm,
@@ -157,7 +158,7 @@ class SingleBlock(_Block):
         v = self.heads(_dense(width, "to_v", dtype)(x))
         out, relevance = self.joint_attention(q, k, v, shared, wanted)
         hidden = nn.gelu(_dense(4 * width, "mlp_in", dtype)(x), approximate=True)
-        update = _dense(width, "proj_out", dtype)(jnp.concatenate([out, hidden], axis=-1))
+        update = DenseOfParts(width, dtype, name="proj_out")(out, hidden)
         return sequence + gate * update, relevance
 
 

@@ -17,7 +17,7 @@ setup(
         "jax>=0.10",
         "flax>=0.12",
         "optax>=0.2.6",
-        "orbax-checkpoint>=0.12,<0.13",
+        "orbax-checkpoint>=0.12.8,<0.13",
         "grain>=0.2.16",
         "array_record>=0.8",
         "ml-collections>=1.0",

@@ -90,12 +90,14 @@ class PromptTokenizer:
             encoded = self._tokenizer(prompt, padding="max_length", max_length=self.length, return_offsets_mapping=True)
             return np.array([a < end and b > start and b > a for a, b in encoded["offset_mapping"]])
         # A slow tokenizer gives no offsets; but no token crosses the bounds of whole words.
-        first, last = (
-            len(self._tokenizer.encode(part, add_special_tokens=False))
-            for part in (prompt[:start].rstrip(), prompt[:end])
+        before, within, whole = (
+            self._tokenizer.encode(part, add_special_tokens=False)
+            for part in (prompt[:start].rstrip(), prompt[:end], prompt)
         )
-        words = np.flatnonzero(~np.isin(ids, self._tokenizer.all_special_ids))
-        return np.isin(np.arange(len(ids)), words[first:last])
+        runs = np.lib.stride_tricks.sliding_window_view(ids, len(whole))
+        offset = np.flatnonzero((runs == whole).all(axis=1))[0]
+        positions = np.arange(len(ids)) - offset
+        return (positions >= len(before)) & (positions < len(within))
 
 
 def _byte_symbols() -> list[str]:

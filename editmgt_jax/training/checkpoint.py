@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+_IN_FLIGHT = 1 << 30  # bytes that a whole tree is written and read with
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or read."""
@@ -89,8 +91,9 @@ def restore_params(directory, step: int | None = None, monitor=None, average: bo
         name = "ema" if average else "params"
         metadata = checkpointer.metadata(step).metadata
         abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata[name])
-        loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
-        with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
+        partly = ocp.Context()
+        partly.pytree.loading.partial_load = True
+        with partly:
             return checkpointer.load(step, {name: abstract})[name]
 
 
@@ -101,8 +104,9 @@ def _best(checkpoints, monitor) -> int:
 
 
 def save_tree(directory, tree) -> None:
-    """Writes a tree of arrays as an Orbax checkpoint, a new folder."""
-    ocp.save(Path(directory).absolute(), tree)
+    """Writes a tree of host arrays as an Orbax checkpoint, a new folder, without a second copy of them in memory."""
+    with _lean():
+        ocp.save(Path(directory).absolute(), tree)
 
 
 def load_tree(directory):
@@ -110,6 +114,15 @@ def load_tree(directory):
     directory = Path(directory).absolute()
     try:
         metadata = ocp.metadata(directory).metadata
-        return ocp.load(directory, jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata))
+        with _lean():
+            return ocp.load(directory, jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata))
     except (ValueError, KeyError, FileNotFoundError, ocp.errors.InvalidLayoutError) as error:
         raise CheckpointError(f"{directory} is not a complete Orbax checkpoint: {error}") from error
+
+
+def _lean() -> ocp.Context:
+    """For trees that no one changes while they are written, on machines that barely hold them."""
+    context = ocp.Context()
+    context.memory.deepcopy_host_arrays = False
+    context.memory.write_concurrent_bytes = context.memory.read_concurrent_bytes = _IN_FLIGHT
+    return context

@@ -1,12 +1,10 @@
-"""The command line, `editmgt`. One sub-command, one call; what is heavy is imported inside it."""
+"""The command line, `editmgt`: its arguments. What the sub-commands do is in `commands`."""
 
 import argparse
-import os
 import sys
 import warnings
-from pathlib import Path
 
-STAGES = ("load", "text", "tokenise", "compile", "decode", "paint", "save")
+from editmgt_jax import commands as run
 
 
 def main(argv=None) -> int:
@@ -45,214 +43,6 @@ def _show_warning(message, category, *_):
     print(f"editmgt: {kind}: {message}", file=sys.stderr)
 
 
-def use_disk_cache() -> None:
-    """Keeps compiled programs between runs, in EDITMGT_CACHE or the user's cache folder; goes without if it cannot."""
-    import jax
-
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(os.environ.get("EDITMGT_CACHE") or base / "editmgt")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        print(
-            f"editmgt: note: no cache of compiled programs, cannot write {folder} ({error.strerror})", file=sys.stderr
-        )
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-# ---- sub-commands
-
-
-def edit(args) -> None:
-    from editmgt_jax import images
-
-    outputs = _check_outputs(args)
-    image = images.load(args.image)
-    mask = None if args.mask is None else images.load_mask(args.mask, image.size)
-    inputs = {"mask": mask, "query": args.query, "composite": args.composite}
-    _make_pictures(args, outputs, lambda pipe, **more: pipe(image, args.instruction, **inputs, **more), image)
-
-
-def generate(args) -> None:
-    outputs = _check_outputs(args)
-    size = None if args.size is None else tuple(args.size)
-    _make_pictures(args, outputs, lambda pipe, **more: pipe.generate(args.prompt, size, **more))
-
-
-def inpaint(args) -> None:
-    from editmgt_jax import images
-
-    outputs = _check_outputs(args)
-    image = images.load(args.image)
-    mask = images.load_mask(args.mask, image.size)
-    inputs = {"composite": args.composite}
-    _make_pictures(args, outputs, lambda pipe, **more: pipe.inpaint(image, args.prompt, mask, **inputs, **more))
-
-
-def outpaint(args) -> None:
-    from editmgt_jax import images
-
-    outputs = _check_outputs(args)
-    image, pad = images.load(args.image), tuple(args.pad)
-    inputs = {"composite": args.composite}
-    _make_pictures(args, outputs, lambda pipe, **more: pipe.outpaint(image, args.prompt, pad, **inputs, **more))
-
-
-def _check_outputs(args) -> list[dict]:
-    """The files to write for each picture, {flag: path or None}. Errors: those that cannot be written."""
-    from editmgt_jax import images
-
-    flags = [name for name in ("output", "save_map", "save_mask", "save_steps") if hasattr(args, name)]
-    outputs = [
-        {name: _numbered(getattr(args, name), index, args.num_images) for name in flags}
-        for index in range(args.num_images)
-    ]
-    images.check_distinct([path for files in outputs for path in files.values() if path is not None])
-    for files in outputs:
-        for name, path in files.items():
-            if path is not None:
-                images.check_output(path, images.FORMATS | images.ANIMATED if name == "save_steps" else None)
-    return outputs
-
-
-def _make_pictures(args, outputs, make, image=None) -> None:
-    """Loads the model, calls make(pipeline, options) under a progress bar and saves what comes; maps lie over `image`."""
-    from editmgt_jax import images
-
-    with _Stages() as stages:
-        stages("load")
-        use_disk_cache()
-        from editmgt_jax.pipeline import EditPipeline
-
-        pipeline = EditPipeline.from_pretrained(args.model, dtype=args.dtype, strict=args.strict)
-        result = make(
-            pipeline,
-            seed=args.seed,
-            num_images=args.num_images,
-            negative_prompt=args.negative_prompt,
-            record=args.save_steps is not None,
-            progress=stages,
-            **_settings(args),
-        )
-        stages("save")
-        for index, files in enumerate(outputs):
-            images.save(result.images[index], files["output"])
-            if files.get("save_map"):
-                images.save(images.overlay(image, result.relevance[index]), files["save_map"])
-            if files.get("save_mask"):
-                images.save(images.mask_picture(result.keep_mask[index], image.size), files["save_mask"])
-            if files["save_steps"]:
-                images.save_steps(pipeline.paint_steps(result, index), files["save_steps"])
-
-
-def scenes(args) -> None:
-    from editmgt_jax import images
-    from editmgt_jax.data.scenes import SceneConfig, preview
-
-    images.check_output(args.preview)
-    config = SceneConfig(size=args.size, split=args.split, seed=args.seed)
-    images.save(preview(config, rows=args.rows, columns=args.columns), args.preview)
-
-
-def train(args) -> None:
-    from editmgt_jax.training.config_files import load_config
-
-    config = load_config(args.config, args.overrides)
-    use_disk_cache()
-    from editmgt_jax.training import trainer
-
-    trainer.train(config, args.workdir)
-
-
-def tokenize(args) -> None:
-    from editmgt_jax.training.config_files import load_config
-
-    config = load_config(args.config, args.overrides)
-    use_disk_cache()
-    from editmgt_jax.training import trainer
-
-    trainer.tokenize(config, args.output, args.examples)
-
-
-def export(args) -> None:
-    from editmgt_jax.training import trainer
-
-    trainer.export(args.workdir, args.output, args.step, args.dtype, args.raw)
-
-
-def convert_orbax(args) -> None:
-    from editmgt_jax import directories
-
-    directories.to_orbax(args.source, args.output, args.verify, args.strict)
-    _print_peak_memory()
-
-
-def convert_released(args) -> None:
-    from editmgt_jax import directories
-
-    directories.to_released(args.source, args.output, args.verify)
-    _print_peak_memory()
-
-
-def convert_editor(args) -> None:
-    from editmgt_jax import directories
-
-    copied, new = directories.to_editor(args.source, args.output, args.llm_encoder, args.seed)
-    print("\n".join([*(f"copied  {key}" for key in copied), *(f"new     {key}" for key in new)]))
-    if args.llm_encoder is None:
-        print("no llm_encoder: add one to edit with the result (--llm-encoder DIR)")
-
-
-def convert_lora(args) -> None:
-    from editmgt_jax import directories
-
-    directories.convert_lora(args.source, args.output, args.model)
-
-
-def convert_merge(args) -> None:
-    from editmgt_jax import directories
-
-    directories.merge_lora(args.source, args.output, args.lora)
-
-
-def inspect(args) -> None:
-    import json
-
-    from editmgt_jax import directories
-
-    if (args.directory is None) == (args.preset is None):
-        raise directories.DirectoryError("inspect takes a model directory or --preset NAME, one of them")
-    named = args.preset is not None
-    report = directories.inspect_preset(args.preset) if named else directories.inspect(args.directory)
-    print(json.dumps(report, indent=2) if args.json else directories.describe(report))
-    if not report.get("loads", True):
-        raise SystemExit(1)
-
-
-def make_random(args) -> None:
-    from editmgt_jax import directories
-
-    directories.make_random(args.preset, args.out, args.text_encoders, args.dtype, args.seed)
-
-
-def _print_peak_memory() -> None:
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(f"peak memory {peak / 2**30:.2f} GiB")
-
-
-def evaluate_scenes(args) -> None:
-    use_disk_cache()
-    from editmgt_jax.evaluation import protocols
-
-    names = ("model", "output", "gallery", "count", "batch_size", "seed", "split")
-    protocols.evaluate_scenes(**{name: getattr(args, name) for name in names}, **_settings(args))
-
-
 # ---- arguments
 
 
@@ -262,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_edit(commands)
     _add_generate(commands)
 
-    command = _add(commands, "scenes", scenes, "look at the procedural training scenes")
+    command = _add(commands, "scenes", run.scenes, "look at the procedural training scenes")
     command.add_argument("--preview", required=True, metavar="GRID.png", help="picture to write")
     command.add_argument("--size", type=int, default=64, help="pixels a side (default 64)")
     command.add_argument("--split", default="train", help="train or heldout")
@@ -271,29 +61,29 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--columns", type=_positive, default=3)
 
     overridable = "; keys of the config can be set: --config.optimizer.learning_rate=1e-3"
-    command = _add(commands, "train", train, f"train a model, or go on training it{overridable}", takes_overrides=True)
+    command = _add(
+        commands, "train", run.train, f"train a model, or go on training it{overridable}", takes_overrides=True
+    )
     command.add_argument("--config", required=True, metavar="FILE.py", help="configs/scenes_mgt.py, for example")
     command.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints and metrics of the run")
 
-    command = _add(commands, "tokenize", tokenize, f"encode training data once{overridable}", takes_overrides=True)
+    command = _add(commands, "tokenize", run.tokenize, f"encode training data once{overridable}", takes_overrides=True)
     command.add_argument("--config", required=True, metavar="FILE.py")
     command.add_argument("--output", required=True, metavar="DIR", help="folder for the token records")
     command.add_argument("--examples", required=True, type=_positive, help="how many pairs")
 
-    command = _add(commands, "export", export, "write a run's parameters as a model directory")
+    command = _add(commands, "export", run.export, "write a run's parameters as a model directory")
     command.add_argument("--workdir", required=True, metavar="RUN")
     command.add_argument("--output", required=True, metavar="DIR", help="new folder")
-    command.add_argument("--step", type=int, help="checkpoint to take (default: the best one)")
-    command.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
-    command.add_argument("--raw", action="store_true", help="the parameters, not their moving average")
+    _add_exported(command)
 
     _add_convert(commands)
-    command = _add(commands, "inspect", inspect, "say what a model consists of, and whether it would load")
+    command = _add(commands, "inspect", run.inspect, "say what a model consists of, and whether it would load")
     command.add_argument("directory", nargs="?", metavar="DIR", help="model directory")
     command.add_argument("--preset", metavar="NAME", help="a released model, without its weights: editmgt-1024, ...")
     command.add_argument("--json", action="store_true", help="print JSON")
 
-    command = _add(commands, "make-random", make_random, "write a model directory of random weights, for tests")
+    command = _add(commands, "make-random", run.make_random, "write a model directory of random weights, for tests")
     command.add_argument("--preset", required=True, metavar="NAME", help="editmgt-1024, meissonic-1024 or monetico-512")
     command.add_argument("--out", required=True, metavar="DIR", help="new folder")
     command.add_argument("--text-encoders", default="small", help="small (default) or full")
@@ -302,7 +92,9 @@ def make_parser() -> argparse.ArgumentParser:
 
     evaluation = commands.add_parser("evaluate", help="measure a model")
     protocols = evaluation.add_subparsers(required=True, metavar="PROTOCOL")
-    command = _add(protocols, "scenes", evaluate_scenes, "held-out procedural scenes, where the right answer is known")
+    command = _add(
+        protocols, "scenes", run.evaluate_scenes, "held-out procedural scenes, where the right answer is known"
+    )
     command.add_argument("--model", metavar="DIR", help="model directory (default: the one in the package)")
     command.add_argument("--output", metavar="FILE.json", help="where to write the numbers")
     command.add_argument("--gallery", metavar="FILE.png", help="picture of successes and failures to draw")
@@ -321,7 +113,7 @@ def _add(commands, name, function, text, takes_overrides=False):
 
 
 def _add_edit(commands):
-    command = _add(commands, "edit", edit, "edit a picture")
+    command = _add(commands, "edit", run.edit, "edit a picture")
     command.add_argument("--image", required=True, metavar="IN", help="picture to edit")
     command.add_argument("--instruction", required=True, metavar="TEXT", help="what to change")
     command.add_argument("--mask", metavar="PICTURE", help="same size as the image; white = may change")
@@ -334,18 +126,18 @@ def _add_edit(commands):
 
 def _add_generate(commands):
     """The commands of text-to-image models."""
-    command = _add(commands, "generate", generate, "make a picture from text; needs a model trained for it")
+    command = _add(commands, "generate", run.generate, "make a picture from text; needs a model trained for it")
     command.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="default: the model's square")
     _add_making(command, needs_model=True, composites=False)
     _add_settings(command, with_reference=False)
 
-    command = _add(commands, "inpaint", inpaint, "fill a part of a picture; needs a text-to-image model")
+    command = _add(commands, "inpaint", run.inpaint, "fill a part of a picture; needs a text-to-image model")
     command.add_argument("--image", required=True, metavar="IN")
     command.add_argument("--mask", required=True, metavar="PICTURE", help="same size as the image; white = fill")
     _add_making(command, needs_model=True)
     _add_settings(command, with_reference=False)
 
-    command = _add(commands, "outpaint", outpaint, "extend a picture; needs a text-to-image model")
+    command = _add(commands, "outpaint", run.outpaint, "extend a picture; needs a text-to-image model")
     command.add_argument("--image", required=True, metavar="IN")
     pad = ("LEFT", "TOP", "RIGHT", "BOTTOM")
     command.add_argument("--pad", required=True, type=int, nargs=4, metavar=pad, help="pixels to add on each side")
@@ -390,26 +182,36 @@ def _add_convert(commands):
         command = _add(forms, name, function, text)
         command.add_argument("source", metavar="SOURCE", help=source)
         command.add_argument("output", metavar="OUTPUT", help="new folder")
+        command.add_argument(
+            "--verify", action="store_true", help="read the result back and compare every tensor, bit for bit"
+        )
         return command
 
-    verify = "read the result back and compare every tensor, bit for bit"
-    command = add("orbax", convert_orbax, "released directory to Orbax", "model directory, or its name on the hub")
-    command.add_argument("--verify", action="store_true", help=verify)
+    command = add("orbax", run.convert_orbax, "released directory to Orbax", "model directory, or its name on the hub")
     command.add_argument("--strict", action="store_true", help="weights that hold NaN are an error")
 
-    command = add("released", convert_released, "Orbax to a released directory", "what `convert orbax` wrote")
-    command.add_argument("--verify", action="store_true", help=verify)
+    command = add(
+        "released", run.convert_released, "Orbax or a run to a released directory", "of `convert orbax`, or a run"
+    )
+    _add_exported(command)
 
     text = "text-to-image base to an editor to train: a new connector, all else copied"
-    command = add("editor", convert_editor, text, "model directory of the base")
+    command = add("editor", run.convert_editor, text, "model directory of the base")
     command.add_argument("--llm-encoder", metavar="DIR", help="folder of the Gemma 2 to go with it")
     command.add_argument("--seed", type=int, default=0, help="of the new connector")
 
-    command = add("lora", convert_lora, "LoRA from Orbax to PEFT's safetensors, or back", "folder of the LoRA")
+    command = add("lora", run.convert_lora, "LoRA from Orbax to PEFT's safetensors, or back", "folder of the LoRA")
     command.add_argument("--model", required=True, metavar="DIR", help="the model that it adapts")
 
-    command = add("merge", convert_merge, "model directory with a LoRA merged into it", "model directory")
+    command = add("merge", run.convert_merge, "model directory with a LoRA merged into it", "model directory")
     command.add_argument("--lora", required=True, metavar="DIR")
+
+
+def _add_exported(command):
+    """Flags that choose what of a training run is written."""
+    command.add_argument("--step", type=int, help="checkpoint of the run to take (default: the best one)")
+    command.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    command.add_argument("--raw", action="store_true", help="the run's parameters, not their moving average")
 
 
 def _add_settings(command, with_reference=True):
@@ -431,15 +233,6 @@ def _add_settings(command, with_reference=True):
     group.add_argument("--filter", help="of the relevance: adaptive, gaussian or none")
 
 
-def _settings(args) -> dict:
-    names = ("steps", "guidance_scale", "reference_strength", "hold_threshold", "hold", "hold_step", "layers")
-    names += ("sampling_temperature", "temperature", "filter")
-    chosen = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
-    if len(chosen.get("temperature", ())) == 1:
-        chosen["temperature"] = chosen["temperature"][0]
-    return chosen
-
-
 def _dtype(text):
     names = {"bf16": "bfloat16", "bfloat16": "bfloat16", "float32": "float32", "f32": "float32"}
     if text not in names:
@@ -451,33 +244,6 @@ def _positive(text):
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return int(text)
-
-
-def _numbered(path, index, count):
-    """out.png -> out_0.png when there are several; None stays None."""
-    if path is None or count == 1:
-        return path
-    path = Path(path)
-    return str(path.with_name(f"{path.stem}_{index}{path.suffix}"))
-
-
-class _Stages:
-    """A progress bar over the stages of an edit, for terminals only."""
-
-    def __enter__(self):
-        from tqdm import tqdm
-
-        shown = "{desc:<10}{bar}{n_fmt}/{total_fmt} {elapsed}"
-        self._bar = tqdm(total=len(STAGES), bar_format=shown, disable=None, leave=False, dynamic_ncols=True)
-        return self
-
-    def __call__(self, stage):
-        self._bar.set_description_str(stage, refresh=False)
-        self._bar.n = STAGES.index(stage)
-        self._bar.refresh()
-
-    def __exit__(self, *_):
-        self._bar.close()
 
 
 if __name__ == "__main__":

@@ -383,13 +383,14 @@ def to_released(params, config) -> dict[str, np.ndarray]:
     return {key: tensor.make() for key, tensor in released_tensors(params, config).items()}
 
 
-def save_component(directory, config, params, dtype=None) -> None:
+def save_component(directory, config, params, dtype=None, verify: bool = False) -> None:
     """Writes config.json and safetensors of one component into `directory` (created).
 
     Args:
       dtype: of the file; None is that of the parameters.
+      verify: whether to read the file back and compare.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    write_weights(directory, weights_name(config), released_tensors(params, config, dtype))
+    write_weights(directory, weights_name(config), released_tensors(params, config, dtype), verify)
     write_json(config, directory / "config.json")

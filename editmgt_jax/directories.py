@@ -39,7 +39,15 @@ from editmgt_jax.loading import MGT_FOLDERS, abstract_params, find_model, load_m
 from editmgt_jax.prompts import train_tokenizer
 from editmgt_jax.training.checkpoint import load_tree, save_tree
 from editmgt_jax.training.lora import abstract_lora, merge
-from editmgt_jax.weights import DTYPES, Pending, WeightFiles, WeightsError, new_directory, write_weights
+from editmgt_jax.weights import (
+    DTYPES,
+    Pending,
+    WeightFiles,
+    WeightsError,
+    check_same,
+    new_directory,
+    write_weights,
+)
 
 LORA_CONFIG = "lora_config.json"
 PEFT_PREFIX = "base_model.model."  # of the names of modules
@@ -142,7 +150,7 @@ def to_orbax(source, output, verify: bool = False, strict: bool = False) -> None
             save_tree(target / folder / ORBAX, {"params": params} | ({"unused": unused} if unused else {}))
             del params, unused
             if verify:
-                _verify(files, _orbax_tensors(target / folder, config))
+                check_same(files, _orbax_tensors(target / folder, config))
         _copy_the_rest(source, target, lambda path: path.name.endswith((".safetensors", ".safetensors.index.json")))
 
 
@@ -155,9 +163,7 @@ def to_released(source, output, verify: bool = False) -> None:
         for folder, config in _components(source):
             (target / folder).mkdir()
             tensors = _orbax_tensors(source / folder, config)
-            write_weights(target / folder, weights_name(config), tensors)
-            if verify:
-                _verify(WeightFiles(target / folder), tensors)
+            write_weights(target / folder, weights_name(config), tensors, verify)
             del tensors
         _copy_the_rest(source, target, lambda path: ORBAX in path.relative_to(source).parts[1:])
 
@@ -166,17 +172,6 @@ def _orbax_tensors(directory, config) -> dict[str, Pending]:
     tree = load_tree(directory / ORBAX)
     unused = {key: Pending(a.shape, a.dtype, lambda a=a: a) for key, a in tree.get("unused", {}).items()}
     return released_tensors(tree["params"], config) | unused
-
-
-def _verify(files: WeightFiles, tensors: dict[str, Pending]) -> None:
-    """Errors: WeightsError naming the tensors that differ in a single bit."""
-    different = sorted(files.tensors.keys() ^ tensors.keys())
-    for key in files.tensors.keys() & tensors.keys():
-        one, other = np.ascontiguousarray(files.read(key)), np.ascontiguousarray(tensors[key].make())
-        if one.dtype != other.dtype or one.shape != other.shape or one.tobytes() != other.tobytes():
-            different.append(key)
-    if different:
-        raise WeightsError(f"{files.directory} did not survive the conversion; these tensors differ: {different[:20]}")
 
 
 def _copy_the_rest(source, target, is_weights) -> None:
@@ -191,7 +186,7 @@ def _copy_the_rest(source, target, is_weights) -> None:
 # ---- base -> editor
 
 
-def to_editor(base, output, llm_encoder=None, seed: int = 0) -> tuple[list[str], list[str]]:
+def to_editor(base, output, llm_encoder=None, seed: int = 0, verify: bool = False) -> tuple[list[str], list[str]]:
     """Writes the editor that training starts from: a text-to-image base with a new connector for Gemma 2's states.
 
     Args:
@@ -227,7 +222,7 @@ def to_editor(base, output, llm_encoder=None, seed: int = 0) -> tuple[list[str],
     }
     with new_directory(output) as target:
         (target / MGT_FOLDERS[0]).mkdir()
-        write_weights(target / MGT_FOLDERS[0], weights_name(editor), copied | new)
+        write_weights(target / MGT_FOLDERS[0], weights_name(editor), copied | new, verify)
         write_json(editor, target / MGT_FOLDERS[0] / "config.json")
         check_weights(target / MGT_FOLDERS[0], editor, abstract_params(make_module(editor)))
         for part in sorted(base.iterdir()):
@@ -241,7 +236,7 @@ def to_editor(base, output, llm_encoder=None, seed: int = 0) -> tuple[list[str],
 # ---- LoRA
 
 
-def convert_lora(source, output, model) -> None:
+def convert_lora(source, output, model, verify: bool = False) -> None:
     """Writes a LoRA in the other format: Orbax (folder `orbax`) to PEFT's safetensors, or back.
 
     Args:
@@ -253,16 +248,18 @@ def convert_lora(source, output, model) -> None:
     lora = load_lora(source, config, mgt)
     with new_directory(output) as target:
         if (source / ORBAX).is_dir():
-            save_lora(target, config, mgt.config, lora)
+            save_lora(target, config, mgt.config, lora, verify)
         else:
             save_tree(target / ORBAX, lora)
             write_json(config, target / LORA_CONFIG)
+            if verify:
+                check_same(WeightFiles(source, PEFT_PREFIX), released_tensors(load_tree(target / ORBAX), mgt.config))
 
 
-def save_lora(directory, config: LoRAConfig, mgt: MGTConfig, lora) -> None:
+def save_lora(directory, config: LoRAConfig, mgt: MGTConfig, lora, verify: bool = False) -> None:
     """Writes a LoRA as PEFT does: `lora_A` and `lora_B` of each module, and lora_config.json."""
     tensors = {f"{PEFT_PREFIX}{key}": tensor for key, tensor in released_tensors(lora, mgt).items()}
-    write_weights(directory, "adapter_model.safetensors", tensors)
+    write_weights(directory, "adapter_model.safetensors", tensors, verify)
     write_json(config, Path(directory) / LORA_CONFIG)
 
 
@@ -277,7 +274,7 @@ def load_lora(directory, config: LoRAConfig, mgt):
     return load_params(directory, mgt.config, shapes, None, prefix=PEFT_PREFIX)
 
 
-def merge_lora(source, output, lora) -> None:
+def merge_lora(source, output, lora, verify: bool = False) -> None:
     """Writes a model directory whose transformer has a LoRA merged into its weights, in the types they have."""
     source, mgt_folder = find_model(source)
     config = _lora_config(Path(lora))
@@ -286,7 +283,7 @@ def merge_lora(source, output, lora) -> None:
     params = merge(params, load_lora(lora, config, mgt), config)
     with new_directory(output) as target:
         (target / mgt_folder.name).mkdir()
-        write_weights(target / mgt_folder.name, weights_name(mgt.config), released_tensors(params, mgt.config))
+        write_weights(target / mgt_folder.name, weights_name(mgt.config), released_tensors(params, mgt.config), verify)
         _copy_the_rest(source, target, lambda path: path.parent == mgt_folder and ".safetensors" in path.name)
 
 

@@ -161,11 +161,12 @@ def new_directory(output):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_weights(directory, name: str, tensors: Mapping[str, Pending]) -> None:
+def write_weights(directory, name: str, tensors: Mapping[str, Pending], verify: bool = False) -> None:
     """Writes tensors as `name`, or as shards and an index where they exceed SHARD_BYTES.
 
     Args:
       directory: existing folder; name: file name, `*.safetensors`; tensors: each is made when it is written.
+      verify: whether to read the files back and compare every tensor, bit for bit. Errors: WeightsError.
     """
     directory, shards, total = Path(directory), [{}], 0
     room = SHARD_BYTES
@@ -184,6 +185,21 @@ def write_weights(directory, name: str, tensors: Mapping[str, Pending]) -> None:
         weight_map = {key: shard_name for shard_name, shard in zip(names, shards, strict=True) for key in shard}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (directory / f"{name}.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    if verify:
+        check_same(WeightFiles(directory), tensors)
+
+
+def check_same(files: WeightFiles, tensors: Mapping[str, Pending]) -> None:
+    """Errors: WeightsError naming the tensors that the files lack, have too many of, or that differ in a single bit."""
+    different = sorted(files.tensors.keys() ^ tensors.keys())
+    for key in files.tensors.keys() & tensors.keys():
+        one, other = np.ascontiguousarray(files.read(key)), np.ascontiguousarray(tensors[key].make())
+        if one.dtype != other.dtype or one.shape != other.shape or one.tobytes() != other.tobytes():
+            different.append(key)
+    if different:
+        raise WeightsError(
+            f"{files.directory} did not survive the conversion; these tensors differ:{listed(different)}"
+        )
 
 
 def _write_file(path, tensors):

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from editmgt_jax import cli
+from editmgt_jax import cli, commands
 from editmgt_jax.training.config_files import ConfigError, load_config
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ def model(tmp_path_factory):
 def folder(tmp_path, monkeypatch):
     """A working folder with a picture in it; no disk cache."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "use_disk_cache", lambda: None)
+    monkeypatch.setattr(commands, "use_disk_cache", lambda: None)
     pixels = np.random.default_rng(0).integers(0, 256, (47, 61, 3), np.uint8)
     Image.fromarray(pixels).save("in.png")
     return tmp_path
@@ -189,7 +189,7 @@ def test_disk_cache_is_used_by_the_next_run(model, tmp_path):
 def test_no_cache_folder_is_only_a_note(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EDITMGT_CACHE", str(tmp_path / "file" / "cache"))
-    cli.use_disk_cache()
+    commands.use_disk_cache()
     assert "note: no cache of compiled programs" in capsys.readouterr().err
 
 
@@ -213,6 +213,7 @@ def trainer(monkeypatch):
     calls = []
     names = {"train", "export", "tokenize"}
     fake = SimpleNamespace(**{name: lambda *args, name=name: calls.append((name, *args)) for name in names})
+    fake.is_run = lambda folder: folder == "run"
     monkeypatch.setitem(sys.modules, "editmgt_jax.training.trainer", fake)
     monkeypatch.setattr("editmgt_jax.training.trainer", fake, raising=False)
     return calls
@@ -302,6 +303,13 @@ def test_tokenize_and_export(folder, trainer, config_file):
         ("export", "run", "model", None, "float16", False),
         ("export", "run", "model", 7, "float32", True),
     ]
+
+
+def test_convert_released_takes_a_run(folder, trainer, capfd):
+    assert cli.main("convert released run model --step 7 --raw --verify".split()) == 0
+    assert trainer == [("export", "run", "model", 7, "float32", True, True)]
+    assert cli.main("convert released other model --step 7".split()) == 2
+    assert "other is no folder of a run" in capfd.readouterr().err
 
 
 def test_evaluate_calls_the_protocol(monkeypatch, folder):

@@ -215,7 +215,7 @@ def test_a_name_that_is_neither_folder_nor_on_the_hub(monkeypatch):
 
 def test_a_base_becomes_an_editor(tmp_path, with_llm):
     directories.make_random("tiny-base", tmp_path / "base")
-    copied, new = directories.to_editor(tmp_path / "base", tmp_path / "editor", with_llm / "llm_encoder")
+    copied, new = directories.to_editor(tmp_path / "base", tmp_path / "editor", with_llm / "llm_encoder", verify=True)
     assert new == ["connector.projector.bias", "connector.projector.weight"]
     before, after = (WeightFiles(tmp_path / name) for name in ("base/transformer", "editor/editmgt"))
     assert set(copied) == set(before.tensors)
@@ -268,11 +268,11 @@ def test_lora_there_and_back(lora, tmp_path):
     tiny.write_model(tmp_path / "model")
     (tmp_path / "peft").mkdir()
     directories.save_lora(tmp_path / "peft", config, mgt.config, tree)
-    directories.convert_lora(tmp_path / "peft", tmp_path / "orbax", tmp_path / "model")
-    directories.convert_lora(tmp_path / "orbax", tmp_path / "again", tmp_path / "model")
+    directories.convert_lora(tmp_path / "peft", tmp_path / "orbax", tmp_path / "model", verify=True)
+    directories.convert_lora(tmp_path / "orbax", tmp_path / "again", tmp_path / "model", verify=True)
     for name in ("adapter_model.safetensors", "lora_config.json"):
         assert (tmp_path / "peft" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    directories.merge_lora(tmp_path / "model", tmp_path / "merged", tmp_path / "orbax")
+    directories.merge_lora(tmp_path / "model", tmp_path / "merged", tmp_path / "orbax", verify=True)
     assert directories.inspect(tmp_path / "merged")["loads"]
 
 
@@ -293,3 +293,17 @@ def test_sharded_files_are_what_one_file_is(tmp_path, monkeypatch):
     files = WeightFiles(tmp_path)
     for key, value in tensors.items():
         np.testing.assert_array_equal(files.read(key), value)
+
+
+def test_verification_names_what_differs(tmp_path):
+    tensors = {key: np.arange(4, dtype=np.float32) for key in ("a", "b")}
+    pending = {key: weights.Pending((4,), a.dtype, lambda a=a: a) for key, a in tensors.items()}
+    weights.write_weights(tmp_path, "model.safetensors", pending, verify=True)
+    file = tmp_path / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1  # a bit of b
+    file.write_bytes(data)
+    with pytest.raises(WeightsError, match="these tensors differ:\n  b$"):
+        weights.check_same(WeightFiles(tmp_path), pending)
+    with pytest.raises(WeightsError, match="\n  a\n  b$"):
+        weights.check_same(WeightFiles(tmp_path), {"b": pending["b"]})

@@ -86,7 +86,7 @@ def test_a_trained_editor_is_exported_and_edits(vq_run, tmp_path, monkeypatch):
     config.model.scheduler.update(default_steps=3, default_layers=(0,), default_hold_threshold=0.0)
     trainer.train(config, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    trainer.export(tmp_path / "run", tmp_path / "model", dtype=np.float16)
+    trainer.export(tmp_path / "run", tmp_path / "model", dtype=np.float16, verify=True)
     pipe = EditPipeline.from_pretrained(tmp_path / "model")
     average = restore_params(tmp_path / "run" / "checkpoints", average=True)["mgt"]
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), average, pipe.model.mgt_params)

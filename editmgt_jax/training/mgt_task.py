@@ -137,11 +137,11 @@ class MGTTask:
         source, target = self._ids(batch, "source"), self._ids(batch, "target")
         return self._loss(params, batch, source, target, key, 0.0)[1]
 
-    def export(self, params, directory, dtype=np.float32) -> None:
+    def export(self, params, directory, dtype=np.float32, verify: bool = False) -> None:
         """Writes the model directory's `editmgt`, `text_encoder`, `vqvae` and `scheduler`."""
-        save_component(directory / "editmgt", self.mgt_config, params["mgt"], dtype)
-        save_component(directory / "text_encoder", self.text_config, params["text"], dtype)
-        save_component(directory / "vqvae", self.vq_config, self.vq_params, np.float32)
+        save_component(directory / "editmgt", self.mgt_config, params["mgt"], dtype, verify)
+        save_component(directory / "text_encoder", self.text_config, params["text"], dtype, verify)
+        save_component(directory / "vqvae", self.vq_config, self.vq_params, np.float32, verify)
         (directory / "scheduler").mkdir()
         scheduler = SchedulerConfig(
             mask_token_id=self.mgt_config.mask_token_id,

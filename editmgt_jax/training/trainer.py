@@ -30,6 +30,7 @@ from editmgt_jax.training.vq_task import VQTask
 from editmgt_jax.weights import new_directory
 
 TASKS = {"vq": VQTask, "mgt": MGTTask}
+CHECKPOINTS = "checkpoints"  # folder in a run's workdir
 
 
 def make_task(config):
@@ -84,7 +85,7 @@ def train(config, workdir) -> dict:
 
     # ---- state: new, or the latest checkpoint's
     state = jax.device_put(task.init(key, optimizer), replicated)
-    checkpoints = Checkpoints(workdir / "checkpoints", config.to_dict(), task.monitor, config.checkpoint.keep)
+    checkpoints = Checkpoints(workdir / CHECKPOINTS, config.to_dict(), task.monitor, config.checkpoint.keep)
     start = checkpoints.latest_step
     if start is not None:
         state = checkpoints.restore(start, state, iterator)
@@ -157,19 +158,27 @@ def tokenize(config, output, examples: int) -> None:
     write_tokens(scene_source(config, "train"), task.encode_image, tokenizer, output, examples, facts)
 
 
-def export(workdir, output, step: int | None = None, dtype="float32", raw: bool = False) -> None:
+def is_run(folder) -> bool:
+    """Whether a folder is the workdir of a run."""
+    return (Path(folder) / "config.json").is_file() and (Path(folder) / CHECKPOINTS).is_dir()
+
+
+def export(workdir, output, step: int | None = None, dtype="float32", raw: bool = False, verify: bool = False) -> None:
     """Writes a step of a run (by default the best) as a model directory.
 
     Args:
       raw: whether to write the parameters even if the run keeps their moving average.
+      verify: whether to read the result back and compare every tensor.
     """
     workdir = Path(workdir).absolute()
+    if not is_run(workdir):
+        raise FileNotFoundError(f"a run is a folder with config.json and {CHECKPOINTS}; {workdir} is none")
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
     task = make_task(config)
     average = config.optimizer.ema_decay > 0 and not raw
-    params = restore_params(workdir / "checkpoints", step, task.monitor, average)
+    params = restore_params(workdir / CHECKPOINTS, step, task.monitor, average)
     with new_directory(output) as target:
-        task.export(params, target, jnp.dtype(dtype))
+        task.export(params, target, jnp.dtype(dtype), verify)
         if config.task == "mgt":
             shutil.copytree(config.model.tokenizer or workdir / "tokenizer", target / "tokenizer")
 
@@ -215,7 +224,7 @@ def _check_tokens(config) -> None:
 
 def _warm_start(task, state, run, sharding):
     """Parameters (and their average) from another run's latest checkpoint; optimizer and step start anew."""
-    params = restore_params(Path(run).absolute() / "checkpoints", average=state.ema is not None)
+    params = restore_params(Path(run).absolute() / CHECKPOINTS, average=state.ema is not None)
     params = jax.device_put(params, sharding)
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     return state.replace(params=params, ema=ema, extra=task.extra(params))

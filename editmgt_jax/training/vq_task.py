@@ -138,9 +138,9 @@ class VQTask:
     def eval_step(self, params, batch, key):
         return self._forward(params, batch, jnp.bool_(True), key)[1][0]
 
-    def export(self, params, directory, _dtype=np.float32) -> None:
+    def export(self, params, directory, _dtype=np.float32, verify: bool = False) -> None:
         """Writes `vqvae/` of a model directory, always float32: a rounded tokenizer gives other ids."""
-        save_component(directory / "vqvae", self.model_config, params, np.float32)
+        save_component(directory / "vqvae", self.model_config, params, np.float32, verify)
 
 
 def _quiet_residuals(params):

@@ -18,6 +18,7 @@ import numpy as np
 
 from editmgt_jax import presets
 from editmgt_jax.config import (
+    RELEASED_NEGATIVE_PROMPT,
     CLIPTextConfig,
     Gemma2Config,
     LoRAConfig,
@@ -328,7 +329,8 @@ def make_random(preset: str, output, text_encoders: str = "small", dtype="float3
             write_json(config, target / folder / "config.json")
 
 
-_SENTENCES = ["make the car red", "remove the tree", "add a small blue bird", "turn it into a sketch"] * 2
+# What the small tokenizers learn. The released negative prompt must fit the 77 tokens of a text-to-image model.
+_SENTENCES = ["make the car red", "remove the tree", "add a small blue bird", RELEASED_NEGATIVE_PROMPT] * 2
 
 
 def _random_tensors(config, dtype, seed):

@@ -1,6 +1,5 @@
 """Whole model directories: random ones, what is in them, to Orbax and back, LoRA; and every way they can be broken."""
 
-import dataclasses
 import json
 import shutil
 
@@ -10,48 +9,13 @@ import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
 
-from editmgt_jax import cli, directories, presets, weights
-from editmgt_jax.config import CLIPTextConfig, Gemma2Config, LoRAConfig, MGTConfig
+from editmgt_jax import cli, directories, weights
+from editmgt_jax.config import LoRAConfig, MGTConfig
 from editmgt_jax.convert import weights_name
 from editmgt_jax.loading import abstract_params, load_mgt, make_module
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.training.lora import abstract_lora, merge
 from editmgt_jax.weights import WeightFiles, WeightsError
-
-
-@pytest.fixture(scope="module")
-def with_llm(tmp_path_factory):
-    """A random editor with both text encoders, at a small size."""
-    patch = pytest.MonkeyPatch()
-    mgt = MGTConfig(
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        axes_dims_rope=(4, 2, 2),
-        joint_attention_dim=20,
-        pooled_projection_dim=12,
-        vocab_size=40,
-        codebook_size=32,
-    )
-    gemma = Gemma2Config(hidden_size=20, num_hidden_layers=3)
-    small = {
-        "editmgt": mgt,
-        "llm_encoder": gemma,
-        "vqvae": tiny.VQ_CONFIG,
-        "text_encoder": CLIPTextConfig(projection_dim=12, eos_token_id=2),
-        "scheduler": tiny.SCHEDULER_CONFIG,
-    }
-    patch.setitem(presets.PRESETS, "tiny", small)
-    base = dataclasses.replace(
-        mgt, joint_attention_dim=mgt.width, connector_type="none", text_encoder_architecture="CLIP"
-    )
-    folders = ("vqvae", "text_encoder", "scheduler")
-    patch.setitem(presets.PRESETS, "tiny-base", {"transformer": base} | {name: small[name] for name in folders})
-    directory = tmp_path_factory.mktemp("llm") / "model"
-    directories.make_random("tiny", directory)
-    yield directory
-    patch.undo()
 
 
 def hashes(directory):

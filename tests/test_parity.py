@@ -28,10 +28,11 @@ from transformers import CLIPTextConfig as TorchCLIPTextConfig  # noqa: E402
 from transformers import CLIPTextModelWithProjection, Gemma2ForCausalLM  # noqa: E402
 from transformers import Gemma2Config as TorchGemma2Config  # noqa: E402
 
-from editmgt_jax import localize  # noqa: E402
+from editmgt_jax import directories, localize  # noqa: E402
 from editmgt_jax.config import MGTConfig  # noqa: E402
 from editmgt_jax.convert import WEIGHTS_NAME  # noqa: E402
 from editmgt_jax.loading import load_clip, load_gemma, load_mgt, load_vq  # noqa: E402
+from editmgt_jax.weights import WeightFiles  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -298,3 +299,23 @@ def test_upsampling_is_bicubic_interpolation(grid, token_grid):
     scores = torch.rand(2, *grid)
     expected = nn.functional.interpolate(scores[:, None], token_grid, mode="bicubic", align_corners=False)[:, 0]
     np.testing.assert_allclose(localize.upsample(jnp.asarray(scores.numpy()), token_grid), expected, atol=1e-6)
+
+
+# ---- what is written here, read there
+
+
+@pytest.mark.parametrize(
+    "folder, kind",
+    [("vqvae", TorchVQModel), ("text_encoder", CLIPTextModelWithProjection), ("llm_encoder", Gemma2ForCausalLM)],
+)
+def test_their_classes_load_what_comes_back_from_orbax(with_llm, tmp_path, folder, kind):
+    directories.to_orbax(with_llm, tmp_path / "orbax")
+    directories.to_released(tmp_path / "orbax", tmp_path / "back")
+    model, report = kind.from_pretrained(tmp_path / "back" / folder, output_loading_info=True)
+    for name in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        assert not report[name], name
+    written = WeightFiles(with_llm / folder)
+    state = {key: value for key, value in model.state_dict().items() if key in written.tensors}
+    assert state.keys() == written.tensors.keys()
+    for key, value in state.items():
+        np.testing.assert_array_equal(value.numpy(), written.read(key), err_msg=key)

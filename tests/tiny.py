@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from editmgt_jax.config import CLIPTextConfig, MGTConfig, SchedulerConfig, VQConfig, write_json
+from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, SchedulerConfig, VQConfig, write_json
 from editmgt_jax.convert import save_component
 from editmgt_jax.models.clip_text import CLIPText
 from editmgt_jax.models.mgt import MGT, init_mgt
@@ -71,6 +71,34 @@ def write_model(directory: Path, text_length: int = TEXT_LENGTH, **scheduler) ->
     config = dataclasses.replace(SCHEDULER_CONFIG, **scheduler)
     write_json(config, directory / "scheduler" / "scheduler_config.json")
     return directory
+
+
+def small_presets() -> dict:
+    """Presets for `make_random`: "tiny", an editor with both text encoders, and the base that it comes from."""
+    mgt = MGTConfig(
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        axes_dims_rope=(4, 2, 2),
+        joint_attention_dim=20,
+        pooled_projection_dim=12,
+        vocab_size=40,
+        codebook_size=32,
+    )
+    gemma = Gemma2Config(hidden_size=20, num_hidden_layers=3)
+    small = {
+        "editmgt": mgt,
+        "llm_encoder": gemma,
+        "vqvae": VQ_CONFIG,
+        "text_encoder": CLIPTextConfig(projection_dim=12, eos_token_id=2),
+        "scheduler": SCHEDULER_CONFIG,
+    }
+    base = dataclasses.replace(
+        mgt, joint_attention_dim=mgt.width, connector_type="none", text_encoder_architecture="CLIP"
+    )
+    folders = ("vqvae", "text_encoder", "scheduler")
+    return {"tiny": small, "tiny-base": {"transformer": base} | {name: small[name] for name in folders}}
 
 
 def random_params(init, spread: float = 1.0):

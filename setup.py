@@ -2,6 +2,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# Making training sets of raw pairs: runners, parquet files, other people's datasets.
+PREPARE = ["apache-beam>=2.70", "pyarrow>=18.0", "tensorflow-datasets>=4.9.9"]
+
 setup(
     name="editmgt_jax",
     version="0.1.0",
@@ -26,6 +29,7 @@ setup(
         "safetensors>=0.5",
         "huggingface_hub>=0.30",
         "ml_dtypes>=0.5",
+        "msgpack>=1.1",
         "numpy>=2.0",
         "scipy>=1.14",
         "pillow>=11.0",
@@ -33,7 +37,8 @@ setup(
         "tensorboardX>=2.6",
     ],
     extras_require={
-        "test": ["pytest>=8.0", "ruff>=0.8"],
+        "test": ["pytest>=8.0", "ruff>=0.8", *PREPARE],
+        "prepare": PREPARE,
         # The PyTorch implementations that the parity tests compare with.
         "parity": ["torch>=2.6", "diffusers>=0.35"],
         "tpu": ["jax[tpu]"],

@@ -1,6 +1,7 @@
 """The command line, `editmgt`: its arguments. What the sub-commands do is in `commands`."""
 
 import argparse
+import os
 import sys
 import warnings
 
@@ -66,6 +67,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--config", required=True, metavar="FILE.py", help="configs/scenes_mgt.py, for example")
     command.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints and metrics of the run")
+
+    _add_prepare(commands)
 
     command = _add(commands, "tokenize", run.tokenize, f"encode training data once{overridable}", takes_overrides=True)
     command.add_argument("--config", required=True, metavar="FILE.py")
@@ -171,6 +174,30 @@ def _add_making(command, needs_model=False, composites=True):
             help="leave what is held as the decoder paints it, not as in the input",
         )
     command.add_argument("--save-steps", metavar="FILE", help="the steps: an animation (.gif) or a strip (.png)")
+
+
+def _add_prepare(commands):
+    text = "make a training set of raw edit pairs; other flags are Apache Beam's: --runner=DataflowRunner"
+    command = _add(commands, "prepare", run.prepare, text, takes_overrides=True)
+    command.add_argument(
+        "source", metavar="SOURCE", help="folder, parquet file, tfds:NAME[:SPLIT] or scenes:COUNT[:SEED]"
+    )
+    command.add_argument("--output", required=True, metavar="DIR", help="new folder, or one that was begun")
+    command.add_argument("--column", action="append", default=[], metavar="MEANING=NAME", help="source=before.png, ...")
+    command.add_argument(
+        "--workers", type=_positive, default=os.cpu_count() or 1, help="processes (default: all cores)"
+    )
+    group = command.add_argument_group("settings")
+    group.add_argument("--resolution", type=int, help="pixels a side of the square bucket (default 1024)")
+    group.add_argument("--min-side", type=int, help="shortest side that is kept (default: half the resolution)")
+    group.add_argument("--max-per-category", type=int, metavar="N", help="pairs of a category (default: all)")
+    group.add_argument("--min-changed", type=float, metavar="SHARE", help="of the pixels, or a pair is unchanged")
+    group.add_argument("--max-changed", type=float, metavar="SHARE", help="of the pixels, for a local edit")
+    group.add_argument("--max-instruction", type=int, metavar="CHARACTERS")
+    group.add_argument("--image-format", help="jpeg (default) or png")
+    group.add_argument(
+        "--task-rows", type=int, metavar="N", help="rows that a worker prepares at a time (default 2048)"
+    )
 
 
 def _add_convert(commands):

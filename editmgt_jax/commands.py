@@ -108,6 +108,21 @@ def train(args) -> None:
     trainer.train(config, args.workdir)
 
 
+def prepare(args) -> None:
+    import dataclasses
+
+    from editmgt_jax.data import prepare as preparing
+    from editmgt_jax.data.examine import PrepareConfig
+
+    columns = [column.partition("=") for column in args.column]
+    if wrong := ["".join(column) for column in columns if not column[2]]:
+        raise preparing.PrepareError(f"--column must read MEANING=NAME; got {wrong}")
+    names = [field.name for field in dataclasses.fields(PrepareConfig)]
+    chosen = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    mapping = {meaning: name for meaning, _, name in columns}
+    preparing.prepare(args.source, args.output, PrepareConfig(**chosen), mapping, args.overrides, args.workers)
+
+
 def tokenize(args) -> None:
     from editmgt_jax.training.config_files import load_config
 

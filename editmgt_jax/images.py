@@ -5,6 +5,7 @@ Pixels  float32 in [0, 1], RGB. Every function is deterministic
 """
 
 import contextlib
+import io
 import os
 import warnings
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ def load(source, name: str = "the image") -> Image.Image:
     """A path, PIL image or array -> an upright RGB picture within the size limits.
 
     Args:
-      source: file name; PIL image of any mode; or array [Y X], [Y X 1], [Y X 3] or [Y X 4]: uint8, uint16, bool, or
+      source: file name; bytes of a file; PIL image of any mode; or array [Y X], [Y X 1], [Y X 3] or [Y X 4]: uint8, uint16, bool, or
         float in [0, 1].
       name: what errors call it when it is not a file.
     EXIF rotation is applied, 16 bits are scaled to 8, and transparency is composited on white with a warning.
@@ -79,6 +80,8 @@ def _open(source, name):
         return _upright(source), name
     if isinstance(source, (str, os.PathLike)):
         return _read(Path(source)), str(source)
+    if isinstance(source, bytes):
+        return _decode(io.BytesIO(source), name), name
     return _from_any_array(np.asarray(source), name), name
 
 
@@ -86,14 +89,18 @@ def _read(path: Path) -> Image.Image:
     if not path.is_file():
         found = "a folder is" if path.is_dir() else "there is none"
         raise FileNotFoundError(f"an image must be a file; {found} at {path}")
+    return _decode(path, path)
+
+
+def _decode(file, name) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             image.load()  # so that a truncated file fails here
             return _upright(image)
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path} is too large to be read safely: {error}") from error
+        raise ImageError(f"{name} is too large to be read safely: {error}") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError(f"{path} must be a picture that Pillow can read, and it may be damaged: {error}") from error
+        raise ImageError(f"{name} must be a picture that Pillow can read, and it may be damaged: {error}") from error
 
 
 def _upright(image):

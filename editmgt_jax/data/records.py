@@ -1,14 +1,18 @@
-"""Fixed-shape arrays in ArrayRecord shards, with a manifest that says what they are.
+"""Examples in ArrayRecord shards, with a manifest that says what they are.
 
-A record is the raw bytes of its fields one after the other; names, dtypes and shapes stand once, in `manifest.json`.
+Tokens  arrays of fixed shapes: a record is the raw bytes of its fields one after the other; names, dtypes and shapes stand
+        once, in `manifest.json`
+Pairs   pictures and strings of any length: a record is a MessagePack map
 """
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 
+import msgpack
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -72,12 +76,80 @@ def write_shard(path, schema: Schema, examples) -> None:
     temporary.replace(path)
 
 
+class PairWriter:
+    """Writes pairs to a shard as they come. A context manager: the file is whole when it ends without an error."""
+
+    def __init__(self, path):
+        self._writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")  # pictures are compressed already
+
+    def write(self, pair: dict) -> None:
+        """pair: {name: bytes, string, number or list of them}."""
+        self._writer.write(msgpack.packb(pair))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._writer.close()
+
+
+class RecordError(RuntimeError):
+    """A record that cannot be read: names the shard and its place in it."""
+
+
+class ShardReader:
+    """Random access to the records of one shard. Errors: RecordError."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        try:
+            self._reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
+        except (RuntimeError, ValueError) as error:
+            raise RecordError(f"{path} is not a readable shard: {error}") from error
+
+    def __len__(self) -> int:
+        return self._reader.num_records()
+
+    def read(self, index: int) -> bytes:
+        try:
+            return self._reader.read([index])[0]
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise RecordError(f"record {index} of {self.path} cannot be read: {error}") from error
+
+    def pair(self, index: int) -> dict:
+        """A prepared pair, see `PairSource`."""
+        try:
+            return msgpack.unpackb(self.read(index))
+        except (ValueError, msgpack.UnpackException) as error:
+            raise RecordError(f"record {index} of {self.path} is not a pair: {error}") from error
+
+
+def copy_records(source, target, keep: list[bool]) -> None:
+    """Writes the records of a shard for which `keep` is true as another shard."""
+    target, reader = Path(target), ShardReader(source)
+    temporary = target.with_name(f"{target.name}.{time.time_ns()}.tmp")
+    writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+    try:
+        for index in np.flatnonzero(keep):
+            writer.write(reader.read(int(index)))
+        writer.close()
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path, values) -> None:
+    """Writes JSON under a temporary name, then renames it."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{time.time_ns()}.tmp")
+    temporary.write_text(json.dumps(values, indent=1) + "\n")
+    temporary.replace(path)
+
+
 def write_manifest(directory, schema: Schema, shards: list[str], examples: int, facts: dict) -> None:
     """Writes the manifest last: a directory with one is complete."""
     values = {"version": VERSION, "fields": schema.to_json(), "shards": shards, "examples": examples} | facts
-    temporary = Path(directory) / (MANIFEST + ".tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    temporary.replace(Path(directory) / MANIFEST)
+    write_json(Path(directory) / MANIFEST, values)
 
 
 def read_manifest(directory) -> dict:
@@ -108,3 +180,29 @@ class RecordSource:
 
     def __repr__(self) -> str:  # Grain names a source by it
         return f"RecordSource({self._records!r})"
+
+
+class PairSource:
+    """Random access to prepared pairs, over all shards of a folder or those of one bucket.
+
+    A pair is {"key", "category", "instruction", "original_size": [width, height], "crop": [left, top], "source", "target"
+    and where there is one "mask"}, its pictures as bytes of files.
+    """
+
+    def __init__(self, directory, bucket: str | None = None):
+        from grain.sources import ArrayRecordDataSource
+
+        manifest = read_manifest(directory)
+        if manifest.get("kind") != "pairs":
+            raise ValueError(f"{directory} must hold prepared pairs (`editmgt prepare`); its manifest says otherwise")
+        shards = [shard["file"] for shard in manifest["shards"] if bucket in (None, shard["bucket"])]
+        self._records = ArrayRecordDataSource([str(Path(directory) / name) for name in shards])
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index) -> dict:
+        return msgpack.unpackb(self._records[index])
+
+    def __repr__(self) -> str:
+        return f"PairSource({self._records!r})"

@@ -1,0 +1,57 @@
+"""Resolution buckets: the few picture sizes that training batches come in, and the geometry that leads to them.
+
+A pair goes to the bucket whose aspect ratio is nearest to its source's. Source and target are scaled to cover it and then
+cropped in the middle, both alike.
+
+Source  SDXL's micro-conditions say where the crop began; the released trainer cropped source and target independently
+"""
+
+import dataclasses
+import math
+
+from PIL import Image
+
+UNIT = 32  # pixels that sides are multiples of
+ASPECTS = (1 / 2, 9 / 16, 2 / 3, 3 / 4, 4 / 5, 1, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2)  # width over height
+
+
+def bucket_sizes(resolution: int) -> tuple[tuple[int, int], ...]:
+    """(width, height) of each bucket, each about as large as a square of `resolution` pixels a side."""
+    if resolution < UNIT or resolution % UNIT:
+        raise ValueError(f"resolution must be a positive multiple of {UNIT} pixels; got {resolution}")
+    sizes = {}
+    for aspect in ASPECTS:
+        width = round(resolution * math.sqrt(aspect) / UNIT) * UNIT
+        height = round(resolution / math.sqrt(aspect) / UNIT) * UNIT
+        sizes[max(width, UNIT), max(height, UNIT)] = None
+    return tuple(sizes)
+
+
+def bucket_of(size: tuple[int, int], buckets) -> tuple[int, int]:
+    """The bucket with the aspect ratio nearest to a picture's, on a logarithmic scale."""
+    aspect = math.log(size[0] / size[1])
+    return min(buckets, key=lambda bucket: abs(math.log(bucket[0] / bucket[1]) - aspect))
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """How a picture becomes a bucket's: scaled to `scaled`, then cropped from (left, top)."""
+
+    scaled: tuple[int, int]
+    left: int
+    top: int
+
+    @classmethod
+    def covering(cls, size: tuple[int, int], bucket: tuple[int, int]) -> "Placement":
+        scale = max(bucket[0] / size[0], bucket[1] / size[1])
+        scaled = tuple(max(side, round(length * scale)) for length, side in zip(size, bucket, strict=True))
+        return cls(scaled, (scaled[0] - bucket[0]) // 2, (scaled[1] - bucket[1]) // 2)
+
+
+def fit(image: Image.Image, bucket: tuple[int, int], resample=Image.Resampling.LANCZOS) -> Image.Image:
+    """A picture scaled to cover the bucket and cropped to it."""
+    placement = Placement.covering(image.size, bucket)
+    if image.size != placement.scaled:
+        image = image.resize(placement.scaled, resample)
+    left, top = placement.left, placement.top
+    return image.crop((left, top, left + bucket[0], top + bucket[1]))

@@ -1,0 +1,402 @@
+"""Raw edit pairs -> a folder of prepared pairs, on Apache Beam.
+
+    survey   every task (some parts of a source) is examined on its own; pairs that pass lie in a staging folder, one shard a
+             bucket, and a line about every row
+    weigh    what only all rows together can tell: duplicates, and more pairs of a category than are wanted
+    finish   each task's shards are written without the pairs that were weighed out, with their counts
+
+A task is redone or skipped as a whole: its results are renamed into place when they are whole, and depend on its rows and
+the config alone. A preparation that was killed and started again therefore ends with the same bytes.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from editmgt_jax.data import summary
+from editmgt_jax.data.examine import PrepareConfig, Rejected, examine
+from editmgt_jax.data.records import MANIFEST, PairWriter, copy_records, read_manifest, write_json
+from editmgt_jax.data.sources import open_source
+
+VERSION = 1
+KIND = "pairs"
+STAGING = "staging"
+REPORTS = "reports"
+JOB = "job.json"
+EXAMPLES = 20  # keys that a report names for each reason
+
+HISTOGRAMS = {
+    "characters": (0, 20, 40, 60, 80, 100, 150, 200, 300, 500, 1000),
+    "side": (0, 256, 384, 512, 640, 768, 896, 1024, 1280, 1536, 2048, 4096),
+    "changed": (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+}  # upper edge included in the last
+
+
+class PrepareError(ValueError):
+    """A preparation that cannot start: says what stands in its way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What one worker prepares at a time."""
+
+    number: int
+    parts: tuple
+    output: str
+    config: PrepareConfig
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:05d}"
+
+    @property
+    def staged(self) -> Path:
+        return Path(self.output) / STAGING / self.name
+
+    @property
+    def dropped(self) -> Path:
+        """What was weighed out: {row number: [reason, detail]}."""
+        return Path(self.output) / STAGING / f"{self.name}.dropped.json"
+
+    @property
+    def report(self) -> Path:
+        return Path(self.output) / REPORTS / f"{self.name}.json"
+
+
+def prepare(where, output, config: PrepareConfig, mapping=None, flags: list[str] = (), workers: int = 1) -> dict:
+    """Prepares the pairs of a source.
+
+    Args:
+      where, mapping: see `sources.open_source`.
+      output: new folder, or one in which a preparation of the same source and config was begun.
+      flags: Beam's own; with a --runner among them, `workers` is not looked at.
+      workers: processes on this machine.
+    Returns: the manifest.
+    """
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    parts = open_source(where, mapping, config.resolution)
+    output = Path(output).absolute()
+    tasks = _tasks(parts, output, config)
+    if not tasks:
+        raise PrepareError(f"{where} has no rows")
+    _claim(output, where, parts, mapping, config)
+    if (output / MANIFEST).is_file():
+        shutil.rmtree(output / STAGING, ignore_errors=True)
+        return read_manifest(output)
+    started = time.perf_counter()
+    todo = [task for task in tasks if not task.report.is_file()]
+    options = _beam_options(flags, workers)
+    if todo:
+        _each(tasks, survey, options, "survey")
+        _weigh(tasks, options)
+        _each(todo, finish, options, "finish")
+    manifest = _summarise(tasks, where, config)
+    _print_rate(tasks, manifest, time.perf_counter() - started)
+    summary.write(output, manifest, HISTOGRAMS)
+    write_json(output / MANIFEST, manifest)
+    shutil.rmtree(output / STAGING, ignore_errors=True)
+    return manifest
+
+
+def _tasks(parts, output, config) -> list[Task]:
+    """Neighbouring parts together, until they have task_rows rows."""
+    tasks, gathered, rows = [], [], 0
+    for i, part in enumerate(parts):
+        gathered.append(part)
+        rows += part.rows
+        if rows and (rows >= config.task_rows or i == len(parts) - 1):
+            tasks.append(Task(len(tasks), tuple(gathered), str(output), config))
+            gathered, rows = [], 0
+    return tasks
+
+
+def _claim(output, where, parts, mapping, config) -> None:
+    """Writes what is prepared here, or checks it: shards of two preparations must not be mixed."""
+    listing = hashlib.sha256(repr([(part.name, part.rows) for part in parts]).encode()).hexdigest()
+    job = {"version": VERSION, "source": str(where), "parts": listing, "mapping": mapping or {}}
+    text = json.dumps(job | {"config": dataclasses.asdict(config)}, indent=2, sort_keys=True) + "\n"
+    path = output / JOB
+    if path.is_file():
+        if path.read_text() != text:
+            raise PrepareError(
+                f"{output} was begun with another source, config or version (see {path}): name a new folder, or delete it"
+            )
+    elif output.exists() and any(output.iterdir()):
+        raise PrepareError(f"{output} is not empty and no preparation: name a new folder")
+    for folder in (output, output / STAGING, output / REPORTS):
+        folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+# ---- on Beam
+
+
+def _beam_options(flags, workers):
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    flags = ["--default_sdk_harness_log_level=ERROR", *flags]
+    if not any(flag.split("=")[0] == "--runner" for flag in flags):
+        mode = "in_memory" if workers == 1 else "multi_processing"
+        flags = ["--runner=DirectRunner", f"--direct_num_workers={workers}", f"--direct_running_mode={mode}", *flags]
+    return PipelineOptions(flags)
+
+
+def _each(tasks, function, options, name) -> None:
+    """Runs a function of a task, for its effect, on all tasks."""
+    import apache_beam as beam
+
+    with _progress(tasks, name), beam.Pipeline(options=options) as pipeline:
+        _ = pipeline | beam.Create(tasks) | beam.Reshuffle() | name >> beam.Map(function)
+
+
+@contextlib.contextmanager
+def _progress(tasks, name):
+    """A bar over the tasks whose results are there, wherever they are worked on."""
+    done, over = ("staged" if name == "survey" else "report"), threading.Event()
+
+    def watch(bar):
+        while not over.wait(2.0):
+            bar.n = sum(getattr(task, done).exists() for task in tasks)
+            bar.refresh()
+
+    with tqdm(total=len(tasks), desc=name, unit="task", file=sys.stderr, disable=None, dynamic_ncols=True) as bar:
+        watcher = threading.Thread(target=watch, args=(bar,), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+
+def _weigh(tasks, options) -> None:
+    """Finds duplicates and surplus pairs among all tasks and writes what each task shall drop."""
+    import apache_beam as beam
+
+    config = tasks[0].config
+    with beam.Pipeline(options=options) as pipeline:
+        lines = pipeline | beam.Create(tasks) | beam.Reshuffle() | beam.FlatMap(_kept_lines)
+        by_text = lines | beam.Map(lambda line: (line["text_digest"], line)) | "by text" >> beam.GroupByKey()
+        kept, twice = by_text | beam.FlatMap(_sieve, config.near_duplicate_bits).with_outputs("drop", main="keep")
+        drops = [twice]
+        if config.max_per_category is not None:
+            by_category = kept | beam.Map(lambda line: (line["category"], line)) | "by category" >> beam.GroupByKey()
+            drops.append(by_category | beam.FlatMap(_surplus, config.max_per_category))
+        _ = (
+            (drops | beam.Flatten(), pipeline | "every task" >> beam.Create([(task.number, None) for task in tasks]))
+            | "with empty tasks" >> beam.Flatten()
+            | "by task" >> beam.GroupByKey()
+            | beam.Map(_write_dropped, str(tasks[0].staged.parent))
+        )
+
+
+def _kept_lines(task):
+    for row, line in enumerate(_lines(task)):
+        if line["reason"] is None:
+            yield {"task": task.number, "row": row} | {
+                name: line[name] for name in ("key", "category", "digest", "text_digest", "hashes")
+            }
+
+
+def _sieve(element, bits):
+    """Of pairs with one instruction, keeps the first of those that are the same; the others go to the output `drop`."""
+    import apache_beam as beam
+
+    _, lines = element
+    firsts, seen, hashes = [], {}, np.zeros((16, 64), np.uint8)
+    for line in sorted(lines, key=lambda line: (line["task"], line["row"])):
+        reason, first = "duplicate", seen.get(line["digest"])
+        own = np.frombuffer(bytes.fromhex(line["hashes"]), np.uint8)
+        if first is None and firsts:
+            distances = np.bitwise_count(hashes[: len(firsts)] ^ own).sum(axis=1)
+            if distances.min() <= bits:
+                reason, first = "near_duplicate", firsts[int(distances.argmin())]
+        if first is not None:
+            yield beam.pvalue.TaggedOutput("drop", (line["task"], (line["row"], reason, f"of {first}")))
+            continue
+        if len(firsts) == len(hashes):
+            hashes = np.concatenate([hashes, np.zeros_like(hashes)])
+        hashes[len(firsts)] = own
+        firsts.append(line["key"])
+        seen[line["digest"]] = line["key"]
+        yield line
+
+
+def _surplus(element, most):
+    """Those of a category's pairs that a fixed, arbitrary order puts last."""
+    _, lines = element
+    ranked = sorted(lines, key=lambda line: hashlib.sha256(line["key"].encode()).digest())
+    for line in ranked[most:]:
+        yield line["task"], (line["row"], "over_category_limit", f"{most} pairs of {line['category']} are kept")
+
+
+def _write_dropped(element, folder) -> None:
+    number, drops = element
+    dropped = {row: [reason, detail] for row, reason, detail in sorted(drop for drop in drops if drop is not None)}
+    write_json(Path(folder) / f"{number:05d}.dropped.json", dropped)
+
+
+# ---- a task
+
+
+def survey(task: Task) -> None:
+    """Examines the rows of a task; what passes is written to its staging folder, and a line about every row."""
+    if task.staged.is_dir():
+        return
+    started, work = time.process_time(), task.staged.with_name(f"{task.name}.{time.time_ns()}.tmp")
+    work.mkdir(parents=True)
+    try:
+        with contextlib.ExitStack() as stack, open(work / "rows.jsonl", "w") as lines:
+            writers = {}
+            for part in task.parts:
+                for row in part.read():
+                    line = {"key": row.key, "category": row.category, "reason": None, "notes": row.notes}
+                    try:
+                        found = examine(row, task.config)
+                    except Rejected as rejected:
+                        line |= {"reason": rejected.reason, "detail": rejected.detail[:300]}
+                    else:
+                        bucket = _bucket_name(found.bucket)
+                        if bucket not in writers:
+                            writers[bucket] = stack.enter_context(PairWriter(work / f"{bucket}.array_record"))
+                        writers[bucket].write(found.record)
+                        line |= {
+                            "notes": found.notes,
+                            "bucket": bucket,
+                            "digest": found.digest,
+                            "text_digest": found.text_digest,
+                            "hashes": found.hashes,
+                            "changed": round(found.changed, 4),
+                            "characters": len(found.record["instruction"]),
+                            "side": min(found.record["original_size"]),
+                        }
+                    lines.write(json.dumps(line) + "\n")
+        (work / "seconds").write_text(str(time.process_time() - started))
+        work.rename(task.staged)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def finish(task: Task) -> None:
+    """Writes the task's shards without what was weighed out, then its report."""
+    dropped = json.loads(task.dropped.read_text())
+    lines, keep = list(_lines(task)), collections.defaultdict(list)
+    for row, line in enumerate(lines):
+        if str(row) in dropped:
+            line["reason"], line["detail"] = dropped[str(row)]
+        if "bucket" in line:
+            keep[line["bucket"]].append(line["reason"] is None)
+    shards = []
+    for bucket, flags in sorted(keep.items()):
+        if any(flags):
+            name = f"{bucket}-{task.name}.array_record"
+            target = Path(task.output) / name
+            copy_records(task.staged / f"{bucket}.array_record", target, flags)
+            facts = {"bytes": target.stat().st_size, "sha256": _checksum(target)}
+            shards.append({"file": name, "bucket": bucket, "records": sum(flags)} | facts)
+    write_json(task.report, _report(task, lines, shards))
+
+
+def _report(task, lines, shards) -> dict:
+    kept = [line for line in lines if line["reason"] is None]
+    rejects, notes = collections.defaultdict(list), collections.defaultdict(list)
+    for line in lines:
+        if line["reason"] is not None:
+            rejects[line["reason"]].append([line["key"], line["detail"]])
+        for note in line["notes"]:
+            notes[note].append(line["key"])
+    return {
+        "rows": len(lines),
+        "kept": len(kept),
+        "shards": shards,
+        "rejects": {name: _counted(found) for name, found in sorted(rejects.items())},
+        "notes": {name: _counted(found) for name, found in sorted(notes.items())},
+        "categories": dict(sorted(collections.Counter(line["category"] for line in kept).items())),
+        "buckets": dict(sorted(collections.Counter(line["bucket"] for line in kept).items())),
+        "histograms": {name: _histogram([line[name] for line in kept], edges) for name, edges in HISTOGRAMS.items()},
+    }
+
+
+def _histogram(values, edges) -> list[int]:
+    clipped = np.clip(np.asarray(values, float), edges[0], edges[-1])
+    return np.histogram(clipped, edges)[0].tolist()
+
+
+def _counted(found) -> dict:
+    return {"count": len(found), "examples": found[:EXAMPLES]}
+
+
+def _lines(task):
+    with open(task.staged / "rows.jsonl") as file:
+        yield from map(json.loads, file)
+
+
+def _bucket_name(bucket) -> str:
+    return f"{bucket[0]}x{bucket[1]}"
+
+
+def _checksum(path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- the whole
+
+
+def _summarise(tasks, where, config) -> dict:
+    """The manifest: sums over the reports of all tasks."""
+    total = {"rows": 0, "kept": 0, "rejects": {}, "notes": {}, "categories": {}, "buckets": {}, "histograms": {}}
+    shards = []
+    for task in tasks:
+        report = json.loads(task.report.read_text())
+        shards += report["shards"]
+        total["rows"] += report["rows"]
+        total["kept"] += report["kept"]
+        for part in ("rejects", "notes"):
+            for name, found in report[part].items():
+                entry = total[part].setdefault(name, {"count": 0, "examples": []})
+                entry["count"] += found["count"]
+                entry["examples"] = (entry["examples"] + found["examples"])[:EXAMPLES]
+        for part in ("categories", "buckets"):
+            for name, count in report[part].items():
+                total[part][name] = total[part].get(name, 0) + count
+        for name, counts in report["histograms"].items():
+            sums = total["histograms"].get(name, [0] * len(counts))
+            total["histograms"][name] = [a + b for a, b in zip(sums, counts, strict=True)]
+    listed = sum(part.rows for task in tasks for part in task.parts)
+    rejected = sum(entry["count"] for entry in total["rejects"].values())
+    if not listed == total["rows"] == total["kept"] + rejected:
+        raise PrepareError(
+            f"every row must be kept or rejected; {listed} are listed, {total['rows']} were read, {total['kept']} kept and "
+            f"{rejected} rejected: did the source change meanwhile?"
+        )
+    for part in ("rejects", "notes", "categories", "buckets"):
+        total[part] = dict(sorted(total[part].items()))
+    return {
+        "version": VERSION,
+        "kind": KIND,
+        "source": str(where),
+        "config": dataclasses.asdict(config),
+        "shards": shards,
+        **total,
+    }
+
+
+def _print_rate(tasks, manifest, elapsed) -> None:
+    seconds = [task.staged / "seconds" for task in tasks]
+    cpu = sum(float(path.read_text()) for path in seconds if path.is_file())
+    rows, kept = manifest["rows"], manifest["kept"]
+    print(f"{kept} of {rows} pairs kept, in {len(manifest['shards'])} shards; {elapsed:.0f} s", file=sys.stderr)
+    if cpu and all(path.is_file() for path in seconds):
+        print(f"examining took {rows / cpu:.1f} pairs/s per core", file=sys.stderr)

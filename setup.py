@@ -3,7 +3,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 # Making training sets of raw pairs: runners, parquet files, other people's datasets.
-PREPARE = ["apache-beam>=2.70", "pyarrow>=18.0", "tensorflow-datasets>=4.9.9"]
+PREPARE = ["apache-beam>=2.70", "pyarrow>=18.0", "tensorflow-datasets>=4.9.9", "importlib_resources"]
 
 setup(
     name="editmgt_jax",

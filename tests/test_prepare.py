@@ -58,7 +58,7 @@ def test_every_defect_is_reported_for_the_right_reason(raw, prepared):
     assert manifest["rows"] == expected["rows"] == manifest["kept"] + sum(expected["rejects"].values())
     assert sum(manifest["categories"].values()) == sum(shard["records"] for shard in manifest["shards"])
     key, detail = manifest["rejects"]["bad_utf8"]["examples"][0]
-    assert "#" in key and "utf-8" in detail
+    assert "#" in key and "not UTF-8" in detail
 
 
 def test_prepared_pairs_can_be_read(prepared):

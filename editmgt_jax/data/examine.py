@@ -145,6 +145,8 @@ def _check_instruction(text, config) -> str:
     text = text.strip()
     if not text:
         raise Rejected("no_instruction", "it is empty")
+    if "\ufffd" in text:
+        raise Rejected("bad_utf8", f"the instruction has bytes that are not UTF-8: {text[:60]!r}")
     if len(text) > config.max_instruction:
         raise Rejected("instruction_too_long", f"{len(text)} characters, at most {config.max_instruction} are kept")
     return text

@@ -63,7 +63,7 @@ def open_source(where: str, mapping: dict[str, str] | None = None, resolution: i
 
     Args:
       where: a folder (with *.parquet anywhere below it; with pairs.jsonl; or with MagicBrush's edit_turns.json or
-        edit_sessions.json), one parquet file, `tfds:NAME[:SPLIT]`, or `scenes:COUNT[:SEED]`.
+        edit_sessions.json), one parquet file, `tfds:NAME_OR_FOLDER[:SPLIT]`, or `scenes:COUNT[:SEED]`.
       mapping: {"source": column, "target": ..., "instruction": ..., "mask": ..., "category": ...} where names differ from
         `COLUMNS`.
       resolution: of the scenes, in pixels.
@@ -141,13 +141,8 @@ class ParquetPart(Part):
                     notes.append("null_path")
                 value = value.get("bytes")
             pictures[meaning] = value or (None if meaning == "mask" else b"")
-        category = NO_CATEGORY
-        try:
-            category = category_name(_text(values.get("category")))
-            instruction = _text(values["instruction"])
-        except UnicodeDecodeError as error:
-            return Row(key, category=category, notes=tuple(notes), defect=("bad_utf8", str(error)))
-        return Row(key, instruction=instruction, category=category, notes=tuple(notes), **pictures)
+        category = category_name(_text(values.get("category")))
+        return Row(key, instruction=_text(values["instruction"]), category=category, notes=tuple(notes), **pictures)
 
 
 def _values(column) -> list:
@@ -167,7 +162,8 @@ def _values(column) -> list:
 
 
 def _text(value) -> str:
-    return value.decode() if isinstance(value, bytes) else value or ""
+    """What is not UTF-8 becomes U+FFFD, which `examine` rejects."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value or ""
 
 
 def _parquet_parts(root, files, mapping) -> list[Part]:
@@ -294,7 +290,7 @@ class TFDSPart(Part):
     def read(self) -> Iterator[Row]:
         import tensorflow_datasets as tfds
 
-        builder = tfds.builder(self.dataset)
+        builder = _tfds_builder(self.dataset)
         images = {name: tfds.decode.SkipDecoding() for _, name in self.fields if _is_image(builder, name)}
         data = builder.as_data_source(self.split, decoders=images or None)
         for index in range(self.first, self.first + self.rows):
@@ -304,6 +300,17 @@ class TFDSPart(Part):
             instruction = _text(values.pop("instruction"))
             key = f"{self.dataset}:{self.split}#{index}"
             yield Row(key, instruction=instruction, category=category, **{k: bytes(v) for k, v in values.items()})
+
+
+def _tfds_builder(name):
+    """A registered dataset (`crisp_edit` among them), or a folder that some builder prepared."""
+    import tensorflow_datasets as tfds
+
+    if Path(name).is_dir():
+        return tfds.builder_from_directory(name)
+    import editmgt_jax.data.tfds_crispedit  # noqa: F401  (registers it)
+
+    return tfds.builder(name)
 
 
 def _is_image(builder, name) -> bool:
@@ -318,7 +325,7 @@ def _tfds_parts(rest, mapping) -> list[Part]:
     name, _, split = rest.partition(":")
     split = split or "train"
     try:
-        builder = tfds.builder(name)
+        builder = _tfds_builder(name)
         count = builder.info.splits[split].num_examples
     except (tfds.core.registered.DatasetNotFoundError, KeyError, ValueError) as error:
         raise SourceError(f"TFDS must have {name!r} with a split {split!r} on this machine: {error}") from error

@@ -1,0 +1,177 @@
+"""Where raw pairs lie: every layout yields the same rows, and what cannot be read is said."""
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pa = pytest.importorskip("pyarrow")
+import pyarrow.parquet as pq  # noqa: E402
+
+from editmgt_jax.data.sources import SourceError, category_name, open_source  # noqa: E402
+
+TEXTS = ["make the sky red", "remove the tree", "turn it into a sketch"]
+
+
+def picture(seed) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+SOURCES, TARGETS = [picture(i) for i in range(3)], [picture(10 + i) for i in range(3)]
+
+
+def rows(where, **more):
+    return [row for part in open_source(str(where), **more) for row in part.read()]
+
+
+def write_parquet(path, **columns):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, row_group_size=2)
+
+
+def check(found, keys=None):
+    assert [row.source for row in found] == SOURCES and [row.target for row in found] == TARGETS
+    assert [row.instruction for row in found] == TEXTS
+    assert all(row.defect is None for row in found)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("input_img", "instruction", "output_img"),
+        ("image_file", "edit_instruction", "edited_file"),
+        ("input", "instruction", "generated_image"),
+    ],
+)
+@pytest.mark.parametrize("struct", [True, False])
+def test_parquet_of_all_known_column_names(tmp_path, names, struct):
+    pictures = [
+        [{"bytes": data, "path": None} for data in column] if struct else column for column in (SOURCES, TARGETS)
+    ]
+    columns = dict(zip(names, (pictures[0], TEXTS, pictures[1]), strict=True))
+    write_parquet(tmp_path / "data" / "add_00000.parquet", **columns)
+    check(rows(tmp_path))
+    check(rows(tmp_path / "data" / "add_00000.parquet"))
+    assert [part.rows for part in open_source(str(tmp_path))] == [2, 1]
+
+
+def test_columns_can_be_named(tmp_path):
+    write_parquet(tmp_path / "a.parquet", before=SOURCES, after=TARGETS, text=TEXTS)
+    check(rows(tmp_path, mapping={"source": "before", "target": "after", "instruction": "text"}))
+    with pytest.raises(SourceError, match="needs a column for source.*it has"):
+        rows(tmp_path)
+    with pytest.raises(SourceError, match="must have the column 'text2' for instruction"):
+        rows(tmp_path, mapping={"source": "before", "target": "after", "instruction": "text2"})
+    with pytest.raises(SourceError, match="columns can be named for"):
+        rows(tmp_path, mapping={"picture": "before"})
+
+
+def test_an_unreadable_file_is_named(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(SourceError, match="a.parquet is not a readable parquet file"):
+        rows(tmp_path)
+
+
+def test_a_damaged_row_group_is_rows_with_a_reason(tmp_path):
+    path = tmp_path / "a.parquet"
+    write_parquet(path, input=SOURCES, output=TARGETS, instruction=TEXTS)
+    data = bytearray(path.read_bytes())
+    data[4:400] = bytes(396)  # the pages of the first group
+    path.write_bytes(data)
+    found = rows(tmp_path)
+    assert [row.defect and row.defect[0] for row in found] == ["unreadable_row_group"] * 2 + [None]
+    assert [row.key for row in found] == ["a.parquet#0", "a.parquet#1", "a.parquet#2"]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for i, (source, target) in enumerate(zip(SOURCES, TARGETS, strict=True)):
+        (tmp_path / "images" / "7").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / "7" / f"7-in{i}.png").write_bytes(source)
+        (tmp_path / "images" / "7" / f"7-out{i}.png").write_bytes(target)
+    return tmp_path
+
+
+def test_pairs_jsonl(pictures):
+    lines = [
+        {
+            "source": f"images/7/7-in{i}.png",
+            "target": f"images/7/7-out{i}.png",
+            "instruction": text,
+            "category": "Color",
+        }
+        for i, text in enumerate(TEXTS)
+    ]
+    lines[1]["mask"] = "images/7/7-in0.png"
+    path = pictures / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = rows(pictures)
+    check(found)
+    assert [row.category for row in found] == ["color"] * 3 and found[1].mask == SOURCES[0]
+    path.write_text(
+        path.read_text() + '{"source": 3}\n{"broken\n' + json.dumps(lines[0] | {"target": "gone.png"}) + "\n"
+    )
+    assert [row.defect[0] for row in rows(pictures)[3:]] == ["bad_line", "bad_line", "missing_file"]
+
+
+@pytest.mark.parametrize("by_session", [True, False])
+def test_magicbrush(pictures, by_session):
+    turns = [{"input": f"7-in{i}.png", "output": f"7-out{i}.png", "instruction": text} for i, text in enumerate(TEXTS)]
+    name, content = ("edit_sessions.json", {"7": turns}) if by_session else ("edit_turns.json", turns)
+    (pictures / name).write_text(json.dumps(content))
+    check(rows(pictures))
+    (pictures / name).write_text('{"7": 3}')
+    with pytest.raises(SourceError, match="must list turns"):
+        rows(pictures)
+
+
+def test_scenes():
+    parts = open_source("scenes:300:5", resolution=32)
+    assert [part.rows for part in parts] == [256, 44]
+    row = next(dataclasses.replace(parts[1], rows=1).read())
+    assert row.key == "scenes-5#256" and Image.open(io.BytesIO(row.mask)).size == (32, 32)
+    for wrong in ("scenes:", "scenes:many", "scenes:0", "scenes:3:x"):
+        with pytest.raises(SourceError, match="scenes:COUNT"):
+            open_source(wrong)
+
+
+def test_tfds_builder_of_the_parquet_files(tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("apache_beam")
+    import editmgt_jax.data.tfds_crispedit  # noqa: F401
+
+    pictures = [[{"bytes": data, "path": None} for data in column] for column in (SOURCES, TARGETS)]
+    write_parquet(
+        tmp_path / "raw" / "data" / "motion change_00000.parquet",
+        input_img=pictures[0],
+        output_img=pictures[1],
+        instruction=TEXTS,
+        type=["motion change"] * 3,
+    )
+    builder = tfds.builder("crisp_edit", data_dir=tmp_path / "tfds", file_format="array_record")
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=tmp_path / "raw"))
+    assert len(builder.as_data_source("train")) == 3
+    found = sorted(rows(f"tfds:{builder.data_path}"), key=lambda row: TEXTS.index(row.instruction))
+    check(found)
+    assert {row.category for row in found} == {"motion_change"}
+    with pytest.raises(SourceError, match="a split 'test'"):
+        rows(f"tfds:{builder.data_path}:test")
+    with pytest.raises(SourceError, match="TFDS must have 'no_such_set'"):
+        rows("tfds:no_such_set")
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no"):
+        rows(tmp_path / "gone")
+    with pytest.raises(SourceError, match="has none of them"):
+        rows(tmp_path)
+
+
+def test_category_names():
+    assert category_name("Background change") == category_name("background-change") == "background_change"
+    assert category_name("  ") == "edit"

@@ -6,6 +6,7 @@ import sys
 import warnings
 
 from editmgt_jax import commands as run
+from editmgt_jax.config import dtype_name
 
 
 def main(argv=None) -> int:
@@ -90,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--preset", required=True, metavar="NAME", help="editmgt-1024, meissonic-1024 or monetico-512")
     command.add_argument("--out", required=True, metavar="DIR", help="new folder")
     command.add_argument("--text-encoders", default="small", help="small (default) or full")
-    command.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    command.add_argument("--dtype", default="float32", type=_dtype, help="float32 (default), bfloat16 or float16")
     command.add_argument("--seed", type=int, default=0)
 
     evaluation = commands.add_parser("evaluate", help="measure a model")
@@ -212,11 +213,10 @@ def _add_convert(commands):
         command.add_argument(
             "--verify", action="store_true", help="read the result back and compare every tensor, bit for bit"
         )
+        command.add_argument("--strict", action="store_true", help="weights that hold NaN are an error")
         return command
 
-    command = add("orbax", run.convert_orbax, "released directory to Orbax", "model directory, or its name on the hub")
-    command.add_argument("--strict", action="store_true", help="weights that hold NaN are an error")
-
+    add("orbax", run.convert_orbax, "released directory to Orbax", "model directory, or its name on the hub")
     command = add(
         "released", run.convert_released, "Orbax or a run to a released directory", "of `convert orbax`, or a run"
     )
@@ -237,7 +237,7 @@ def _add_convert(commands):
 def _add_exported(command):
     """Flags that choose what of a training run is written."""
     command.add_argument("--step", type=int, help="checkpoint of the run to take (default: the best one)")
-    command.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    command.add_argument("--dtype", default="float32", type=_dtype, help="float32 (default), bfloat16 or float16")
     command.add_argument("--raw", action="store_true", help="the run's parameters, not their moving average")
 
 
@@ -261,10 +261,10 @@ def _add_settings(command, with_reference=True):
 
 
 def _dtype(text):
-    names = {"bf16": "bfloat16", "bfloat16": "bfloat16", "float32": "float32", "f32": "float32"}
-    if text not in names:
-        raise argparse.ArgumentTypeError(f"must be float32 or bfloat16, got {text}")
-    return names[text]
+    try:
+        return dtype_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _positive(text):

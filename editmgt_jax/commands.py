@@ -157,14 +157,14 @@ def convert_released(args) -> None:
             f"--step, --raw and --dtype choose among what a training run keeps; {args.source} is no folder of a run"
         )
     else:
-        directories.to_released(args.source, args.output, args.verify)
+        directories.to_released(args.source, args.output, args.verify, args.strict)
     _print_peak_memory()
 
 
 def convert_editor(args) -> None:
     from editmgt_jax import directories
 
-    copied, new = directories.to_editor(args.source, args.output, args.llm_encoder, args.seed, args.verify)
+    copied, new = directories.to_editor(args.source, args.output, args.llm_encoder, args.seed, args.verify, args.strict)
     print("\n".join([*(f"copied  {key}" for key in copied), *(f"new     {key}" for key in new)]))
     if args.llm_encoder is None:
         print("no llm_encoder: add one to edit with the result (--llm-encoder DIR)")
@@ -173,13 +173,13 @@ def convert_editor(args) -> None:
 def convert_lora(args) -> None:
     from editmgt_jax import directories
 
-    directories.convert_lora(args.source, args.output, args.model, args.verify)
+    directories.convert_lora(args.source, args.output, args.model, args.verify, args.strict)
 
 
 def convert_merge(args) -> None:
     from editmgt_jax import directories
 
-    directories.merge_lora(args.source, args.output, args.lora, args.verify)
+    directories.merge_lora(args.source, args.output, args.lora, args.verify, args.strict)
 
 
 def inspect(args) -> None:

@@ -22,6 +22,14 @@ RELEASED_NEGATIVE_PROMPT = (
     "signature, sketch, duplicate, ugly, identifying mark"
 )
 AESTHETIC_SCORE = 6.0  # the last micro-condition, in training and at inference
+_DTYPE_NAMES = {"bf16": "bfloat16", "f32": "float32", "fp32": "float32", "f16": "float16", "fp16": "float16"}
+
+
+def dtype_name(text: str) -> str:
+    """The full name of a dtype that weights may have: 'bf16' -> 'bfloat16'. Errors: ValueError."""
+    name = _DTYPE_NAMES.get(text, text)
+    _require(name in _DTYPE_NAMES.values(), "a dtype must be float32, bfloat16 (bf16) or float16", text)
+    return name
 
 
 def _require(condition: bool, rule: str, got) -> None:
@@ -44,11 +52,15 @@ class _JSONConfig:
     """Shared reading and writing: fields are the released keys, spelt as released."""
 
     CLASS_NAME = ""
+    MODEL_TYPES = ()  # what transformers calls it
 
     @classmethod
     def from_dict(cls, values: dict):
         """Builds the config from released keys; a required key that is missing is named."""
         _require(isinstance(values, dict), f"{cls.__name__} must be a JSON object", values)
+        for key, allowed in (("_class_name", (cls.CLASS_NAME,)), ("model_type", cls.MODEL_TYPES)):
+            if allowed and key in values:
+                _require(values[key] in allowed, f"{key} must be {' or '.join(allowed)}", values[key])
         values = cls._completed(values)
         fields = {field.name: field for field in dataclasses.fields(cls)}
         required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
@@ -188,9 +200,12 @@ class VQConfig(_JSONConfig):
             _require(set(values.get(key, [kind])) == {kind}, f"{key} must all be {kind}", values.get(key))
 
     def __post_init__(self):
-        bad = [c for c in self.block_out_channels if c % self.norm_num_groups]
+        _require(self.block_out_channels, "block_out_channels must name at least one width", self.block_out_channels)
+        bad = [c for c in self.block_out_channels if c < 1 or c % self.norm_num_groups]
         _require(
-            not bad, f"block_out_channels must be multiples of norm_num_groups {self.norm_num_groups}", bad or None
+            not bad,
+            f"block_out_channels must be positive multiples of norm_num_groups {self.norm_num_groups}",
+            bad or None,
         )
 
     def to_dict(self) -> dict:
@@ -231,8 +246,14 @@ class CLIPTextConfig(_JSONConfig):
     pad_token_id: int = 1
 
     CLASS_NAME = "CLIPTextModelWithProjection"
+    MODEL_TYPES = ("clip_text_model",)
 
     def __post_init__(self):
+        _require(
+            self.hidden_size % self.num_attention_heads == 0,
+            f"hidden_size must be a multiple of num_attention_heads {self.num_attention_heads}",
+            self.hidden_size,
+        )
         _require(
             self.hidden_act in ("gelu", "quick_gelu"), "hidden_act must be 'gelu' or 'quick_gelu'", self.hidden_act
         )
@@ -265,15 +286,17 @@ class Gemma2Config(_JSONConfig):
     pad_token_id: int = 0
 
     CLASS_NAME = "Gemma2ForCausalLM"
+    MODEL_TYPES = ("gemma2",)
 
     @classmethod
     def _completed(cls, values: dict) -> dict:
         rope = values.get("rope_parameters") or {}
+        _require(isinstance(rope, dict), "rope_parameters must be a JSON object", rope)
         completed = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
         completed |= {key: value for key, value in values.items() if value is not None}
         if "attn_logit_softcapping" in values:
             completed["attn_logit_softcapping"] = values["attn_logit_softcapping"]
-        if isinstance(values.get("eos_token_id"), list):
+        if isinstance(values.get("eos_token_id"), list) and values["eos_token_id"]:
             completed["eos_token_id"] = values["eos_token_id"][0]
         return completed
 
@@ -283,6 +306,7 @@ class Gemma2Config(_JSONConfig):
         _require(not values.get("attention_bias"), "attention_bias must be false", values.get("attention_bias"))
         _require(activation in (None, "gelu_pytorch_tanh"), "hidden_activation must be gelu_pytorch_tanh", activation)
         _require(rope.get("rope_type", "default") == "default", "rope_type must be 'default'", rope.get("rope_type"))
+        _require(not values.get("rope_scaling"), "rope_scaling must be absent", values.get("rope_scaling"))
         bidirectional = values.get("use_bidirectional_attention")
         _require(not bidirectional, "use_bidirectional_attention must be false", bidirectional)
 
@@ -300,6 +324,7 @@ class Gemma2Config(_JSONConfig):
             f"num_attention_heads must be a multiple of num_key_value_heads {self.num_key_value_heads}",
             self.num_attention_heads,
         )
+        _require(self.head_dim % 2 == 0, "head_dim must be even, for rotary pairs", self.head_dim)
 
     def to_dict(self) -> dict:
         values = super().to_dict()
@@ -319,14 +344,15 @@ class SchedulerConfig(_JSONConfig):
     `timestep_convention` is ours: "released" passes the step index counting down, as released weights expect;
     "mask_rate" passes the share of hidden tokens, in training and in decoding alike (Q1). The released files lack the key.
     `negative_prompt` is what guidance leads away from, unless the caller says otherwise.
-    `native_size` is the side in pixels of the squares that the model was trained on. The remaining keys are the operating
+    `native_size` is the side in pixels of the squares that the model was trained on; where it is not stated, as in released
+    files, the model's architecture tells (`loading`). The remaining keys are the operating
     point at which a model was evaluated; the pipeline's defaults come from them.
     """
 
     mask_token_id: int
     masking_schedule: str = "cosine"
     timestep_convention: str = "released"
-    native_size: int = 1024
+    native_size: int | None = None
     default_steps: int = 36
     default_guidance_scale: float = 6.0
     default_reference_strength: float = 1.1
@@ -366,8 +392,27 @@ class LoRAConfig(_JSONConfig):
 
     @classmethod
     def _check_released(cls, values: dict) -> None:
-        for key, allowed in (("use_rslora", (None, False)), ("use_dora", (None, False)), ("bias", (None, "none"))):
-            _require(values.get(key) in allowed, f"{key} of a LoRA must be {allowed[1]!r}", values.get(key))
+        """Only plain LoRA: whatever else PEFT offers would change the result, and is refused."""
+        missing = sorted({"r", "lora_alpha", "target_modules"} - values.keys())
+        _require(not missing, "a LoRA's config must state r, lora_alpha and target_modules", f"none for {missing}")
+        _require(values.get("peft_type", "LORA") == "LORA", "peft_type must be LORA", values.get("peft_type"))
+        _require(values.get("bias") in (None, "none"), "bias of a LoRA must be 'none'", values.get("bias"))
+        begun = values.get("init_lora_weights", True)
+        _require(
+            isinstance(begun, bool) or begun in (None, "gaussian"),
+            "init_lora_weights must leave the base's weights as they are (true, false or 'gaussian')",
+            begun,
+        )
+        refused = ("use_rslora", "use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save")
+        refused += (
+            "layers_to_transform",
+            "exclude_modules",
+            "fan_in_fan_out",
+            "megatron_config",
+            "trainable_token_indices",
+        )
+        for key in refused:
+            _require(not values.get(key), f"{key} of a LoRA is not supported and must be absent", values.get(key))
 
     def __post_init__(self):
         _require(self.scope in ("all", "reference"), "scope must be 'all' or 'reference'", self.scope)

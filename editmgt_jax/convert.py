@@ -223,15 +223,32 @@ GEMMA_RULES = [
 RULES = {MGTConfig: MGT_RULES, VQConfig: VQ_RULES, CLIPTextConfig: CLIP_RULES, Gemma2Config: GEMMA_RULES}
 
 
-def unused_key(config, key: str) -> bool:
-    """Whether released files may carry a tensor that our models do not have: a buffer, or what Gemma 2 does after the
-    states that are used."""
+def unused_tensors(config) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """What released files carry and our models do not have: a buffer, or what Gemma 2 does after the states that are used.
+
+    Returns: {key: (shape, whether every file must have it)}.
+    """
     if isinstance(config, CLIPTextConfig):
-        return key == "text_model.embeddings.position_ids"
-    if isinstance(config, Gemma2Config):
-        last = f"model.layers.{config.num_hidden_layers - 1}."
-        return key in ("model.norm.weight", "lm_head.weight") or key.startswith(last)
-    return False
+        return {"text_model.embeddings.position_ids": ((1, config.max_position_embeddings), False)}
+    if not isinstance(config, Gemma2Config):
+        return {}
+    width, inner = config.hidden_size, config.intermediate_size
+    queries, keys = (config.head_dim * n for n in (config.num_attention_heads, config.num_key_value_heads))
+    shapes = {f"{name}.weight": (width,) for name in _GEMMA_NORMS}
+    shapes |= {f"self_attn.{name}.weight": (keys, width) for name in ("k_proj", "v_proj")}
+    shapes |= {"self_attn.q_proj.weight": (queries, width), "self_attn.o_proj.weight": (width, queries)}
+    shapes |= {f"mlp.{name}.weight": (inner, width) for name in ("gate_proj", "up_proj")}
+    shapes |= {"mlp.down_proj.weight": (width, inner), "model.norm.weight": (width,)}
+    last = f"model.layers.{config.num_hidden_layers - 1}."
+    named = {key if key.startswith("model.") else last + key: (shape, True) for key, shape in shapes.items()}
+    return named | {"lm_head.weight": ((config.vocab_size, width), False)}
+
+
+def is_linear(config, path: str) -> bool:
+    """Whether a leaf of our tree is the kernel of a linear module, which low-rank factors can be added to."""
+    module, leaf = path.rsplit("/", 1)
+    rules = [rule for rule in RULES[type(config)] if _match(rule, module) is not None]
+    return leaf == "kernel" and rules[0].kind in ("linear", "rotary_linear")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,17 +323,23 @@ def load_params(directory, config, abstract_params, dtype=np.float32, place=None
 def check_weights(directory, config, abstract_params, prefix="") -> WeightFiles:
     """Reads the headers of a component's files. Errors: as `load_params`."""
     files = WeightFiles(directory, prefix)
-    wanted = {key: shape for key, _, shape in released_leaves(config, abstract_params)}
-    problems = [f"missing: {key} {list(shape)}" for key, shape in wanted.items() if key not in files.tensors]
+    needed = {key: tuple(shape) for key, _, shape in released_leaves(config, abstract_params)}
+    typed = set(needed)
+    allowed = dict(needed)
+    if not prefix:  # a component's files, not those of a LoRA
+        unused = unused_tensors(config)
+        allowed |= {key: shape for key, (shape, _) in unused.items()}
+        needed |= {key: shape for key, (shape, always) in unused.items() if always}
+    problems = [f"missing: {key} {list(shape)}" for key, shape in needed.items() if key not in files.tensors]
     for key, tensor in files.tensors.items():
-        if key not in wanted and not unused_key(config, key):
+        if key not in allowed:
             problems.append(f"unknown: {key} {list(tensor.shape)}")
-        elif key in wanted and tensor.shape != tuple(wanted[key]):
-            problems.append(f"misshapen: {key} is {list(tensor.shape)} in the file, {list(wanted[key])} by config.json")
-        elif key in wanted and tensor.dtype not in DTYPES:
+        elif tensor.shape != allowed[key]:
+            problems.append(f"misshapen: {key} is {list(tensor.shape)} in the file, {list(allowed[key])} by its config")
+        elif key in typed and tensor.dtype not in DTYPES:
             problems.append(f"mistyped: {key} is {tensor.dtype}; weights are {', '.join(DTYPES)}")
     if problems:
-        raise WeightsError(f"{files.directory}: weights do not fit config.json:{listed(problems)}")
+        raise WeightsError(f"{files.directory}: weights do not fit their config:{listed(problems)}")
     return files
 
 

@@ -6,7 +6,10 @@ Source  the released diffusers layout
 """
 
 import dataclasses
+import hashlib
+import json
 import math
+import os
 import shutil
 import zlib
 from collections import Counter
@@ -33,10 +36,18 @@ from editmgt_jax.convert import (
     parameter_count,
     released_leaves,
     released_tensors,
-    unused_key,
+    unused_tensors,
     weights_name,
 )
-from editmgt_jax.loading import MGT_FOLDERS, abstract_params, find_model, load_mgt, load_model, make_module
+from editmgt_jax.loading import (
+    MGT_FOLDERS,
+    abstract_params,
+    find_model,
+    load_gemma,
+    load_mgt,
+    load_model,
+    make_module,
+)
 from editmgt_jax.prompts import train_tokenizer
 from editmgt_jax.training.checkpoint import load_tree, save_tree
 from editmgt_jax.training.lora import abstract_lora, merge
@@ -45,13 +56,16 @@ from editmgt_jax.weights import (
     Pending,
     WeightFiles,
     WeightsError,
+    check_finite,
     check_same,
+    listed,
     new_directory,
     write_weights,
 )
 
 LORA_CONFIG = "lora_config.json"
 PEFT_PREFIX = "base_model.model."  # of the names of modules
+CHECKSUMS = "checksums.json"  # of a component's released tensors, beside its checkpoint
 ORBAX = "orbax"  # folder of a component whose weights are an Orbax checkpoint
 COMPONENTS = {name: MGTConfig for name in MGT_FOLDERS} | {
     "vqvae": VQConfig,
@@ -99,8 +113,9 @@ def inspect(directory) -> dict:
         try:
             config = kind.from_json(directory / folder / "config.json")
             tensors = WeightFiles(directory / folder).tensors
-            entry["parameters"] = sum(math.prod(t.shape) for k, t in tensors.items() if not unused_key(config, k))
-            entry["unused"] = sum(math.prod(t.shape) for k, t in tensors.items() if unused_key(config, k))
+            unused = unused_tensors(config)
+            entry["parameters"] = sum(math.prod(t.shape) for key, t in tensors.items() if key not in unused)
+            entry["unused"] = sum(math.prod(t.shape) for key, t in tensors.items() if key in unused)
             entry["dtypes"] = dict(Counter(tensor.dtype for tensor in tensors.values()))
             entry["bytes"] = sum(tensor.bytes for tensor in tensors.values())
             check_weights(directory / folder, config, abstract_params(make_module(config)))
@@ -143,51 +158,99 @@ def to_orbax(source, output, verify: bool = False, strict: bool = False) -> None
       strict: whether NaN is an error.
     """
     source, _ = find_model(source)
-    with new_directory(output) as target:
+    with new_directory(output, source) as target:
         for folder, config in _components(source):
             files = WeightFiles(source / folder)
             params = load_params(source / folder, config, abstract_params(make_module(config)), None, None, strict)
-            unused = {key: files.read(key) for key in files.tensors if unused_key(config, key)}
+            unused = {key: files.read(key) for key in files.tensors.keys() & unused_tensors(config).keys()}
+            for key, value in unused.items():
+                check_finite(key, value, strict)
+            (target / folder).mkdir()
+            sums = {key: _checksum(files.read(key)) for key in sorted(files.tensors)}
+            (target / folder / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
             save_tree(target / folder / ORBAX, {"params": params} | ({"unused": unused} if unused else {}))
             del params, unused
             if verify:
                 check_same(files, _orbax_tensors(target / folder, config))
-        _copy_the_rest(source, target, lambda path: path.name.endswith((".safetensors", ".safetensors.index.json")))
+        _copy_the_rest(source, target, _weights_of_components(source))
 
 
-def to_released(source, output, verify: bool = False) -> None:
-    """The inverse of `to_orbax`: the released layout, with the config files and the types that it had."""
+def to_released(source, output, verify: bool = False, strict: bool = False) -> None:
+    """The inverse of `to_orbax`: the released layout, with the config files and the types that it had.
+
+    Errors: WeightsError when the checkpoints do not fit their configs, or are not what `to_orbax` wrote.
+    """
     source = Path(source)
     if not list(source.glob(f"*/{ORBAX}")):
         raise FileNotFoundError(f"a converted directory has components with a folder {ORBAX}; {source} has none")
-    with new_directory(output) as target:
+    with new_directory(output, source) as target:
         for folder, config in _components(source):
             (target / folder).mkdir()
-            tensors = _orbax_tensors(source / folder, config)
+            tensors = _orbax_tensors(source / folder, config, strict)
             write_weights(target / folder, weights_name(config), tensors, verify)
             del tensors
-        _copy_the_rest(source, target, lambda path: ORBAX in path.relative_to(source).parts[1:])
+            check_weights(target / folder, config, abstract_params(make_module(config)))
+        _copy_the_rest(source, target, lambda path: path.name == CHECKSUMS or ORBAX in path.parts[1:])
+        find_model(target)
 
 
-def _orbax_tensors(directory, config) -> dict[str, Pending]:
+def _orbax_tensors(directory, config, strict=False) -> dict[str, Pending]:
+    """The released tensors of a component's checkpoint, checked against its config and against their checksums."""
     tree = load_tree(directory / ORBAX)
+    shapes = jax.tree.map(np.shape, abstract_params(make_module(config)))
+    if jax.tree.map(np.shape, tree["params"]) != shapes:
+        raise WeightsError(f"the tree of {directory / ORBAX} must have the paths and shapes of {directory}/config.json")
     unused = {key: Pending(a.shape, a.dtype, lambda a=a: a) for key, a in tree.get("unused", {}).items()}
-    return released_tensors(tree["params"], config) | unused
+    tensors = released_tensors(tree["params"], config) | unused
+    sums = json.loads((directory / CHECKSUMS).read_text()) if (directory / CHECKSUMS).is_file() else None
+    different = []
+    for key, tensor in tensors.items():
+        value = tensor.make()
+        check_finite(key, value, strict)
+        if sums is not None and sums.get(key) != _checksum(value):
+            different.append(key)
+    if sums is not None and (different or sums.keys() != tensors.keys()):
+        different = different or sums.keys() ^ tensors.keys()
+        raise WeightsError(f"{directory / ORBAX} is damaged: not what {CHECKSUMS} says of{listed(different)}")
+    return tensors
 
 
-def _copy_the_rest(source, target, is_weights) -> None:
-    """Every file that is not a weight file, with the folders around it."""
-    for path in sorted(source.rglob("*")):
-        if path.is_file() and not is_weights(path):
-            copy = target / path.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, copy)
+def _checksum(array) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+
+
+def _weights_of_components(directory):
+    """Whether a path, relative to a model directory, is a weight file of a component that is converted."""
+    folders = {folder for folder, _ in _components(directory)}
+
+    def is_weights(path):
+        inside = len(path.parts) == 2 and path.parts[0] in folders
+        return inside and path.name.endswith((".safetensors", ".safetensors.index.json"))
+
+    return is_weights
+
+
+def _copy_the_rest(source, target, left_out) -> None:
+    """Copies every file with the folders around it, links as what they point to.
+
+    Args:
+      left_out: whether a path, relative to the source, is not copied.
+    """
+    for folder, _, names in os.walk(source, followlinks=True):
+        for name in names:
+            path = Path(folder, name)
+            inside = path.relative_to(source)
+            if path.is_file() and not left_out(inside):
+                (target / inside).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target / inside)
 
 
 # ---- base -> editor
 
 
-def to_editor(base, output, llm_encoder=None, seed: int = 0, verify: bool = False) -> tuple[list[str], list[str]]:
+def to_editor(
+    base, output, llm_encoder=None, seed: int = 0, verify: bool = False, strict: bool = False
+) -> tuple[list[str], list[str]]:
     """Writes the editor that training starts from: a text-to-image base with a new connector for Gemma 2's states.
 
     Args:
@@ -204,7 +267,10 @@ def to_editor(base, output, llm_encoder=None, seed: int = 0, verify: bool = Fals
             f"the base's joint_attention_dim must be its width {config.width}, for its context_embedder is kept; "
             f"got {config.joint_attention_dim}"
         )
-    llm = Gemma2Config() if llm_encoder is None else Gemma2Config.from_json(Path(llm_encoder) / "config.json")
+    llm = Gemma2Config()
+    if llm_encoder is not None:
+        llm, _ = load_gemma(llm_encoder, check_only=True)
+        llm = llm.config
     editor = dataclasses.replace(
         config,
         joint_attention_dim=llm.hidden_size,
@@ -213,22 +279,25 @@ def to_editor(base, output, llm_encoder=None, seed: int = 0, verify: bool = Fals
     )
     files = check_weights(mgt_folder, config, abstract_params(make_module(config)))
     dtype = DTYPES[files.tensors["context_embedder.weight"].dtype]
+
+    def checked(key):
+        value = files.read(key)
+        check_finite(key, value, strict)
+        return value
+
     new = {
         key: _random_tensor(key, path, shape, dtype, seed)
         for key, path, shape in released_leaves(editor, abstract_params(make_module(editor)))
         if key not in files.tensors
     }
-    copied = {
-        key: Pending(t.shape, DTYPES[t.dtype], lambda key=key: files.read(key)) for key, t in files.tensors.items()
-    }
-    with new_directory(output) as target:
+    copied = {key: Pending(t.shape, DTYPES[t.dtype], lambda key=key: checked(key)) for key, t in files.tensors.items()}
+    with new_directory(output, base, *([] if llm_encoder is None else [llm_encoder])) as target:
         (target / MGT_FOLDERS[0]).mkdir()
         write_weights(target / MGT_FOLDERS[0], weights_name(editor), copied | new, verify)
         write_json(editor, target / MGT_FOLDERS[0] / "config.json")
         check_weights(target / MGT_FOLDERS[0], editor, abstract_params(make_module(editor)))
-        for part in sorted(base.iterdir()):
-            if part.is_dir() and part != mgt_folder:
-                shutil.copytree(part, target / part.name)
+        replaced = {mgt_folder.name} | ({"llm_encoder"} if llm_encoder is not None else set())
+        _copy_the_rest(base, target, lambda path: path.parts[0] in replaced)
         if llm_encoder is not None:
             shutil.copytree(llm_encoder, target / "llm_encoder")
     return sorted(copied), sorted(new)
@@ -237,7 +306,7 @@ def to_editor(base, output, llm_encoder=None, seed: int = 0, verify: bool = Fals
 # ---- LoRA
 
 
-def convert_lora(source, output, model, verify: bool = False) -> None:
+def convert_lora(source, output, model, verify: bool = False, strict: bool = False) -> None:
     """Writes a LoRA in the other format: Orbax (folder `orbax`) to PEFT's safetensors, or back.
 
     Args:
@@ -246,8 +315,8 @@ def convert_lora(source, output, model, verify: bool = False) -> None:
     source = Path(source)
     config = _lora_config(source)
     mgt, _ = load_mgt(find_model(model)[1], check_only=True)
-    lora = load_lora(source, config, mgt)
-    with new_directory(output) as target:
+    lora = load_lora(source, config, mgt, strict)
+    with new_directory(output, source) as target:
         if (source / ORBAX).is_dir():
             save_lora(target, config, mgt.config, lora, verify)
         else:
@@ -264,7 +333,7 @@ def save_lora(directory, config: LoRAConfig, mgt: MGTConfig, lora, verify: bool 
     write_json(config, Path(directory) / LORA_CONFIG)
 
 
-def load_lora(directory, config: LoRAConfig, mgt):
+def load_lora(directory, config: LoRAConfig, mgt, strict: bool = False):
     """A LoRA's tree, host arrays, from either format."""
     shapes = abstract_lora(config, mgt.config, abstract_params(mgt))
     if (Path(directory) / ORBAX).is_dir():
@@ -272,20 +341,20 @@ def load_lora(directory, config: LoRAConfig, mgt):
         if jax.tree.map(np.shape, lora) != jax.tree.map(np.shape, shapes):
             raise WeightsError(f"the LoRA in {directory} must have the modules of the model and of {LORA_CONFIG}")
         return lora
-    return load_params(directory, mgt.config, shapes, None, prefix=PEFT_PREFIX)
+    return load_params(directory, mgt.config, shapes, None, None, strict, PEFT_PREFIX)
 
 
-def merge_lora(source, output, lora, verify: bool = False) -> None:
+def merge_lora(source, output, lora, verify: bool = False, strict: bool = False) -> None:
     """Writes a model directory whose transformer has a LoRA merged into its weights, in the types they have."""
     source, mgt_folder = find_model(source)
     config = _lora_config(Path(lora))
     mgt = make_module(MGTConfig.from_json(mgt_folder / "config.json"))
-    params = load_params(mgt_folder, mgt.config, abstract_params(mgt), None)
-    params = merge(params, load_lora(lora, config, mgt), config)
-    with new_directory(output) as target:
+    params = load_params(mgt_folder, mgt.config, abstract_params(mgt), None, None, strict)
+    params = merge(params, load_lora(lora, config, mgt, strict), config)
+    with new_directory(output, source, lora) as target:
         (target / mgt_folder.name).mkdir()
         write_weights(target / mgt_folder.name, weights_name(mgt.config), released_tensors(params, mgt.config), verify)
-        _copy_the_rest(source, target, lambda path: path.parent == mgt_folder and ".safetensors" in path.name)
+        _copy_the_rest(source, target, lambda path: path.parts[0] == mgt_folder.name and ".safetensors" in path.name)
 
 
 def _lora_config(directory: Path) -> LoRAConfig:

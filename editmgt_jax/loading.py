@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from editmgt_jax import editing
-from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, SchedulerConfig, VQConfig
+from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, SchedulerConfig, VQConfig, dtype_name
 from editmgt_jax.convert import check_weights, load_params
 from editmgt_jax.models.clip_text import CLIPText
 from editmgt_jax.models.gemma2 import Gemma2
@@ -24,7 +24,9 @@ from editmgt_jax.prompts import PromptTokenizer
 
 DEFAULT_MODEL = Path(__file__).parent / "assets" / "default"
 MGT_FOLDERS = ("editmgt", "transformer")
+NATIVE_UNITS = 32  # units a side of the square that a model was trained on, unless its files say otherwise
 LLM_LENGTH = 256  # tokens that the released editor pads an instruction to
+HUB_NAME = r"\w([\w.-]*\w)?/\w([\w.-]*\w)?"
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
 
@@ -88,7 +90,9 @@ class LoadedModel:
         mgt, vq, scheduler = self.mgt.config, self.vq.config, self.scheduler
         _match("the scheduler's mask_token_id", scheduler.mask_token_id, "the transformer's last id", mgt.mask_token_id)
         _match("the VQ's num_vq_embeddings", vq.num_vq_embeddings, "the transformer's codebook_size", mgt.codebook_size)
-        if scheduler.native_size % self.unit:
+        if scheduler.native_size is None:  # 1024 pixels for the released editor and Meissonic, 512 for Monetico
+            object.__setattr__(self, "scheduler", dataclasses.replace(scheduler, native_size=NATIVE_UNITS * self.unit))
+        elif scheduler.native_size < 1 or scheduler.native_size % self.unit:
             raise ValueError(f"native_size must be a multiple of {self.unit} pixels; got {scheduler.native_size}")
 
     @property
@@ -130,6 +134,7 @@ def _dtypes(dtype) -> dict:
     names = ("editmgt", "text_encoder", "llm_encoder")
     default = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     chosen = dtype if isinstance(dtype, dict) else dict.fromkeys(names, dtype)
+    chosen = {name: dtype_name(value) if isinstance(value, str) else value for name, value in chosen.items()}
     if unknown := sorted(chosen.keys() - set(names)):
         raise ValueError(f"dtypes may be chosen for {', '.join(names)}; got {unknown}")
     return {name: jnp.dtype(chosen.get(name) or default) for name in names}
@@ -152,17 +157,21 @@ def _local(directory) -> Path:
     path = Path(directory)
     if path.is_dir():
         return path
-    if not isinstance(directory, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", directory):
+    if (
+        not isinstance(directory, str)
+        or not re.fullmatch(HUB_NAME, directory)
+        or "--" in directory
+        or ".." in directory
+    ):
         raise FileNotFoundError(
             f"a model must be a local folder or a name on the hub such as WeiChow/EditMGT; there is no folder {path}"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(directory, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0]
+    except Exception as error:  # noqa: BLE001  (its HTTP library, its parser and itself raise many kinds)
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise FileNotFoundError(
             f"there is no folder {directory}, and it cannot be fetched from the Hugging Face hub: {first_line}"
         ) from error

@@ -35,9 +35,7 @@ _SHARED = {"vqvae": _VQ, "text_encoder": _CLIP, "scheduler": _SCHEDULER}
 PRESETS = {
     "editmgt-1024": {"editmgt": _EDITOR, "llm_encoder": Gemma2Config()} | _SHARED,
     "meissonic-1024": {"transformer": _BASE} | _SHARED,
-    "monetico-512": {"transformer": dataclasses.replace(_BASE, downsample=False, upsample=False)}
-    | _SHARED
-    | {"scheduler": dataclasses.replace(_SCHEDULER, native_size=512)},
+    "monetico-512": {"transformer": dataclasses.replace(_BASE, downsample=False, upsample=False)} | _SHARED,
 }
 
 

@@ -38,7 +38,7 @@ class PromptTokenizer:
         if not directory.is_dir():
             raise FileNotFoundError(f"a model directory needs its tokenizer; no folder {directory}")
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # noqa: BLE001  (the library raises bare ones for damaged files)
             raise PromptError(f"{directory} must hold a tokenizer that transformers can read: {error}") from error
         self.length, self.truncate = length or self._tokenizer.model_max_length, truncate

@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import struct
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,6 +44,7 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str  # as safetensors spells it
     path: Path
+    name: str  # in the file, prefix included
 
     @property
     def bytes(self) -> int:
@@ -70,14 +72,13 @@ class WeightFiles:
 
     def __init__(self, directory, prefix: str = ""):
         """prefix: of all keys in the files, left out here."""
-        self.directory, self._prefix = Path(directory), prefix
+        self.directory = Path(directory)
         self.tensors: dict[str, Tensor] = {}
         for path in _files(self.directory):
             with _opened(path) as file:
-                for key in file.keys():
-                    entry = file.get_slice(key)
-                    key = key.removeprefix(prefix)
-                    tensor = Tensor(tuple(entry.get_shape()), entry.get_dtype(), path)
+                for name in file.keys():
+                    entry, key = file.get_slice(name), name.removeprefix(prefix)
+                    tensor = Tensor(tuple(entry.get_shape()), entry.get_dtype(), path, name)
                     if key in self.tensors:
                         raise WeightsError(
                             f"weight {key} is repeated: in {self.tensors[key].path.name} and in {path.name}"
@@ -89,8 +90,8 @@ class WeightFiles:
 
     def read(self, key: str, rows: slice | None = None) -> np.ndarray:
         """A tensor, or some of its rows. The file is opened anew each time: what it maps is released at once."""
+        name = self.tensors[key].name
         with _opened(self.tensors[key].path) as file:
-            name = self._prefix + key
             return file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
 
 
@@ -146,19 +147,33 @@ def check_finite(key: str, array: np.ndarray, strict: bool) -> None:
 
 
 @contextlib.contextmanager
-def new_directory(output):
-    """A folder to fill: renamed to `output` when the block ends, removed when it fails. Errors: FileExistsError."""
+def new_directory(output, *sources):
+    """A folder to fill: renamed to `output` when the block ends, removed when it fails.
+
+    Args:
+      sources: folders that are read meanwhile; the new one must not lie in them.
+    Errors: FileExistsError, WeightsError.
+    """
     output = Path(output)
     if output.exists():
         raise FileExistsError(f"{output} exists: a new directory is written, name another one")
-    temporary = output.with_name(output.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    for source in sources:
+        if output.resolve().is_relative_to(Path(source).resolve()):
+            raise WeightsError(f"the output must lie outside of what is read, {source}; got {output}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{output.name}.", suffix=".tmp", dir=output.parent))
     try:
+        temporary.chmod(0o777 & ~_umask())
         yield temporary
         temporary.replace(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_weights(directory, name: str, tensors: Mapping[str, Pending], verify: bool = False) -> None:
@@ -193,13 +208,18 @@ def check_same(files: WeightFiles, tensors: Mapping[str, Pending]) -> None:
     """Errors: WeightsError naming the tensors that the files lack, have too many of, or that differ in a single bit."""
     different = sorted(files.tensors.keys() ^ tensors.keys())
     for key in files.tensors.keys() & tensors.keys():
-        one, other = np.ascontiguousarray(files.read(key)), np.ascontiguousarray(tensors[key].make())
-        if one.dtype != other.dtype or one.shape != other.shape or one.tobytes() != other.tobytes():
+        one, other = files.read(key), tensors[key].make()
+        if one.dtype != other.dtype or one.shape != other.shape or not np.array_equal(_bits(one), _bits(other)):
             different.append(key)
     if different:
         raise WeightsError(
             f"{files.directory} did not survive the conversion; these tensors differ:{listed(different)}"
         )
+
+
+def _bits(array) -> np.ndarray:
+    """The array's bytes, uncopied: NaN equals itself, and 0 differs from -0."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def _write_file(path, tensors):
@@ -218,7 +238,7 @@ def _write_file(path, tensors):
             array = np.ascontiguousarray(tensor.make())
             if array.shape != tuple(tensor.shape) or array.dtype != tensor.dtype:
                 raise ValueError(f"{key} must be {tensor.shape} {tensor.dtype}; got {array.shape} {array.dtype}")
-            file.write(array.reshape(-1).view(np.uint8).data)
+            file.write(_bits(array).data)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

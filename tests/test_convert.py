@@ -76,7 +76,7 @@ def _damage(folder, change):
         (lambda w: w.update(extra=np.zeros(3, np.float32)), ["unknown: extra [3]"]),
         (
             lambda w: w.update({"embed.layer_norm.weight": np.zeros(9, np.float32)}),
-            ["misshapen: embed.layer_norm.weight", "[9] in the file", "[64] by config.json"],
+            ["misshapen: embed.layer_norm.weight", "[9] in the file", "[64] by its config"],
         ),
     ],
 )

@@ -1,12 +1,18 @@
 """Whole model directories: random ones, what is in them, to Orbax and back, LoRA; and every way they can be broken."""
 
 import json
+import re
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from editmgt_jax import cli, directories, weights
@@ -14,6 +20,7 @@ from editmgt_jax.config import LoRAConfig, MGTConfig
 from editmgt_jax.convert import weights_name
 from editmgt_jax.loading import abstract_params, load_mgt, make_module
 from editmgt_jax.pipeline import EditPipeline
+from editmgt_jax.training.checkpoint import load_tree, save_tree
 from editmgt_jax.training.lora import abstract_lora, merge
 from editmgt_jax.weights import WeightFiles, WeightsError
 
@@ -107,14 +114,155 @@ def test_a_failed_conversion_leaves_nothing(with_llm, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupted_conversion_can_be_repeated(with_llm, tmp_path):
-    (tmp_path / "orbax.tmp" / "editmgt").mkdir(parents=True)  # what a killed process leaves
-    with pytest.raises(FileNotFoundError, match="components with a folder orbax"):
-        directories.to_released(tmp_path / "orbax.tmp", tmp_path / "back")
+def test_a_killed_conversion_leaves_nothing_that_looks_complete(with_llm, tmp_path):
+    code = (
+        "import os, signal, sys\n"
+        "from editmgt_jax import directories\n"
+        "directories._copy_the_rest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "directories.to_orbax(*sys.argv[1:])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(with_llm), str(tmp_path / "orbax")], timeout=300)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith("orbax.") and left.name.endswith(".tmp")
+    with pytest.raises((FileNotFoundError, ValueError)):
+        directories.to_released(left, tmp_path / "back")
     directories.to_orbax(with_llm, tmp_path / "orbax")
-    assert [path.name for path in tmp_path.iterdir()] == ["orbax"]
     with pytest.raises(FileExistsError, match="name another one"):
         directories.to_orbax(with_llm, tmp_path / "orbax")
+
+
+def test_links_and_other_files_come_along(with_llm, tmp_path):
+    (tmp_path / "model").mkdir()
+    for part in with_llm.iterdir():
+        (tmp_path / "model" / part.name).symlink_to(part)
+    (tmp_path / "model" / "checker").mkdir()
+    save_file({"x": np.zeros(3)}, tmp_path / "model" / "checker" / "model.safetensors")
+    directories.to_orbax(tmp_path / "model", tmp_path / "orbax")
+    directories.to_released(tmp_path / "orbax", tmp_path / "back")
+    assert directories.inspect(tmp_path / "back")["loads"]
+    assert (tmp_path / "back" / "checker" / "model.safetensors").is_file()
+    (tmp_path / "orbax2.tmp").mkdir()
+    (tmp_path / "orbax2.tmp" / "thesis.txt").write_text("mine")
+    directories.to_orbax(tmp_path / "model", tmp_path / "orbax2")
+    assert (tmp_path / "orbax2.tmp" / "thesis.txt").is_file()
+
+
+def test_the_output_must_lie_outside_of_what_is_read(with_llm):
+    before = sorted(with_llm.rglob("*"))
+    with pytest.raises(ValueError, match="must lie outside"):
+        directories.to_orbax(with_llm, with_llm / "orbax")
+    assert sorted(with_llm.rglob("*")) == before
+
+
+def test_checkpoints_that_are_not_what_was_written(with_llm, tmp_path):
+    def converted(name):
+        directories.to_orbax(with_llm, tmp_path / name)
+        return tmp_path / name
+
+    other = converted("other_config")
+    path = other / "editmgt" / "config.json"
+    path.write_text(path.read_text().replace('"num_layers": 2', '"num_layers": 3'))
+    with pytest.raises(ValueError, match="must have the paths and shapes of"):
+        directories.to_released(other, tmp_path / "back")
+    changed = converted("changed")
+    tree = load_tree(changed / "vqvae" / "orbax")
+    tree["params"]["codebook"] = tree["params"]["codebook"] + np.float32(1e-6)
+    shutil.rmtree(changed / "vqvae" / "orbax")
+    save_tree(changed / "vqvae" / "orbax", tree)
+    with pytest.raises(ValueError, match="is damaged.*\n  quantize.embedding.weight"):
+        directories.to_released(changed, tmp_path / "back")
+    shutil.rmtree(other / "editmgt")
+    with pytest.raises(FileNotFoundError, match="has a folder editmgt"):
+        directories.to_released(other, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("form", ["orbax", "merge"])
+def test_verify_compares_what_was_written(with_llm, tmp_path, monkeypatch, form, lora):
+    """A writer that changes a number is caught by --verify alone."""
+    if form == "orbax":
+        monkeypatch.setattr(directories, "save_tree", lambda where, tree: save_tree(where, _spoilt(tree)))
+        with pytest.raises(ValueError, match="did not survive|damaged"):
+            directories.to_orbax(with_llm, tmp_path / "out", verify=True)
+        return
+    config, mgt, _, tree = lora
+    tiny.write_model(tmp_path / "model")
+    (tmp_path / "lora").mkdir()
+    directories.save_lora(tmp_path / "lora", config, mgt.config, tree)
+    write = weights._write_file
+    monkeypatch.setattr(weights, "_write_file", lambda path, tensors: (write(path, tensors), _flip(path)))
+    with pytest.raises(ValueError, match="did not survive"):
+        directories.merge_lora(tmp_path / "model", tmp_path / "out", tmp_path / "lora", verify=True)
+    assert not (tmp_path / "out").exists()
+
+
+def _spoilt(tree):
+    flat, shape = jax.tree.flatten(tree)
+    return jax.tree.unflatten(shape, [flat[0] + 1, *flat[1:]])
+
+
+def _flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_what_gemma_does_not_use_is_checked_too(with_llm, tmp_path):
+    shutil.copytree(with_llm, tmp_path / "model")
+    path = tmp_path / "model/llm_encoder/model.safetensors"
+    good = load_file(path)
+    for change, message in (
+        ({"model.layers.2.rubbish": np.zeros(2, np.float32)}, "unknown: model.layers.2.rubbish"),
+        ({"model.norm.weight": np.zeros(7, np.float32)}, r"misshapen: model.norm.weight is \[7\]"),
+        ({"model.layers.2.mlp.up_proj.weight": None}, "missing: model.layers.2.mlp.up_proj.weight"),
+    ):
+        save_file({key: value for key, value in (good | change).items() if value is not None}, path)
+        assert re.search(message, directories.inspect(tmp_path / "model")["problem"])
+    spoilt = good | {"model.norm.weight": np.full_like(good["model.norm.weight"], np.nan)}
+    save_file(spoilt, path)
+    with pytest.raises(ValueError, match="model.norm.weight holds NaN"):
+        directories.to_orbax(tmp_path / "model", tmp_path / "orbax", strict=True)
+
+
+def test_a_model_directory_runs_no_code_of_its_own(with_llm, tmp_path):
+    shutil.copytree(with_llm, tmp_path / "model")
+    folder = tmp_path / "model" / "tokenizer"
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')\nclass Own: ...\n")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert not directories.inspect(tmp_path / "model")["loads"]
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_every_conversion_from_the_command_line(with_llm, tmp_path, monkeypatch, lora):
+    """The tiny model of each kind through each sub-command, verified, and the pictures that it makes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("editmgt_jax.commands.use_disk_cache", lambda: None)
+    config, mgt, _, tree = lora
+    tiny.write_model(Path("small"))
+    Path("lora").mkdir()
+    directories.save_lora("lora", config, mgt.config, tree)
+
+    def run(line):
+        assert cli.main(line.split()) == 0, line
+
+    run("make-random --preset tiny-base --out base --dtype bf16")
+    run(f"convert orbax {with_llm} orbax --verify --strict")
+    run("convert released orbax back --verify --strict")
+    assert hashes(Path("back")) == hashes(with_llm)
+    run(f"convert editor base editor --llm-encoder {with_llm / 'llm_encoder'} --verify --strict")
+    run("convert lora lora lora_orbax --model small --verify")
+    run("convert merge small merged --lora lora_orbax --verify --strict")
+    run("inspect editor --json")
+    Image.new("RGB", (32, 32), "red").save("in.png")
+    Image.new("L", (32, 32), "white").save("mask.png")
+    run("generate --model base --prompt tree --size 32 32 --steps 2 --output generated.png")
+    run("inpaint --model base --image in.png --mask mask.png --prompt tree --steps 2 --output inpainted.png")
+    run("outpaint --model base --image in.png --pad 0 0 16 0 --prompt tree --steps 2 --output outpainted.png")
+    sizes = [Image.open(f"{name}.png").size for name in ("generated", "inpainted", "outpainted")]
+    assert sizes == [(32, 32), (32, 32), (48, 32)]
 
 
 # ---- weights that cannot be used
@@ -168,10 +316,21 @@ def test_an_index_that_names_absent_files(component):
         load_mgt(component)
 
 
+@pytest.mark.parametrize("name", ["./gone", "../gone", "a--b/c", "gone/x.", "/no/such/folder", "gone"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        directories.inspect(name)
+
+
 def test_a_name_that_is_neither_folder_nor_on_the_hub(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(FileNotFoundError, match="local folder or a name on the hub"):
-        EditPipeline.from_pretrained("/no/such/folder")
+    import huggingface_hub
+
+    def fails(*_, **__):
+        raise ConnectionError("no route to host\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
+    with pytest.raises(FileNotFoundError, match="cannot be fetched from the Hugging Face hub: no route to host$"):
+        EditPipeline.from_pretrained("someone/something")
 
 
 # ---- base to editor
@@ -240,8 +399,24 @@ def test_lora_there_and_back(lora, tmp_path):
     assert directories.inspect(tmp_path / "merged")["loads"]
 
 
-def test_lora_errors(lora):
+def test_lora_errors(lora, tmp_path):
     config, mgt, params, tree = lora
+    with pytest.raises(ValueError, match="target_modules.*conv1"):
+        abstract_lora(LoRAConfig(target_modules=("conv1",)), mgt.config, abstract_params(mgt))
+    released = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["to_q"]}
+    assert LoRAConfig.from_dict(released).scale == 2
+    for change, message in (
+        ({"alpha_pattern": {"to_q": 600}}, "alpha_pattern"),
+        ({"rank_pattern": {"to_q": 1}}, "rank_pattern"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"peft_type": "LOHA"}, "peft_type"),
+        ({"r": None}, "r must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LoRAConfig.from_dict(released | change)
+    with pytest.raises(ValueError, match="must state r, lora_alpha"):
+        LoRAConfig.from_dict({})
     with pytest.raises(ValueError, match="only a LoRA of scope 'all' can be merged"):
         merge(params, tree, LoRAConfig(scope="reference"))
     with pytest.raises(ValueError, match="target_modules.*to_qq"):

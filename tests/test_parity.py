@@ -95,7 +95,7 @@ def test_vq(tmp_path, channels, layers, groups, attention, code_dim, grid):
 # ---- the text encoder
 
 
-@pytest.mark.parametrize("eos_token_id", [2, 49], ids=["largest id ends", "first eos ends"])
+@pytest.mark.parametrize("eos_token_id", [2, 40], ids=["largest id ends", "first eos ends"])
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_clip_text(tmp_path, eos_token_id, activation):
     config = TorchCLIPTextConfig(
@@ -113,9 +113,11 @@ def test_clip_text(tmp_path, eos_token_id, activation):
     )
     theirs = randomised(CLIPTextModelWithProjection(config))
     theirs.save_pretrained(tmp_path)
-    ids = np.random.default_rng(0).integers(3, 48, (2, TEXT_LENGTH))
+    ids = np.random.default_rng(0).integers(3, 39, (2, TEXT_LENGTH))
     for row, end in enumerate((5, 9)):
-        ids[row, end:] = 49  # the largest id, and the eos of the newer convention
+        ids[row, end - 3] = 2  # where the config says 2, it is not what ends a text
+        ids[row, end:] = 49  # the largest id
+        ids[row, end - 1] = 40  # the other convention's eos, which comes before the largest id
     with torch.no_grad():
         output = theirs(torch.tensor(ids), output_hidden_states=True)
     model, params = load_clip(tmp_path)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from editmgt_jax.config import LoRAConfig, MGTConfig
-from editmgt_jax.convert import released_leaves
+from editmgt_jax.convert import is_linear, released_leaves
 
 
 def abstract_lora(config: LoRAConfig, mgt: MGTConfig, abstract_params):
@@ -20,7 +20,7 @@ def abstract_lora(config: LoRAConfig, mgt: MGTConfig, abstract_params):
     for key, path, _ in released_leaves(mgt, abstract_params):
         module = key.removesuffix(".weight")
         targets = [name for name in config.target_modules if module == name or module.endswith(f".{name}")]
-        if not targets or not path.endswith("/kernel") or flat[path].ndim > 3:
+        if not targets or not is_linear(mgt, path):
             continue
         found.update(targets)
         *layers, inputs, outputs = flat[path].shape
@@ -44,6 +44,8 @@ def merge(params, lora, config: LoRAConfig):
     flat, extra = flatten_dict(params), flatten_dict(lora)
     for path in {path[:-1] for path in extra}:
         kernel, a, b = flat[(*path, "kernel")], extra[(*path, "lora_a")], extra[(*path, "lora_b")]
-        update = jnp.matmul(a, b, precision="highest") * config.scale
+        update = (
+            jnp.matmul(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32), precision="highest") * config.scale
+        )
         flat[(*path, "kernel")] = (jnp.asarray(kernel, jnp.float32) + update).astype(kernel.dtype)
     return unflatten_dict(flat)

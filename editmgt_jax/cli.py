@@ -71,10 +71,26 @@ def make_parser() -> argparse.ArgumentParser:
 
     _add_prepare(commands)
 
-    command = _add(commands, "tokenize", run.tokenize, f"encode training data once{overridable}", takes_overrides=True)
-    command.add_argument("--config", required=True, metavar="FILE.py")
+    text = "encode training data once: prepared pairs, or a config's scenes"
+    command = _add(commands, "tokenize", run.tokenize, f"{text}{overridable}", takes_overrides=True)
     command.add_argument("--output", required=True, metavar="DIR", help="folder for the token records")
-    command.add_argument("--examples", required=True, type=_positive, help="how many pairs")
+    pairs = command.add_argument_group("prepared pairs")
+    pairs.add_argument("--records", metavar="DIR", help="what `editmgt prepare` wrote")
+    pairs.add_argument("--model", metavar="DIR", help="model whose encoders to use (default: the one in the package)")
+    pairs.add_argument(
+        "--batch-size", type=_positive, default=32, metavar="N", help="pairs a process encodes at a time"
+    )
+    pairs.add_argument("--text-states", action="store_true", help="store what the text encoders say, too")
+    pairs.add_argument("--dtype", type=_dtype, help="of the text encoders")
+    scenes = command.add_argument_group("scenes")
+    scenes.add_argument("--config", metavar="FILE.py", help="configs/scenes_mgt.py, for example")
+    scenes.add_argument("--examples", type=_positive, help="how many pairs")
+
+    command = _add(commands, "data-stats", run.data_stats, "count what a folder of records holds, and show some of it")
+    command.add_argument("directory", metavar="DIR", help="what `editmgt prepare` or `editmgt tokenize` wrote")
+    command.add_argument("--grid", metavar="FILE.png", help="picture of sample pairs to write")
+    command.add_argument("--model", metavar="DIR", help="whose image tokenizer paints tokens (default: the package's)")
+    command.add_argument("--json", action="store_true", help="print JSON")
 
     command = _add(commands, "export", run.export, "write a run's parameters as a model directory")
     command.add_argument("--workdir", required=True, metavar="RUN")

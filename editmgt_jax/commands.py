@@ -124,13 +124,43 @@ def prepare(args) -> None:
 
 
 def tokenize(args) -> None:
-    from editmgt_jax.training.config_files import load_config
+    from editmgt_jax.training.config_files import ConfigError, load_config
 
-    config = load_config(args.config, args.overrides)
+    if (args.records is None) == (args.config is None):
+        raise ConfigError("tokenize takes --records DIR or --config FILE.py, one of them")
+    if (args.config is None) != (args.examples is None) or args.records is not None and args.overrides:
+        raise ConfigError("--examples and overrides of keys belong to --config, which needs --examples")
     use_disk_cache()
+    if args.records is not None:
+        from editmgt_jax.training import token_job
+
+        more = (args.batch_size, args.text_states, args.dtype)
+        token_job.tokenize_pairs(args.records, args.model, args.output, *more)
+        return
+    config = load_config(args.config, args.overrides)
     from editmgt_jax.training import trainer
 
     trainer.tokenize(config, args.output, args.examples)
+
+
+def data_stats(args) -> None:
+    import json
+
+    from editmgt_jax import images
+    from editmgt_jax.data import stats
+
+    if args.grid is not None:
+        images.check_output(args.grid)
+    report = stats.collect(args.directory)
+    print(json.dumps(report, indent=2) if args.json else stats.describe(report))
+    if args.grid is not None:
+        paint = None
+        if report["kind"] == "tokens":
+            use_disk_cache()
+            from editmgt_jax.loading import painter
+
+            paint = painter(args.model)
+        images.save(stats.grid(args.directory, paint), args.grid)
 
 
 def export(args) -> None:

@@ -187,6 +187,12 @@ def load_vq(directory, **reading) -> tuple[VQModel, Any]:
     return _load(directory, VQConfig, jnp.float32, **reading)
 
 
+def painter(model=None):
+    """A function of ids [B H W] that gives a model's pictures of them, float32 [B Y X 3] in [0, 1]."""
+    vq, params = load_vq(find_model(model)[0] / "vqvae")
+    return jax.jit(lambda ids: vq.apply({"params": params}, jnp.asarray(ids, jnp.int32), method="decode"))
+
+
 def load_clip(directory, dtype=jnp.float32, **reading) -> tuple[CLIPText, Any]:
     """Reads a CLIP text encoder's folder. -> (module, parameters)"""
     return _load(directory, CLIPTextConfig, dtype, **reading)

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "presets": {"config"},
     "directories": {"config", "convert", "loading", "presets", "prompts", "training", "weights"},
     "pipeline": {"decode", "editing", "images", "loading", "prompts", "settings"},
-    "data": {"images"},
+    "data": {"config", "images"},
     "training": {"config", "convert", "data", "loading", "masking", "models", "prompts", "weights"},
     "evaluation": {"data", "images", "localize", "masking", "pipeline"},
 }

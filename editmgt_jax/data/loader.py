@@ -1,11 +1,93 @@
-"""Grain batches of edit pairs. A batch is a function of (seed, step); the iterator can be saved and restored."""
+"""Batches of training data, on Grain. A batch is a function of (data, seed, step): nothing else is remembered.
+
+Every host makes the same plan of the global batches, numbers of records only, and reads its own rows of each. Hence the
+global batches are the same whatever the number of hosts, and the state of an iterator is the number of its next batch.
+
+Axes    B examples of this host
+"""
+
+import dataclasses
+import json
+import sys
 
 import grain
 import numpy as np
+from absl import flags
+
+from editmgt_jax.data.records import RecordError, TokenSet
+
+STATE = "batches.json"
+
+
+class DataError(RuntimeError):
+    """Training data that cannot be used, or too much of which cannot be read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """What batches are drawn from.
+
+    Args:
+      directories: folders of token records, with a weight each; a weight multiplies how often its records come.
+      categories: weights of categories by name; those left out have 1, and 0 leaves a category out.
+    """
+
+    directories: tuple[tuple[str, float], ...]
+    categories: tuple[tuple[str, float], ...] = ()
+
+
+class Batches:
+    """An endless iterator of batches that can be saved and restored, in a file or with `get_state` and `set_state`.
+
+    Its state is the number of the next batch, so it can be restored for any number of hosts, threads or workers.
+    """
+
+    def __init__(self, dataset: grain.MapDataset, workers: int = 0, threads: int = 2, prefetch: int = 4):
+        self._dataset, self._workers = dataset, workers
+        self._reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+        self._step, self._iterator = 0, None
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> dict:
+        if self._iterator is None:
+            dataset = self._dataset[self._step :].to_iter_dataset(self._reading)
+            if self._workers:
+                if not flags.FLAGS.is_parsed():  # Grain's workers ask for flags of its own
+                    flags.FLAGS.mark_as_parsed()
+                dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+            self._iterator = iter(dataset)
+        batch = next(self._iterator)
+        self._step += 1
+        return batch
+
+    def get_state(self) -> dict:
+        return {"step": self._step}
+
+    def set_state(self, state: dict) -> None:
+        self._step, self._iterator = int(state["step"]), None
+
+    # What Orbax asks of an object that is saved beside arrays.
+
+    async def save(self, directory):
+        state = json.dumps(self.get_state())
+
+        async def write():
+            path = await directory.await_creation()
+            (path / STATE).write_text(state)
+
+        return write()
+
+    async def load(self, directory):
+        async def read():
+            self.set_state(json.loads((directory / STATE).read_text()))
+
+        return read()
 
 
 def batches(source, batch_size: int, *, encode_text=None, shuffle_seed: int | None = None, threads=1, prefetch=4):
-    """An endless, checkpointable iterator of batches.
+    """Batches of one source.
 
     Args:
       source: random access to examples, dicts of arrays and of strings.
@@ -23,6 +105,146 @@ def batches(source, batch_size: int, *, encode_text=None, shuffle_seed: int | No
     dataset = grain.MapDataset.source(source)
     if shuffle_seed is not None:
         dataset = dataset.seed(shuffle_seed).shuffle()
-    # Batching before to_iter_dataset keeps the stream the same for any number of threads or workers.
     dataset = dataset.repeat().map(to_arrays).batch(batch_size, drop_remainder=True)
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
+    return Batches(dataset, threads=threads, prefetch=prefetch)
+
+
+def token_batches(
+    mixture: Mixture,
+    batch_size: int,
+    *,
+    seed: int,
+    host: tuple[int, int] = (0, 1),
+    workers: int = 0,
+    threads: int = 2,
+    bad_records: int = 100,
+) -> Batches:
+    """Batches of token records. All of a batch are of one bucket; buckets come as often as they have records.
+
+    Args:
+      batch_size: of the global batch.
+      host: (number, count): this host yields rows number * B ... of each global batch, B = batch_size / count.
+      workers: processes that read ahead; 0 reads in threads of this one.
+      bad_records: how many records of a process may be unreadable; each is named, and its neighbour taken instead.
+    Yields: dict of arrays, batch first: the fields of the records.
+    Errors: ValueError for what cannot be drawn from; DataError when too many records are bad.
+    """
+    number, count = host
+    if batch_size % count or not 0 <= number < count:
+        raise ValueError(
+            f"batch_size must be a multiple of the {count} hosts, numbered from 0; got {batch_size}, {host}"
+        )
+    streams = _streams(mixture)
+    rows = slice(number * (batch_size // count), (number + 1) * (batch_size // count))
+    buckets, weights = [], []
+    for position, name in enumerate(sorted(streams)):
+        inside = streams[name]
+        datasets = [stream.dataset(_seed(seed, position, i)) for i, stream in enumerate(inside)]
+        drawn = grain.MapDataset.mix(datasets, [stream.weight for stream in inside]) if len(inside) > 1 else datasets[0]
+        read = _Reader(tuple(inside), bad_records)
+        buckets.append(drawn.batch(batch_size, drop_remainder=True).map(_Rows(rows)).map(read))
+        weights.append(sum(stream.weight for stream in inside))
+    dataset = grain.MapDataset.mix(buckets, weights) if len(buckets) > 1 else buckets[0]
+    return Batches(dataset, workers, threads)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stream:
+    """Records of one bucket of one folder, those of one category if categories are weighted, in an order of their own."""
+
+    number: int  # among its bucket's streams
+    bucket: object  # TokenBucket
+    indices: np.ndarray | None  # of the records; None is all
+    weight: float
+
+    def __len__(self) -> int:
+        return len(self.bucket) if self.indices is None else len(self.indices)
+
+    def dataset(self, seed) -> grain.MapDataset:
+        """Endless: (stream, place in it), each epoch another permutation."""
+        return grain.MapDataset.range(len(self)).seed(seed).shuffle().repeat().map(self._place)
+
+    def _place(self, index) -> np.ndarray:
+        return np.array([self.number, index])
+
+    def read(self, index) -> dict:
+        return self.bucket[index if self.indices is None else self.indices[index]]
+
+
+def _streams(mixture: Mixture) -> dict[str, list[_Stream]]:
+    """{bucket: streams}, in the order of the mixture. Errors: ValueError."""
+    weights = dict(mixture.categories)
+    if not mixture.directories or any(weight <= 0 for _, weight in mixture.directories):
+        raise ValueError(f"a mixture needs folders of token records with positive weights; got {mixture.directories}")
+    sets = [(TokenSet(directory), weight) for directory, weight in mixture.directories]
+    known = {name for tokens, _ in sets for name in tokens.categories}
+    if unknown := sorted(weights.keys() - known):
+        raise ValueError(f"weights can be given for the categories {sorted(known)}; got {unknown}")
+    if any(weight < 0 for weight in weights.values()):
+        raise ValueError(f"weights of categories must not be negative; got {weights}")
+    streams: dict[str, list[_Stream]] = {}
+    for tokens, weight in sets:
+        for name, bucket in tokens.buckets.items():
+            parts = [(None, weight)]
+            if weights:
+                own = bucket.categories()
+                parts = [
+                    (np.flatnonzero(own == i), weight * weights.get(category, 1.0))
+                    for i, category in enumerate(tokens.categories)
+                ]
+            for indices, each in parts:
+                inside = streams.setdefault(name, [])
+                stream = _Stream(
+                    len(inside), bucket, indices, each * (len(bucket) if indices is None else len(indices))
+                )
+                if len(stream) and stream.weight:
+                    if inside and inside[0].bucket.schema != bucket.schema:
+                        raise ValueError(
+                            f"records of bucket {name} must have the same fields in all folders; see {bucket}"
+                        )
+                    inside.append(stream)
+    streams = {name: inside for name, inside in streams.items() if inside}
+    if not streams:
+        raise ValueError(f"no record is left to draw from: {mixture}")
+    return streams
+
+
+def _seed(seed: int, *numbers: int) -> int:
+    return int(np.random.SeedSequence([seed, *numbers]).generate_state(1)[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """This host's rows of a planned batch."""
+
+    rows: slice
+
+    def __call__(self, planned):
+        return planned[self.rows]
+
+
+class _Reader:
+    """(stream, place) [B 2] -> the batch. Unreadable records are told, counted and replaced by the ones behind them."""
+
+    def __init__(self, streams: tuple[_Stream, ...], limit: int):
+        self._streams, self._limit, self._bad = streams, limit, set()
+
+    def __call__(self, places) -> dict:
+        examples = [self._read(self._streams[stream], int(index)) for stream, index in places]
+        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+    def _read(self, stream, index):
+        for step in range(len(stream)):
+            try:
+                return stream.read((index + step) % len(stream))
+            except RecordError as error:
+                self._note(str(error))
+        raise DataError(f"no record of {stream.bucket} can be read")
+
+    def _note(self, message) -> None:
+        if message in self._bad:
+            return
+        self._bad.add(message)
+        print(f"editmgt: skipped: {message}", file=sys.stderr)
+        if len(self._bad) > self._limit:
+            raise DataError(f"more than {self._limit} records cannot be read, the last one: {message}")

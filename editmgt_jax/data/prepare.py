@@ -26,11 +26,9 @@ from tqdm import tqdm
 
 from editmgt_jax.data import summary
 from editmgt_jax.data.examine import PrepareConfig, Rejected, examine
-from editmgt_jax.data.records import MANIFEST, PairWriter, copy_records, read_manifest, write_json
+from editmgt_jax.data.records import MANIFEST, PAIRS, VERSION, PairWriter, copy_records, read_manifest, write_json
 from editmgt_jax.data.sources import open_source
 
-VERSION = 1
-KIND = "pairs"
 STAGING = "staging"
 REPORTS = "reports"
 JOB = "job.json"
@@ -385,7 +383,7 @@ def _summarise(tasks, where, config) -> dict:
         total[part] = dict(sorted(total[part].items()))
     return {
         "version": VERSION,
-        "kind": KIND,
+        "kind": PAIRS,
         "source": str(where),
         "config": dataclasses.asdict(config),
         "shards": shards,

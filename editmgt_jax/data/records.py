@@ -10,12 +10,14 @@ import json
 import time
 from pathlib import Path
 
+import ml_dtypes  # noqa: F401  (lets numpy know bfloat16)
 import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2
+PAIRS, TOKENS = "pairs", "tokens"  # kinds of records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +70,8 @@ class Schema:
 def write_shard(path, schema: Schema, examples) -> None:
     """Writes one shard under a temporary name, then renames it: a shard that exists is whole."""
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    writer = ArrayRecordWriter(str(temporary), "group_size:1")
+    temporary = path.with_name(f"{path.name}.{time.time_ns()}.tmp")
+    writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")  # ids hardly compress
     for example in examples:
         writer.write(schema.pack(example))
     writer.close()
@@ -146,40 +148,79 @@ def write_json(path, values) -> None:
     temporary.replace(path)
 
 
-def write_manifest(directory, schema: Schema, shards: list[str], examples: int, facts: dict) -> None:
-    """Writes the manifest last: a directory with one is complete."""
-    values = {"version": VERSION, "fields": schema.to_json(), "shards": shards, "examples": examples} | facts
-    write_json(Path(directory) / MANIFEST, values)
+def categories_name(bucket: str) -> str:
+    """The file with the category of each of a bucket's token records, by number in the manifest's list."""
+    return f"{bucket}.categories.npy"
 
 
-def read_manifest(directory) -> dict:
-    """Errors: FileNotFoundError if the directory has no manifest (its writing may have been interrupted)."""
+def read_manifest(directory, kind: str | None = None) -> dict:
+    """The manifest of a folder of records; it is written last, so a folder that has one is whole.
+
+    Args:
+      kind: PAIRS or TOKENS, where only one will do.
+    Errors: FileNotFoundError without a manifest, ValueError for another kind or version.
+    """
     path = Path(directory) / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(
             f"a record directory needs its {MANIFEST}; none in {directory}: finish writing it first"
         )
-    return json.loads(path.read_text())
+    manifest = json.loads(path.read_text())
+    if manifest.get("version") != VERSION:
+        raise ValueError(f"{path} must be of version {VERSION}; got {manifest.get('version')}: make the records again")
+    if kind not in (None, manifest["kind"]):
+        made = {PAIRS: "prepared pairs (`editmgt prepare`)", TOKENS: "token records (`editmgt tokenize`)"}
+        raise ValueError(f"{directory} must hold {made[kind]}; it holds {made[manifest['kind']]}")
+    return manifest
 
 
-class RecordSource:
-    """Random access to the examples of a directory: {name: array}."""
+class TokenBucket:
+    """Random access to the token records of one bucket: {name: array}. Picklable; shards are opened when first read.
 
-    def __init__(self, directory):
-        from grain.sources import ArrayRecordDataSource
+    Errors: RecordError naming shard and record.
+    """
 
-        manifest = read_manifest(directory)
-        self.schema = Schema.from_json(manifest["fields"])
-        self._records = ArrayRecordDataSource([str(Path(directory) / name) for name in manifest["shards"]])
+    def __init__(self, directory, name: str, entry: dict):
+        self.directory, self.name = Path(directory), name
+        self.schema = Schema.from_json(entry["fields"])
+        self._files = [shard["file"] for shard in entry["shards"]]
+        if missing := [name for name in self._files if not (self.directory / name).is_file()]:
+            raise FileNotFoundError(f"{directory} must have the shards of its {MANIFEST}; it lacks {missing[:5]}")
+        self._ends = np.cumsum([shard["records"] for shard in entry["shards"]])
+        self._readers = {}
 
     def __len__(self) -> int:
-        return len(self._records)
+        return int(self._ends[-1])
 
     def __getitem__(self, index) -> dict:
-        return self.schema.unpack(self._records[index])
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        within = int(index) - (int(self._ends[shard - 1]) if shard else 0)
+        if shard not in self._readers:
+            self._readers[shard] = ShardReader(self.directory / self._files[shard])
+        reader = self._readers[shard]
+        try:
+            return self.schema.unpack(reader.read(within))
+        except ValueError as error:
+            raise RecordError(f"record {within} of {reader.path} is corrupt: {error}") from error
 
-    def __repr__(self) -> str:  # Grain names a source by it
-        return f"RecordSource({self._records!r})"
+    def categories(self) -> np.ndarray:
+        """The category of each record, uint8 [len], by number."""
+        return np.load(self.directory / categories_name(self.name))
+
+    def __getstate__(self):
+        return vars(self) | {"_readers": {}}
+
+    def __repr__(self) -> str:
+        return f"TokenBucket({str(self.directory)!r}, {self.name!r})"
+
+
+class TokenSet:
+    """The token records of a folder: `buckets` by name, and the names of `categories`."""
+
+    def __init__(self, directory):
+        self.directory, self.manifest = Path(directory), read_manifest(directory, TOKENS)
+        self.categories = self.manifest["categories"]
+        self.buckets = {name: TokenBucket(directory, name, e) for name, e in self.manifest["buckets"].items()}
 
 
 class PairSource:
@@ -192,9 +233,7 @@ class PairSource:
     def __init__(self, directory, bucket: str | None = None):
         from grain.sources import ArrayRecordDataSource
 
-        manifest = read_manifest(directory)
-        if manifest.get("kind") != "pairs":
-            raise ValueError(f"{directory} must hold prepared pairs (`editmgt prepare`); its manifest says otherwise")
+        manifest = read_manifest(directory, PAIRS)
         shards = [shard["file"] for shard in manifest["shards"] if bucket in (None, shard["bucket"])]
         self._records = ArrayRecordDataSource([str(Path(directory) / name) for name in shards])
 

@@ -1,92 +1,253 @@
-"""The tokenising job: edit pairs -> records of image ids and text ids. The one module of `data` that uses jax.
+"""The tokenising job: edit pairs -> records of image ids, text ids and what else a training step needs. The one module of
+`data` that uses jax.
 
-Each pair is encoded once, and not in every training step.
+Each pair is encoded once, and not in every training step. The job is cut into shards; each process takes its share of them,
+and a shard that exists is not made again.
+
+Axes    as in `editmgt_jax.config`; Y X pixels
 """
 
+import concurrent.futures
+import dataclasses
+import io
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-from editmgt_jax.data.loader import batches
-from editmgt_jax.data.records import Field, Schema, write_manifest, write_shard
+from editmgt_jax.config import AESTHETIC_SCORE
+from editmgt_jax.data.records import MANIFEST, TOKENS, VERSION, Field, Schema, categories_name, write_json, write_shard
 
 SHARD = 4096  # examples
 JOB = "job.json"  # what the records of a folder are made of
 
 
-def token_schema(grid: tuple[int, int], text_length: int) -> Schema:
-    return Schema(
-        (
-            Field("source_ids", "uint16", grid),
-            Field("target_ids", "uint16", grid),
-            Field("text_ids", "int32", (text_length,)),
-        )
-    )
+@dataclasses.dataclass(frozen=True)
+class Encoders:
+    """What turns pairs into tokens.
+
+    image: uint8 [B Y X 3] -> int32 [B H W], on the device; text: strings -> {name: int32 [B T]}, on the host;
+    states: {name: ids} -> {name: arrays, batch first}, on the device, or None to store no text states.
+    Errors of `text`: ValueError for an instruction that does not fit; that pair is left out and counted.
+    """
+
+    image: Callable
+    text: Callable
+    states: Callable | None = None
 
 
-def tokenize(source, encode_image, encode_text, directory, examples: int, facts: dict, batch_size: int = 32) -> None:
-    """Writes the first `examples` of `source` as token records; shards that exist are kept, so it can be restarted.
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    bucket: str
+    number: int
+    first: int  # example of the bucket's source
+    count: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.bucket}-{self.number:05d}"
+
+
+def tokenize(
+    sources: dict,
+    encoders: Encoders,
+    directory,
+    facts: dict,
+    batch_size: int = 32,
+    threads: int = 4,
+    process: tuple[int, int] = (0, 1),
+    wait_for_all: Callable = lambda: None,
+) -> dict:
+    """Writes the pairs of some sources as token records.
 
     Args:
-      source: see `loader.batches`; encode_image: float [B Y X 3] in [0, 1] -> ids [B H W]; encode_text: strings -> ids.
-      facts: what the manifest says besides (which tokenizer, which data).
+      sources: {bucket: random access to pairs}; a pair has 'source' and 'target', pictures of the bucket's size as uint8
+        [Y X 3] or bytes of a file, 'instruction', 'category', and may have 'original_size' and 'crop'.
+      facts: what the manifest says besides: which encoders, which data.
+      process: (number, count); the first one writes the manifest when `wait_for_all` returns.
+    Returns: {"images", "seconds", "waited": share of the time that the device had no batch to work on} of this process.
     Errors: ValueError when the folder holds, or was begun with, records of other facts.
     """
     directory = Path(directory)
-    if examples < 1 or examples % batch_size:
-        raise ValueError(f"examples must be a positive multiple of the batch size {batch_size}; got {examples}")
     directory.mkdir(parents=True, exist_ok=True)
-    _claim(directory, {"examples": examples} | facts)
-    starts = range(0, examples, SHARD)
-    shards = [f"tokens-{start // SHARD:05d}-of-{len(starts):05d}.array_record" for start in starts]
-    encode = jax.jit(lambda pixels: encode_image(pixels.astype(jnp.float32) / 255))
-    schema = None
-    with tqdm(total=examples, unit="pair", file=sys.stderr, dynamic_ncols=True, mininterval=5) as bar:
-        for start, name in zip(starts, shards, strict=True):
-            count = min(SHARD, examples - start)
-            if schema is not None and (directory / name).exists():
-                bar.update(count)
-                continue
-            iterator = batches(_Slice(source, start, count), batch_size, encode_text=encode_text)
-            rows = []
-            for _ in range(count // batch_size):
-                batch = next(iterator)
-                arrays = {f"{side}_ids": np.asarray(encode(batch[side])) for side in ("source", "target")}
-                arrays["text_ids"] = batch["text_ids"]
-                rows += [{k: v[i] for k, v in arrays.items()} for i in range(batch_size)]
-                bar.update(batch_size)
-            schema = schema or token_schema(rows[0]["source_ids"].shape, rows[0]["text_ids"].shape[0])
-            write_shard(directory / name, schema, rows)
-    write_manifest(directory, schema, shards, examples, facts)
+    sizes = {bucket: len(source) for bucket, source in sources.items()}
+    _claim(directory, {"sizes": sizes} | facts)
+    shards = [
+        Shard(bucket, number, first, min(SHARD, size - first))
+        for bucket, size in sizes.items()
+        for number, first in enumerate(range(0, size, SHARD))
+    ]
+    mine = shards[process[0] :: process[1]]
+    clock = _Clock()
+    with tqdm(total=sum(shard.count for shard in mine), unit="pair", file=sys.stderr, mininterval=5) as bar:
+        for shard in mine:
+            if not _report_path(directory, shard).is_file():
+                _write(shard, sources[shard.bucket], encoders, directory, batch_size, threads, clock, bar)
+            else:
+                bar.update(shard.count)
+    wait_for_all()
+    if process[0] == 0:
+        _finish(directory, shards, facts)
+    return clock.report()
+
+
+def _write(shard, source, encoders, directory, batch_size, threads, clock, bar) -> None:
+    """One shard, then its report; that is what says that it is whole."""
+    rows, categories, left_out = [], [], []
+    batches = _batches(shard, source, encoders, batch_size, threads)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pending = None  # a batch that the device works on while the next one is read
+        for batch in batches:
+            arrays = encoders.image(batch["pixels"])
+            states = {} if encoders.states is None else encoders.states(batch["text"])
+            clock.dispatched()
+            done = pool.submit(clock.wait, (arrays, states))
+            if pending is not None:
+                _collect(*pending, rows, categories, left_out, clock)
+                bar.update(pending[0]["count"])
+            pending = (batch, arrays, states, done)
+        _collect(*pending, rows, categories, left_out, clock)
+        bar.update(pending[0]["count"])
+    names = sorted(set(categories))
+    report = {"records": len(rows), "left_out": left_out, "categories": names, "category": None}
+    if rows:
+        schema = _schema(rows[0])
+        write_shard(directory / f"{shard.name}.array_record", schema, rows)
+        report |= {"fields": schema.to_json(), "category": [names.index(name) for name in categories]}
+    write_json(_report_path(directory, shard), report)
+
+
+def _collect(batch, arrays, states, done, rows, categories, left_out, clock) -> None:
+    """The results of a batch, as rows of the shard."""
+    done.result()
+    half = len(batch["pixels"]) // 2
+    ids = np.asarray(arrays).astype(np.uint16)
+    host_states = {name: np.asarray(value) for name, value in states.items()}
+    clock.images += 2 * batch["count"]
+    for i in range(batch["count"]):
+        if batch["problems"][i]:
+            left_out.append([batch["keys"][i], batch["problems"][i]])
+            continue
+        row = {"source_ids": ids[i], "target_ids": ids[half + i], "micro": batch["micro"][i]}
+        row |= {name: value[i] for name, value in (batch["text"] | host_states).items()}
+        rows.append(row)
+        categories.append(batch["categories"][i])
+
+
+def _batches(shard, source, encoders, batch_size, threads):
+    """Batches of a shard's pairs, read ahead; the last one is filled up with its first pair."""
+
+    def load(index):
+        pair = source[shard.first + index]
+        pixels = [_pixels(pair[side]) for side in ("source", "target")]
+        height, width = pixels[0].shape[:2]
+        size, crop = pair.get("original_size", (width, height)), pair.get("crop", (0, 0))
+        try:
+            text, problem = {name: ids[0] for name, ids in encoders.text([pair["instruction"]]).items()}, ""
+        except ValueError as error:
+            text, problem = {name: ids[0] for name, ids in encoders.text([""]).items()}, str(error)
+        return {
+            "pixels": pixels,
+            "text": text,
+            "micro": np.array([*size, crop[1], crop[0], AESTHETIC_SCORE], np.float32),
+            "category": pair["category"],
+            "key": str(pair.get("key", shard.first + index)),
+            "problem": problem,
+        }
+
+    dataset = grain.MapDataset.range(shard.count).map(load)
+    loaded = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)))
+    for first in range(0, shard.count, batch_size):
+        pairs = [next(loaded) for _ in range(min(batch_size, shard.count - first))]
+        count = len(pairs)
+        pairs += [pairs[0]] * (batch_size - count)
+        yield {
+            "count": count,
+            "pixels": np.stack([pair["pixels"][side] for side in (0, 1) for pair in pairs]),
+            "text": {name: np.stack([pair["text"][name] for pair in pairs]) for name in pairs[0]["text"]},
+            "micro": np.stack([pair["micro"] for pair in pairs]),
+            "categories": [pair["category"] for pair in pairs],
+            "keys": [pair["key"] for pair in pairs],
+            "problems": [pair["problem"] for pair in pairs],
+        }
+
+
+def _pixels(picture) -> np.ndarray:
+    if isinstance(picture, bytes):
+        picture = Image.open(io.BytesIO(picture)).convert("RGB")
+    return np.asarray(picture, np.uint8)
+
+
+def _schema(row) -> Schema:
+    return Schema(tuple(Field(name, value.dtype.name, value.shape) for name, value in row.items()))
+
+
+class _Clock:
+    """How long the device had nothing to do between two batches, because the next one was not there yet."""
+
+    def __init__(self):
+        self.images, self._idle, self._started, self._free = 0, 0.0, time.perf_counter(), None
+
+    def dispatched(self) -> None:
+        now = time.perf_counter()
+        if self._free is not None:
+            self._idle += max(0.0, now - self._free)
+        self._free = None
+
+    def wait(self, arrays) -> None:
+        jax.block_until_ready(arrays)
+        self._free = time.perf_counter()
+
+    def report(self) -> dict:
+        seconds = time.perf_counter() - self._started
+        return {"images": self.images, "seconds": seconds, "waited": self._idle / seconds if self.images else 0.0}
+
+
+def _report_path(directory, shard) -> Path:
+    return directory / "reports" / f"{shard.name}.json"
+
+
+def _finish(directory, shards, facts) -> None:
+    """The manifest, and for each bucket the category of each of its records."""
+    reports = [json.loads(_report_path(directory, shard).read_text()) for shard in shards]
+    names = sorted({name for report in reports for name in report["categories"]})
+    buckets, left_out = {}, []
+    categories = {}
+    for shard, report in zip(shards, reports, strict=True):
+        left_out += report["left_out"]
+        if not report["records"]:
+            continue
+        bucket = buckets.setdefault(shard.bucket, {"fields": report["fields"], "shards": []})
+        bucket["shards"].append({"file": f"{shard.name}.array_record", "records": report["records"]})
+        own = [names.index(report["categories"][i]) for i in report["category"]]
+        categories.setdefault(shard.bucket, []).extend(own)
+    for bucket, numbers in categories.items():
+        np.save(directory / categories_name(bucket), np.array(numbers, np.uint8))
+    examples = sum(report["records"] for report in reports)
+    manifest = {"version": VERSION, "kind": TOKENS, "examples": examples, "categories": names, "buckets": buckets}
+    left = {"count": len(left_out), "examples": left_out[:20]}
+    write_json(directory / MANIFEST, manifest | {"left_out": left} | facts)
 
 
 def _claim(directory, job: dict) -> None:
     """Writes what this folder's records are of, or checks it: shards of two jobs must not be mixed."""
     path, text = directory / JOB, json.dumps(job, indent=2, sort_keys=True) + "\n"
+    (directory / "reports").mkdir(exist_ok=True)
     if not path.exists():
         if any(directory.glob("*.array_record")):
             raise ValueError(f"{directory} holds records of an unknown job: name a new folder, or empty it")
-        path.write_text(text)
+        temporary = path.with_name(f"{JOB}.{time.time_ns()}.tmp")  # several processes may claim it at once
+        temporary.write_text(text)
+        temporary.replace(path)
     elif path.read_text() != text:
         raise ValueError(
             f"{directory} was begun as another job (tokenizer, data or number of examples; see {path}): "
             "name a new folder, or delete it"
         )
-
-
-class _Slice:
-    """Examples start ... start + count of a source."""
-
-    def __init__(self, source, start: int, count: int):
-        self._source, self._start, self._count = source, start, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index):
-        return self._source[self._start + index % self._count]

@@ -26,7 +26,7 @@ class MGTTask:
     """Task `mgt`.
 
     Batches hold 'text_ids' int32 [B T] and either 'source_ids' and 'target_ids' [B H W], or 'source' and 'target'
-    uint8 [B Y X 3]: then the frozen image tokenizer runs inside the step.
+    uint8 [B Y X 3]: then the frozen image tokenizer runs inside the step. They may hold 'micro', the micro-conditions [B 5].
     """
 
     monitor = ("accuracy_changed", "max")
@@ -70,11 +70,12 @@ class MGTTask:
             return batch[f"{side}_ids"].astype(jnp.int32)
         return self.encode_image(batch[side].astype(jnp.float32) / 255)
 
-    def _predict(self, params, source, hidden, mask_rate, text_ids):
-        """Logits [B L C] of a batch whose target ids are partly hidden."""
+    def _predict(self, params, source, hidden, mask_rate, text_ids, micro=None):
+        """Logits [B L C] of a batch whose target ids are partly hidden; `micro` [B 5], by default those of whole pictures."""
         states, pooled = self.text.apply({"params": params["text"]}, text_ids)
-        rows, columns = (side * self.vq_config.factor for side in source.shape[1:])
-        micro = jnp.broadcast_to(jnp.array([columns, rows, 0, 0, AESTHETIC_SCORE], jnp.float32), (len(source), 5))
+        if micro is None:
+            rows, columns = (side * self.vq_config.factor for side in source.shape[1:])
+            micro = jnp.broadcast_to(jnp.array([columns, rows, 0, 0, AESTHETIC_SCORE], jnp.float32), (len(source), 5))
 
         time = masking.training_time(mask_rate, self.config.model.timestep_convention)
 
@@ -95,7 +96,7 @@ class MGTTask:
         dropped = jax.random.uniform(drop_key, (batch_size, 1)) < drop_rate
         text_ids = jnp.where(dropped, self.empty_prompt_ids(), batch["text_ids"])
 
-        logits = self._predict(params, source, hidden, rate, text_ids)
+        logits = self._predict(params, source, hidden, rate, text_ids, batch.get("micro"))
         changed = flat_target != flat_source
         weights = self._weights(changed)
         loss = masked_cross_entropy(logits, flat_target, mask, weights)

@@ -3,7 +3,6 @@
 A run is a function of (config, data): resuming at step k gives bit-identical parameters to never having stopped.
 """
 
-import hashlib
 import json
 import shutil
 import sys
@@ -16,16 +15,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from editmgt_jax.convert import WEIGHTS_NAME
-from editmgt_jax.data.loader import batches
-from editmgt_jax.data.records import RecordSource, read_manifest
+from editmgt_jax.data.loader import Mixture, batches, token_batches
+from editmgt_jax.data.records import TOKENS, read_manifest
 from editmgt_jax.data.scenes import SceneConfig, SceneSource, instruction_corpus
+from editmgt_jax.data.tokenize import Encoders
 from editmgt_jax.data.tokenize import tokenize as write_tokens
 from editmgt_jax.prompts import PromptTokenizer, train_tokenizer
 from editmgt_jax.training.checkpoint import Checkpoints, restore_params
 from editmgt_jax.training.metrics import MetricsWriter
 from editmgt_jax.training.mgt_task import MGTTask
 from editmgt_jax.training.optimizer import make_optimizer
+from editmgt_jax.training.token_job import identity, on_local_devices, print_rate
 from editmgt_jax.training.vq_task import VQTask
 from editmgt_jax.weights import new_directory
 
@@ -39,11 +39,11 @@ def make_task(config):
     return TASKS[config.task](config)
 
 
-def scene_source(config, split: str) -> SceneSource:
-    """The pairs of a split. The held-out ones are of another seed than the evaluation protocols report on."""
+def scene_source(config, split: str, length: int = 1_000_000_000) -> SceneSource:
+    """The first `length` pairs of a split. The held-out ones are of another seed than the evaluation protocols report on."""
     data = config.data
     seed = data.seed + (split == "heldout")
-    return SceneSource(SceneConfig(size=data.size, split=split, seed=seed, objects=data.objects))
+    return SceneSource(SceneConfig(size=data.size, split=split, seed=seed, objects=data.objects, length=length))
 
 
 def make_batches(config, split: str, tokenizer=None):
@@ -52,8 +52,8 @@ def make_batches(config, split: str, tokenizer=None):
         raise ValueError(f"batch_size must be a multiple of the {jax.device_count()} devices; got {config.batch_size}")
     if split == "train" and config.data.tokens:
         _check_tokens(config)
-        source = RecordSource(config.data.tokens)
-        return batches(source, config.batch_size, shuffle_seed=config.data.seed, threads=config.data.threads)
+        mixture = Mixture(((config.data.tokens, 1.0),))
+        return token_batches(mixture, config.batch_size, seed=config.data.seed, threads=config.data.threads)
     return batches(scene_source(config, split), config.batch_size, encode_text=tokenizer, threads=config.data.threads)
 
 
@@ -152,10 +152,11 @@ def tokenize(config, output, examples: int) -> None:
     tokenizer = run_tokenizer(config, output)
     config.model.text.update(tokenizer.special_ids())
     task = MGTTask(config)
-    facts = _identity(config.model.vq, config.model.tokenizer or output / "tokenizer")
-    data = {name: config.data[name] for name in ("size", "seed", "objects")}
-    facts |= {"data": data}
-    write_tokens(scene_source(config, "train"), task.encode_image, tokenizer, output, examples, facts)
+    facts = identity(config.model.vq, config.model.tokenizer or output / "tokenizer")
+    facts |= {"data": {name: config.data[name] for name in ("size", "seed", "objects")}}
+    scenes = scene_source(config, "train", examples)
+    encoders = Encoders(on_local_devices(task.encode_image), lambda texts: {"text_ids": tokenizer(texts)})
+    print_rate(write_tokens({f"{config.data.size}x{config.data.size}": scenes}, encoders, output, facts))
 
 
 def is_run(folder) -> bool:
@@ -203,18 +204,12 @@ def _resolve_paths(config) -> None:
                 raise FileNotFoundError(f"the config's {name} must be a folder; there is none at {keys[name]}")
 
 
-def _identity(vq, tokenizer) -> dict:
-    """What ids of pictures and of text depend on, as hashes of the files."""
-    files = {"image_tokenizer": Path(vq) / WEIGHTS_NAME, "text_tokenizer": Path(tokenizer) / "merges.txt"}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
-
-
 def _check_tokens(config) -> None:
     """Errors: ValueError when the token records were made with other tokenizers than the config names."""
     if not config.model.tokenizer:
         raise ValueError(f"{config.data.tokens} has no folder `tokenizer`: name its text tokenizer in model.tokenizer")
-    manifest = read_manifest(config.data.tokens)
-    for name, value in _identity(config.model.vq, config.model.tokenizer).items():
+    manifest = read_manifest(config.data.tokens, TOKENS)
+    for name, value in identity(config.model.vq, config.model.tokenizer).items():
         if manifest.get(name) != value:
             raise ValueError(
                 f"the records in {config.data.tokens} were made with another {name} than the config names: "

@@ -1,0 +1,112 @@
+"""Encoding training data once: procedural scenes by a run's config, or prepared pairs by a model directory."""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from editmgt_jax.data.records import PAIRS, PairSource, read_manifest
+from editmgt_jax.data.tokenize import Encoders
+from editmgt_jax.data.tokenize import tokenize as write_tokens
+from editmgt_jax.loading import find_model, load_model
+
+
+def identity(vq, *tokenizers) -> dict:
+    """What ids of pictures and of text depend on, as hashes of the files.
+
+    Args:
+      vq: folder of the image tokenizer; tokenizers: folders of the text tokenizers, the CLIP's first.
+    """
+    names = ("text_tokenizer", "llm_tokenizer")
+    hashes = {name: _hash(folder, "*") for name, folder in zip(names, tokenizers, strict=False)}
+    return {"image_tokenizer": _hash(vq, "*.safetensors")} | hashes
+
+
+def _hash(folder, pattern) -> str:
+    found = hashlib.sha256()
+    for path in sorted(Path(folder).glob(pattern)):
+        if path.is_file() and not (pattern == "*" and path.suffix not in (".json", ".txt", ".model")):
+            found.update(path.name.encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()
+
+
+def on_local_devices(encode):
+    """A function of uint8 [B Y X 3] as a program that spreads B over this process's devices."""
+    mesh = Mesh(np.array(jax.local_devices()), ("data",))
+    spread = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.jit(lambda pixels: encode(pixels.astype(jnp.float32) / 255), in_shardings=spread, out_shardings=spread)
+
+
+def tokenize_pairs(records, model, output, batch_size: int = 32, text_states: bool = False, dtype=None) -> dict:
+    """Encodes prepared pairs as a model directory's encoders do, shared by all processes that run this.
+
+    Args:
+      records: folder of `editmgt prepare`; model: model directory, None is the default model.
+      batch_size: pairs that a process encodes at a time; text_states: whether to store the text encoders' output, too.
+    Returns: what `data.tokenize.tokenize` returns.
+    Errors: ValueError when records or model do not fit.
+    """
+    manifest = read_manifest(records, PAIRS)
+    if batch_size < 1 or 2 * batch_size % jax.local_device_count():
+        raise ValueError(
+            f"twice batch_size must be a positive multiple of the {jax.local_device_count()} devices; got {batch_size}"
+        )
+    directory, _ = find_model(model)
+    loaded = load_model(directory, dtype)
+    unit = loaded.unit
+    for bucket in manifest["buckets"]:
+        if any(int(side) % unit for side in bucket.split("x")):
+            raise ValueError(
+                f"this model's pictures have sides that are multiples of {unit} pixels; got bucket {bucket}"
+            )
+    towers = {"text_ids": loaded.text.clip} | ({} if loaded.text.llm is None else {"llm_ids": loaded.text.llm})
+
+    def text(prompts):
+        return {name: tower.tokenizer(prompts) for name, tower in towers.items()}
+
+    @jax.jit
+    def states(clip_params, llm_params, ids):
+        clip_states, pooled = loaded.text.clip.model.apply({"params": clip_params}, ids["text_ids"])
+        if loaded.text.llm is not None:
+            clip_states = loaded.text.llm.model.apply({"params": llm_params}, ids["llm_ids"])
+        return {"text_states": clip_states.astype(jnp.bfloat16), "pooled": pooled.astype(jnp.float32)}
+
+    llm_params = None if loaded.text.llm is None else loaded.text.llm.params
+    encoders = Encoders(
+        image=on_local_devices(lambda pixels: loaded.vq.apply({"params": loaded.vq_params}, pixels, method="encode")),
+        text=text,
+        states=(lambda ids: states(loaded.text.clip.params, llm_params, ids)) if text_states else None,
+    )
+    folders = [directory / "tokenizer"] + ([] if loaded.text.llm is None else [directory / "llm_encoder"])
+    facts = identity(directory / "vqvae", *folders) | {
+        "data": {"source": manifest["source"], "config": manifest["config"], "kept": manifest["kept"]},
+        "text_states": text_states,
+    }
+    report = write_tokens(
+        {bucket: PairSource(records, bucket) for bucket in manifest["buckets"]},
+        encoders,
+        output,
+        facts,
+        batch_size,
+        process=(jax.process_index(), jax.process_count()),
+        wait_for_all=_wait_for_all,
+    )
+    print_rate(report)
+    return report
+
+
+def print_rate(report) -> None:
+    if report["images"]:
+        rate = report["images"] / report["seconds"]
+        print(f"{rate:.1f} images/s; the device waited {report['waited']:.1%} of the time", file=sys.stderr)
+
+
+def _wait_for_all() -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("token records are written")

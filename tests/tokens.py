@@ -1,0 +1,57 @@
+"""Small folders of token records, made by the tokenising job with encoders that any reader can undo."""
+
+import numpy as np
+
+from editmgt_jax.data.tokenize import Encoders, tokenize
+
+GRIDS = {"32x32": (4, 4), "64x32": (4, 8)}  # rows, columns
+
+
+class Pairs:
+    """Pair i of a bucket: pictures of one colour, i in its first two channels."""
+
+    def __init__(self, bucket, count, offset=0, categories=("add", "remove", "style")):
+        self.bucket, self.count, self.offset, self.categories = bucket, count, offset, categories
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        width, height = map(int, self.bucket.split("x"))
+        number = index + self.offset
+        picture = np.full((height, width, 3), [number % 256, number // 256, 0], np.uint8)
+        return {
+            "key": f"{self.bucket}#{index}",
+            "source": picture,
+            "target": 255 - picture,
+            "instruction": f"make it {number}" if number != 7 else "far too long",
+            "category": self.categories[number % len(self.categories)],
+            "original_size": [2 * width, 2 * height],
+            "crop": [3, 5],
+        }
+
+
+def image_ids(pixels):
+    """The number of a picture at every token of its 8 x 8 pixels."""
+    return pixels[:, ::8, ::8, 0].astype(np.int32) + 256 * pixels[:, ::8, ::8, 1].astype(np.int32)
+
+
+def text_ids(texts):
+    if texts == ["far too long"]:
+        raise ValueError("an instruction may have at most 3 tokens")
+    numbers = [[ord(c) for c in text[-3:].rjust(3)] for text in texts]
+    return {"text_ids": np.array(numbers, np.int32), "llm_ids": np.array(numbers, np.int32)[:, :2]}
+
+
+ENCODERS = Encoders(image_ids, text_ids)
+
+
+def write(directory, counts=None, offset=0, **more):
+    counts = counts or {"32x32": 50, "64x32": 23}
+    sources = {bucket: Pairs(bucket, count, offset) for bucket, count in counts.items()}
+    return tokenize(sources, ENCODERS, directory, {"made_of": "colours"}, batch_size=8, **more)
+
+
+def numbers(batch):
+    """The numbers of a batch's pairs."""
+    return batch["source_ids"][:, 0, 0].tolist()

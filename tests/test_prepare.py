@@ -108,18 +108,35 @@ def test_a_stopped_preparation_goes_on_to_the_same_bytes(raw, prepared, tmp_path
         assert not set(again) & set(done)
 
 
-def test_a_killed_preparation_goes_on_to_the_same_bytes(raw, prepared, tmp_path):
-    command = [sys.executable, "-m", "editmgt_jax.cli", "prepare", str(raw[0]), "--output", str(tmp_path / "set")]
-    command += [f"--resolution={planted.SIZE}", "--task-rows=100", "--workers=2"]
+def _kill_and_restart(raw, output, task_rows, tasks):
+    """Runs the command, kills it with all its processes once some tasks are surveyed, and runs it again."""
+    command = [sys.executable, "-m", "editmgt_jax.cli", "prepare", str(raw), "--output", str(output)]
+    command += [f"--resolution={planted.SIZE}", f"--task-rows={task_rows}", "--workers=2"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
-    staging = tmp_path / "set" / "staging"
-    while process.poll() is None and len(list(staging.glob("0000?"))) < 2:
-        time.sleep(0.05)
+    while process.poll() is None and len(list((output / "staging").glob("[0-9]" * 5))) < tasks:
+        time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "set" / "manifest.json").exists()
-    subprocess.run(command, check=True, timeout=300, stderr=subprocess.DEVNULL)
+    assert not (output / "manifest.json").exists()
+    subprocess.run(command, check=True, timeout=600, stderr=subprocess.DEVNULL)
+
+
+def test_a_killed_preparation_goes_on_to_the_same_bytes(raw, prepared, tmp_path):
+    _kill_and_restart(raw[0], tmp_path / "set", 100, 2)
     assert checksums(tmp_path / "set") == checksums(prepared[0])
+
+
+@pytest.mark.slow
+def test_five_thousand_pairs(tmp_path):
+    """Counts, reasons and bytes at the size of the planted set that the project is held to."""
+    expected = planted.write(tmp_path / "raw", 5000)
+    config = PrepareConfig(resolution=planted.SIZE, task_rows=512)
+    manifest = prepare(tmp_path / "raw", tmp_path / "set", config, workers=2)
+    assert counts(manifest["rejects"]) == expected["rejects"] and counts(manifest["notes"]) == expected["notes"]
+    assert manifest["rows"] == 5000 == manifest["kept"] + sum(expected["rejects"].values())
+    for tasks in (1, 6):
+        _kill_and_restart(tmp_path / "raw", tmp_path / f"killed{tasks}", 512, tasks)
+        assert checksums(tmp_path / f"killed{tasks}") == checksums(tmp_path / "set")
 
 
 def test_a_finished_preparation_is_not_done_again(raw, prepared, monkeypatch):

@@ -72,8 +72,9 @@ def tokenize(
         [Y X 3] or bytes of a file, 'instruction', 'category', and may have 'original_size' and 'crop'.
       facts: what the manifest says besides: which encoders, which data.
       process: (number, count); the first one writes the manifest when `wait_for_all` returns.
-    Returns: {"images", "seconds", "waited": share of the time that the device had no batch to work on} of this process.
-    Errors: ValueError when the folder holds, or was begun with, records of other facts.
+    Returns: {"images", "seconds", "waited": share of the time that the device had no batch to work on, "left_out"} of this
+      process.
+    Errors: ValueError when the folder holds, or was begun with, records of other facts, or when no pair can be used.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -88,14 +89,15 @@ def tokenize(
     clock = _Clock()
     with tqdm(total=sum(shard.count for shard in mine), unit="pair", file=sys.stderr, mininterval=5) as bar:
         for shard in mine:
-            if not _report_path(directory, shard).is_file():
+            if not _is_done(directory, shard):
                 _write(shard, sources[shard.bucket], encoders, directory, batch_size, threads, clock, bar)
             else:
                 bar.update(shard.count)
     wait_for_all()
     if process[0] == 0:
         _finish(directory, shards, facts)
-    return clock.report()
+    left_out = [pair for shard in mine for pair in _report(directory, shard)["left_out"]]
+    return clock.report() | {"left_out": len(left_out)}
 
 
 def _write(shard, source, encoders, directory, batch_size, threads, clock, bar) -> None:
@@ -119,7 +121,7 @@ def _write(shard, source, encoders, directory, batch_size, threads, clock, bar) 
     report = {"records": len(rows), "left_out": left_out, "categories": names, "category": None}
     if rows:
         schema = _schema(rows[0])
-        write_shard(directory / f"{shard.name}.array_record", schema, rows)
+        write_shard(_records_path(directory, shard), schema, rows)
         report |= {"fields": schema.to_json(), "category": [names.index(name) for name in categories]}
     write_json(_report_path(directory, shard), report)
 
@@ -214,9 +216,23 @@ def _report_path(directory, shard) -> Path:
     return directory / "reports" / f"{shard.name}.json"
 
 
+def _is_done(directory, shard) -> bool:
+    if not _report_path(directory, shard).is_file():
+        return False
+    return not _report(directory, shard)["records"] or _records_path(directory, shard).is_file()
+
+
+def _report(directory, shard) -> dict:
+    return json.loads(_report_path(directory, shard).read_text())
+
+
+def _records_path(directory, shard) -> Path:
+    return directory / f"{shard.name}.array_record"
+
+
 def _finish(directory, shards, facts) -> None:
     """The manifest, and for each bucket the category of each of its records."""
-    reports = [json.loads(_report_path(directory, shard).read_text()) for shard in shards]
+    reports = [_report(directory, shard) for shard in shards]
     names = sorted({name for report in reports for name in report["categories"]})
     buckets, left_out = {}, []
     categories = {}
@@ -225,9 +241,11 @@ def _finish(directory, shards, facts) -> None:
         if not report["records"]:
             continue
         bucket = buckets.setdefault(shard.bucket, {"fields": report["fields"], "shards": []})
-        bucket["shards"].append({"file": f"{shard.name}.array_record", "records": report["records"]})
+        bucket["shards"].append({"file": _records_path(directory, shard).name, "records": report["records"]})
         own = [names.index(report["categories"][i]) for i in report["category"]]
         categories.setdefault(shard.bucket, []).extend(own)
+    if not buckets:
+        raise ValueError(f"no pair of {sum(shard.count for shard in shards)} can be used, such as {left_out[:3]}")
     for bucket, numbers in categories.items():
         np.save(directory / categories_name(bucket), np.array(numbers, np.uint8))
     examples = sum(report["records"] for report in reports)

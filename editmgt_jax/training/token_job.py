@@ -100,6 +100,11 @@ def tokenize_pairs(records, model, output, batch_size: int = 32, text_states: bo
 
 
 def print_rate(report) -> None:
+    """Says how fast `data.tokenize.tokenize` was, and what it left out."""
+    if report["left_out"]:
+        print(
+            f"{report['left_out']} pairs left out: their instructions are too long (see the manifest)", file=sys.stderr
+        )
     if report["images"]:
         rate = report["images"] / report["seconds"]
         print(f"{rate:.1f} images/s; the device waited {report['waited']:.1%} of the time", file=sys.stderr)

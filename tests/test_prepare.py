@@ -152,6 +152,14 @@ def test_another_preparation_s_folder_is_refused(raw, prepared, tmp_path):
         prepare(raw[0], tmp_path, CONFIG)
 
 
+def test_a_flag_that_no_one_knows(raw, tmp_path):
+    with pytest.raises(PrepareError, match="neither .* has the flags .'resolutoin'."):
+        prepare(raw[0], tmp_path / "set", CONFIG, flags=["--resolutoin=64"])
+    assert not (tmp_path / "set").exists()
+    flags = ["--runner=DirectRunner", "--direct_running_mode=multi_threading", "--direct_num_workers=2"]
+    assert prepare(raw[0], tmp_path / "set", CONFIG, flags=flags)["rows"] == raw[1]["rows"]
+
+
 def test_a_category_can_be_limited(raw, tmp_path):
     config = PrepareConfig(resolution=planted.SIZE, task_rows=100, max_per_category=20)
     manifest = prepare(raw[0], tmp_path / "set", config)

@@ -85,7 +85,7 @@ def prepare(where, output, config: PrepareConfig, mapping=None, flags: list[str]
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
     parts = open_source(where, mapping, config.resolution)
     output = Path(output).absolute()
-    tasks = _tasks(parts, output, config)
+    tasks, options = _tasks(parts, output, config), _beam_options(flags, workers)
     if not tasks:
         raise PrepareError(f"{where} has no rows")
     _claim(output, where, parts, mapping, config)
@@ -94,7 +94,6 @@ def prepare(where, output, config: PrepareConfig, mapping=None, flags: list[str]
         return read_manifest(output)
     started = time.perf_counter()
     todo = [task for task in tasks if not task.report.is_file()]
-    options = _beam_options(flags, workers)
     if todo:
         _each(tasks, survey, options, "survey")
         _weigh(tasks, options)
@@ -147,7 +146,11 @@ def _beam_options(flags, workers):
     if not any(flag.split("=")[0] == "--runner" for flag in flags):
         mode = "in_memory" if workers == 1 else "multi_processing"
         flags = ["--runner=DirectRunner", f"--direct_num_workers={workers}", f"--direct_running_mode={mode}", *flags]
-    return PipelineOptions(flags)
+    options = PipelineOptions(flags)
+    known = options.get_all_options().keys()
+    if unknown := sorted(options.get_all_options(retain_unknown_options=True).keys() - known):
+        raise PrepareError(f"neither editmgt prepare nor Apache Beam has the flags {unknown}")
+    return options
 
 
 def _each(tasks, function, options, name) -> None:

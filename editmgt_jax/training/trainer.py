@@ -53,7 +53,8 @@ def make_batches(config, split: str, tokenizer=None):
     if split == "train" and config.data.tokens:
         _check_tokens(config)
         mixture = Mixture(((config.data.tokens, 1.0),))
-        return token_batches(mixture, config.batch_size, seed=config.data.seed, threads=config.data.threads)
+        host = (jax.process_index(), jax.process_count())
+        return token_batches(mixture, config.batch_size, seed=config.data.seed, host=host, threads=config.data.threads)
     return batches(scene_source(config, split), config.batch_size, encode_text=tokenizer, threads=config.data.threads)
 
 

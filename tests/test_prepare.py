@@ -152,6 +152,12 @@ def test_another_preparation_s_folder_is_refused(raw, prepared, tmp_path):
         prepare(raw[0], tmp_path, CONFIG)
 
 
+def test_without_the_extra_it_says_so(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "NEEDED", ("apache_beam", "not_installed_at_all"))
+    with pytest.raises(PrepareError, match="needs not_installed_at_all: pip install 'editmgt_jax.prepare.'"):
+        prepare(raw[0], tmp_path / "set", CONFIG)
+
+
 def test_a_flag_that_no_one_knows(raw, tmp_path):
     with pytest.raises(PrepareError, match="neither .* has the flags .'resolutoin'."):
         prepare(raw[0], tmp_path / "set", CONFIG, flags=["--resolutoin=64"])

@@ -13,6 +13,7 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import logging
 import shutil
@@ -29,6 +30,7 @@ from editmgt_jax.data.examine import PrepareConfig, Rejected, examine
 from editmgt_jax.data.records import MANIFEST, PAIRS, VERSION, PairWriter, copy_records, read_manifest, write_json
 from editmgt_jax.data.sources import open_source
 
+NEEDED = ("apache_beam", "pyarrow", "tensorflow_datasets")  # of the extra `prepare`
 STAGING = "staging"
 REPORTS = "reports"
 JOB = "job.json"
@@ -82,6 +84,8 @@ def prepare(where, output, config: PrepareConfig, mapping=None, flags: list[str]
       workers: processes on this machine.
     Returns: the manifest.
     """
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise PrepareError(f"preparing data needs {', '.join(missing)}: pip install 'editmgt_jax[prepare]'")
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
     parts = open_source(where, mapping, config.resolution)
     output = Path(output).absolute()

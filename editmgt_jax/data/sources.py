@@ -328,7 +328,8 @@ def _tfds_parts(rest, mapping) -> list[Part]:
         builder = _tfds_builder(name)
         count = builder.info.splits[split].num_examples
     except (tfds.core.registered.DatasetNotFoundError, KeyError, ValueError) as error:
-        raise SourceError(f"TFDS must have {name!r} with a split {split!r} on this machine: {error}") from error
+        first_line = str(error).splitlines()[0]
+        raise SourceError(f"TFDS must have {name!r} with a split {split!r} on this machine: {first_line}") from error
     fields = _columns(f"the TFDS dataset {name}", list(builder.info.features), mapping)
     return [
         TFDSPart(f"{rest}:{first}", min(PART_ROWS, count - first), name, split, first, fields)

@@ -311,6 +311,8 @@ def finish(task: Task) -> None:
             facts = {"bytes": target.stat().st_size, "sha256": _checksum(target)}
             shards.append({"file": name, "bucket": bucket, "records": sum(flags)} | facts)
     write_json(task.report, _report(task, lines, shards))
+    for path in task.staged.glob("*.array_record"):  # the disk need not hold everything twice
+        path.unlink()
 
 
 def _report(task, lines, shards) -> dict:

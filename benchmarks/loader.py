@@ -36,7 +36,7 @@ def write_records(directory, examples) -> None:
         shards.append({"file": f"1024x1024-{first // SHARD:05d}.array_record", "records": count})
         write_shard(directory / shards[-1]["file"], schema, rows)
     bucket = {"fields": schema.to_json(), "shards": shards}
-    np.save(directory / "1024x1024.categories.npy", np.zeros(examples, np.uint8))
+    np.save(directory / "1024x1024.categories.npy", np.zeros(examples, np.uint16))
     manifest = {"version": VERSION, "kind": TOKENS, "examples": examples, "categories": ["edit"]}
     write_json(directory / MANIFEST, manifest | {"buckets": {"1024x1024": bucket}, "left_out": {"count": 0}})
 

@@ -115,7 +115,7 @@ def _recompressed(row, kept, _example):
     """The first pair of the type again, saved anew, its instruction in capitals."""
     first = kept[0]
     for name in ("input_img", "output_img"):
-        row[name] = encoded(np.asarray(Image.open(io.BytesIO(first[name]))), quality=85)
+        row[name] = encoded(np.asarray(Image.open(io.BytesIO(first[name]))), quality=80 + len(kept) % 14)
     row["instruction"] = first["instruction"].upper()
     return "near_duplicate", None
 

@@ -19,9 +19,10 @@ pytest.importorskip("pyarrow")
 import planted  # noqa: E402
 
 from editmgt_jax.data import prepare as module  # noqa: E402
-from editmgt_jax.data.examine import PrepareConfig  # noqa: E402
+from editmgt_jax.data.examine import PrepareConfig, examine  # noqa: E402
 from editmgt_jax.data.prepare import PrepareError, prepare  # noqa: E402
 from editmgt_jax.data.records import PairSource, read_manifest  # noqa: E402
+from editmgt_jax.data.sources import Row  # noqa: E402
 
 CONFIG = PrepareConfig(resolution=planted.SIZE, task_rows=100)
 
@@ -137,6 +138,67 @@ def test_five_thousand_pairs(tmp_path):
     for tasks in (1, 6):
         _kill_and_restart(tmp_path / "raw", tmp_path / f"killed{tasks}", 512, tasks)
         assert checksums(tmp_path / f"killed{tasks}") == checksums(tmp_path / "set")
+
+
+def test_a_kill_while_a_shard_is_written_leaves_nothing(raw, prepared, tmp_path):
+    code = (
+        "import os, signal, sys\n"
+        "from editmgt_jax.data import prepare as module, records\n"
+        "from editmgt_jax.data.examine import PrepareConfig, examine\n"
+        "read, seen = records.ShardReader.read, []\n"
+        "def stop(self, index):\n"
+        "    seen.append(index)\n"
+        "    if len(seen) == 150: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return read(self, index)\n"
+        "records.ShardReader.read = stop\n"
+        f"module.prepare(*sys.argv[1:], PrepareConfig(resolution={planted.SIZE}, task_rows=100))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(raw[0]), str(tmp_path / "set")], stderr=subprocess.DEVNULL)
+    assert done.returncode == -signal.SIGKILL and list((tmp_path / "set").glob("*.tmp"))
+    prepare(raw[0], tmp_path / "set", CONFIG)
+    assert checksums(tmp_path / "set") == checksums(prepared[0])
+
+
+def test_odd_rows_are_rejected_and_stop_nothing(tmp_path):
+    source, target = (planted.encoded(np.full((64, 64, 3), value, np.uint8), "PNG") for value in (0, 200))
+    wide = planted.encoded(np.zeros((64, 330, 3), np.uint8), "PNG")
+    bomb = io.BytesIO()
+    Image.new("1", (14000, 14000)).save(bomb, "PNG")
+    for name, data in (("a", source), ("b", target), ("wide", wide), ("bomb", bomb.getvalue())):
+        (tmp_path / f"{name}.png").write_bytes(data)
+    lines = [
+        {"source": "a.png", "target": "b.png", "instruction": "turn it grey", "category": "tone"},
+        {"source": "a.png", "target": "b.png", "instruction": "Turn it to grey!"},
+        {"source": "a.png", "target": "b.png", "instruction": "\ud800"},
+        {"source": "a\u0000.png", "target": "b.png", "instruction": "x"},
+        {"source": "wide.png", "target": "b.png", "instruction": "x"},
+        {"source": "bomb.png", "target": "b.png", "instruction": "x"},
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    manifest = prepare(tmp_path, tmp_path / "set", PrepareConfig(resolution=64))
+    expected = {"duplicate", "bad_utf8", "missing_file", "extreme_aspect", "too_large"}
+    assert counts(manifest["rejects"]) == dict.fromkeys(expected, 1) and manifest["kept"] == 1
+
+
+def test_source_and_target_are_cropped_alike(tmp_path):
+    """A target that is a little wider is scaled as a whole: what was in one place stays there."""
+    picture = np.zeros((128, 128, 3), np.uint8)
+    picture[:, 24:28] = 255
+    target = Image.fromarray(picture).resize((133, 128))
+    row = Row("k", planted.encoded(picture, "PNG"), planted.encoded(np.asarray(target), "PNG"), "x")
+    found = examine(row, PrepareConfig(resolution=128, min_changed=0.0, image_format="png"))
+    columns = [
+        np.asarray(Image.open(io.BytesIO(found.record[side])))[64, :, 0].argmax() for side in ("source", "target")
+    ]
+    assert abs(int(columns[0]) - int(columns[1])) <= 1 and "sizes_differ" in found.notes
+
+
+def test_nothing_kept_is_an_error_and_other_file_systems_too(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text("{}\n")
+    with pytest.raises(PrepareError, match="no pair of .* is kept.*bad_line"):
+        prepare(tmp_path, tmp_path / "set", CONFIG)
+    with pytest.raises(PrepareError, match="file system that all workers mount"):
+        prepare("scenes:3", "gs://bucket/set", CONFIG)
 
 
 def test_a_finished_preparation_is_not_done_again(raw, prepared, monkeypatch):

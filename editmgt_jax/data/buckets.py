@@ -48,9 +48,10 @@ class Placement:
         return cls(scaled, (scaled[0] - bucket[0]) // 2, (scaled[1] - bucket[1]) // 2)
 
 
-def fit(image: Image.Image, bucket: tuple[int, int], resample=Image.Resampling.LANCZOS) -> Image.Image:
-    """A picture scaled to cover the bucket and cropped to it."""
-    placement = Placement.covering(image.size, bucket)
+def place(
+    image: Image.Image, placement: Placement, bucket: tuple[int, int], resample=Image.Resampling.LANCZOS
+) -> Image.Image:
+    """A picture scaled and cropped to a bucket. Pictures that show the same scene must share their placement."""
     if image.size != placement.scaled:
         image = image.resize(placement.scaled, resample)
     left, top = placement.left, placement.top

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from editmgt_jax import images
-from editmgt_jax.data.buckets import UNIT, Placement, bucket_of, bucket_sizes, fit
+from editmgt_jax.data.buckets import UNIT, Placement, bucket_of, bucket_sizes, place
 from editmgt_jax.data.sources import Row
 
 FORMATS = {"jpeg": {"quality": 95, "subsampling": "4:4:4"}, "png": {}}
@@ -89,7 +89,7 @@ class Examined:
 
     bucket: tuple[int, int]  # (width, height)
     record: dict  # what is written: see `records.pack_pair`
-    digest: str  # of the raw pair: equal for exact duplicates
+    digest: str  # of both raw pictures: equal for exact duplicates
     text_digest: str  # of the instruction, letter case and spaces aside
     hashes: str  # perceptual, of both pictures
     changed: float  # share of pixels
@@ -111,7 +111,7 @@ def examine(row: Row, config: PrepareConfig) -> Examined:
         mask = _decoded(row.mask, "mask", config, []).convert("L")
         if mask.size != source.size:
             raise Rejected("mask_size", f"the mask is {_by(mask.size)}, the source {_by(source.size)}")
-    fitted = {"source": fit(source, bucket), "target": fit(target, bucket)}
+    fitted = {"source": place(source, placement, bucket), "target": place(target, placement, bucket)}
     changed = changed_share(fitted["source"], fitted["target"], config.change_threshold)
     if changed < config.min_changed:
         raise Rejected("unchanged", f"{changed:.2%} of the pixels differ")
@@ -126,9 +126,9 @@ def examine(row: Row, config: PrepareConfig) -> Examined:
         **{name: _encoded(picture, config.image_format) for name, picture in fitted.items()},
     }
     if mask is not None:
-        binary = fit(mask, bucket, Image.Resampling.NEAREST).point(lambda value: 255 * (value >= 128))
+        binary = place(mask, placement, bucket, Image.Resampling.NEAREST).point(lambda value: 255 * (value >= 128))
         record["mask"] = _encoded(binary.convert("1"), "png")
-    digest = hashlib.sha256(b"\0".join((row.source, row.target, instruction.encode()))).hexdigest()
+    digest = hashlib.sha256(b"%d " % len(row.source) + row.source + row.target).hexdigest()
     text = " ".join(instruction.casefold().split())
     return Examined(
         bucket=bucket,
@@ -142,10 +142,12 @@ def examine(row: Row, config: PrepareConfig) -> Examined:
 
 
 def _check_instruction(text, config) -> str:
+    if not isinstance(text, str):
+        raise Rejected("no_instruction", f"it must be a string; got {type(text).__name__}")
     text = text.strip()
     if not text:
         raise Rejected("no_instruction", "it is empty")
-    if "\ufffd" in text:
+    if "\ufffd" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
         raise Rejected("bad_utf8", f"the instruction has bytes that are not UTF-8: {text[:60]!r}")
     if len(text) > config.max_instruction:
         raise Rejected("instruction_too_long", f"{len(text)} characters, at most {config.max_instruction} are kept")
@@ -160,12 +162,16 @@ def _decoded(data: bytes, name, config, notes) -> Image.Image:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as header:
             warnings.simplefilter("ignore")
             size, mode = header.size, header.mode
+    except Image.DecompressionBombError as error:
+        raise Rejected("too_large", f"the {name}: {error}") from error
     except Exception as error:  # noqa: BLE001  (Pillow raises many kinds for damaged files)
         raise Rejected("undecodable", f"{name}: {error}") from error
     if size[0] * size[1] > config.max_pixels:
         raise Rejected("too_large", f"the {name} is {_by(size)}, at most {config.max_pixels} pixels are decoded")
     if min(size) < (config.min_side or config.resolution // 2):
         raise Rejected("too_small", f"the {name} is {_by(size)}")
+    if max(size) > images.MAX_ASPECT * min(size):
+        raise Rejected("extreme_aspect", f"the {name} is {_by(size)}")
     if mode != "RGB" and f"mode_{mode}" not in notes:
         notes.append(f"mode_{mode}")
     try:

@@ -27,7 +27,16 @@ from tqdm import tqdm
 
 from editmgt_jax.data import summary
 from editmgt_jax.data.examine import PrepareConfig, Rejected, examine
-from editmgt_jax.data.records import MANIFEST, PAIRS, VERSION, PairWriter, copy_records, read_manifest, write_json
+from editmgt_jax.data.records import (
+    MANIFEST,
+    PAIRS,
+    VERSION,
+    PairWriter,
+    copy_records,
+    read_manifest,
+    write_json,
+    write_text,
+)
 from editmgt_jax.data.sources import open_source
 
 NEEDED = ("apache_beam", "pyarrow", "tensorflow_datasets")  # of the extra `prepare`
@@ -87,8 +96,11 @@ def prepare(where, output, config: PrepareConfig, mapping=None, flags: list[str]
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise PrepareError(f"preparing data needs {', '.join(missing)}: pip install 'editmgt_jax[prepare]'")
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    if "://" in str(output):
+        raise PrepareError(f"the output must be on a file system that all workers mount; got {output}")
+    where = where if ":" in str(where) else str(Path(where).resolve())
     parts = open_source(where, mapping, config.resolution)
-    output = Path(output).absolute()
+    output = Path(output).resolve()
     tasks, options = _tasks(parts, output, config), _beam_options(flags, workers)
     if not tasks:
         raise PrepareError(f"{where} has no rows")
@@ -104,6 +116,8 @@ def prepare(where, output, config: PrepareConfig, mapping=None, flags: list[str]
         _each(todo, finish, options, "finish")
     manifest = _summarise(tasks, where, config)
     _print_rate(tasks, manifest, time.perf_counter() - started)
+    for left in [*output.glob("*.tmp"), *(output / REPORTS).glob("*.tmp")]:  # of processes that were killed
+        left.unlink()
     summary.write(output, manifest, HISTOGRAMS)
     write_json(output / MANIFEST, manifest)
     shutil.rmtree(output / STAGING, ignore_errors=True)
@@ -137,7 +151,7 @@ def _claim(output, where, parts, mapping, config) -> None:
         raise PrepareError(f"{output} is not empty and no preparation: name a new folder")
     for folder in (output, output / STAGING, output / REPORTS):
         folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    write_text(path, text)
 
 
 # ---- on Beam
@@ -192,11 +206,14 @@ def _weigh(tasks, options) -> None:
     config = tasks[0].config
     with beam.Pipeline(options=options) as pipeline:
         lines = pipeline | beam.Create(tasks) | beam.Reshuffle() | beam.FlatMap(_kept_lines)
-        by_text = lines | beam.Map(lambda line: (line["text_digest"], line)) | "by text" >> beam.GroupByKey()
-        kept, twice = by_text | beam.FlatMap(_sieve, config.near_duplicate_bits).with_outputs("drop", main="keep")
-        drops = [twice]
+        by_pictures = lines | beam.Map(lambda line: (line["digest"], line)) | "by pictures" >> beam.GroupByKey()
+        once, twice = by_pictures | beam.FlatMap(_first).with_outputs("drop", main="keep")
+        by_text = once | "text" >> beam.Map(lambda line: (line["text_digest"], line)) | "by text" >> beam.GroupByKey()
+        kept, near = by_text | beam.FlatMap(_sieve, config.near_duplicate_bits).with_outputs("drop", main="keep")
+        drops = [twice, near]
         if config.max_per_category is not None:
-            by_category = kept | beam.Map(lambda line: (line["category"], line)) | "by category" >> beam.GroupByKey()
+            named = kept | "category" >> beam.Map(_for_category)
+            by_category = named | "by category" >> beam.GroupByKey()
             drops.append(by_category | beam.FlatMap(_surplus, config.max_per_category))
         _ = (
             (drops | beam.Flatten(), pipeline | "every task" >> beam.Create([(task.number, None) for task in tasks]))
@@ -214,34 +231,51 @@ def _kept_lines(task):
             }
 
 
-def _sieve(element, bits):
-    """Of pairs with one instruction, keeps the first of those that are the same; the others go to the output `drop`."""
+def _in_order(lines) -> list[dict]:
+    return sorted(lines, key=lambda line: (line["task"], line["row"]))
+
+
+def _dropped(line, reason, first):
     import apache_beam as beam
 
+    return beam.pvalue.TaggedOutput("drop", (line["task"], (line["row"], reason, f"of {first}")))
+
+
+def _first(element):
+    """Of pairs with the same files, keeps the first; the others go to the output `drop`."""
     _, lines = element
-    firsts, seen, hashes = [], {}, np.zeros((16, 64), np.uint8)
-    for line in sorted(lines, key=lambda line: (line["task"], line["row"])):
-        reason, first = "duplicate", seen.get(line["digest"])
-        own = np.frombuffer(bytes.fromhex(line["hashes"]), np.uint8)
-        if first is None and firsts:
+    first, *others = _in_order(lines)
+    yield first
+    for line in others:
+        yield _dropped(line, "duplicate", first["key"])
+
+
+def _sieve(element, bits):
+    """Of pairs with one instruction, keeps the first of those that look the same; the others go to the output `drop`."""
+    _, lines = element
+    firsts, hashes = [], np.zeros((16, 8), np.uint64)
+    for line in _in_order(lines):
+        own = np.frombuffer(bytes.fromhex(line["hashes"]), np.uint64)
+        if firsts:
             distances = np.bitwise_count(hashes[: len(firsts)] ^ own).sum(axis=1)
             if distances.min() <= bits:
-                reason, first = "near_duplicate", firsts[int(distances.argmin())]
-        if first is not None:
-            yield beam.pvalue.TaggedOutput("drop", (line["task"], (line["row"], reason, f"of {first}")))
-            continue
+                yield _dropped(line, "near_duplicate", firsts[int(distances.argmin())])
+                continue
         if len(firsts) == len(hashes):
             hashes = np.concatenate([hashes, np.zeros_like(hashes)])
         hashes[len(firsts)] = own
         firsts.append(line["key"])
-        seen[line["digest"]] = line["key"]
         yield line
+
+
+def _for_category(line):
+    return line["category"], {name: line[name] for name in ("task", "row", "key", "category")}
 
 
 def _surplus(element, most):
     """Those of a category's pairs that a fixed, arbitrary order puts last."""
     _, lines = element
-    ranked = sorted(lines, key=lambda line: hashlib.sha256(line["key"].encode()).digest())
+    ranked = sorted(lines, key=lambda line: (hashlib.sha256(line["key"].encode()).digest(), line["task"], line["row"]))
     for line in ranked[most:]:
         yield line["task"], (line["row"], "over_category_limit", f"{most} pairs of {line['category']} are kept")
 
@@ -268,7 +302,7 @@ def survey(task: Task) -> None:
                 for row in part.read():
                     line = {"key": row.key, "category": row.category, "reason": None, "notes": row.notes}
                     try:
-                        found = examine(row, task.config)
+                        found = _examined(row, task.config)
                     except Rejected as rejected:
                         line |= {"reason": rejected.reason, "detail": rejected.detail[:300]}
                     else:
@@ -291,6 +325,16 @@ def survey(task: Task) -> None:
         work.rename(task.staged)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _examined(row, config):
+    """`examine`, where what no one has foreseen is a row's own problem, and not that of millions of others."""
+    try:
+        return examine(row, config)
+    except Rejected:
+        raise
+    except Exception as error:  # noqa: BLE001
+        raise Rejected("cannot_be_examined", f"{type(error).__name__}: {error}"[:200]) from error
 
 
 def finish(task: Task) -> None:
@@ -383,6 +427,10 @@ def _summarise(tasks, where, config) -> dict:
             total["histograms"][name] = [a + b for a, b in zip(sums, counts, strict=True)]
     listed = sum(part.rows for task in tasks for part in task.parts)
     rejected = sum(entry["count"] for entry in total["rejects"].values())
+    if not shards:
+        raise PrepareError(
+            f"no pair of {where} is kept: { ({name: e['count'] for name, e in total['rejects'].items()}) }"
+        )
     if not listed == total["rows"] == total["kept"] + rejected:
         raise PrepareError(
             f"every row must be kept or rejected; {listed} are listed, {total['rows']} were read, {total['kept']} kept and "

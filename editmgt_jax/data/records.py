@@ -6,6 +6,7 @@ Pairs   pictures and strings of any length: a record is a MessagePack map
 """
 
 import dataclasses
+import errno
 import json
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 MANIFEST = "manifest.json"
 VERSION = 2
+OPEN_SHARDS = 128  # of a bucket, at once
 PAIRS, TOKENS = "pairs", "tokens"  # kinds of records
 
 
@@ -107,6 +109,8 @@ class ShardReader:
         try:
             self._reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
         except (RuntimeError, ValueError) as error:
+            if "open files" in str(error):
+                raise OSError(errno.EMFILE, "raise the limit of open files (ulimit -n)", str(path)) from error
             raise RecordError(f"{path} is not a readable shard: {error}") from error
 
     def __len__(self) -> int:
@@ -141,10 +145,14 @@ def copy_records(source, target, keep: list[bool]) -> None:
 
 
 def write_json(path, values) -> None:
-    """Writes JSON under a temporary name, then renames it."""
+    write_text(path, json.dumps(values, indent=1) + "\n")
+
+
+def write_text(path, text: str) -> None:
+    """Writes a file under a temporary name, then renames it."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{time.time_ns()}.tmp")
-    temporary.write_text(json.dumps(values, indent=1) + "\n")
+    temporary.write_text(text)
     temporary.replace(path)
 
 
@@ -195,16 +203,18 @@ class TokenBucket:
     def __getitem__(self, index) -> dict:
         shard = int(np.searchsorted(self._ends, index, side="right"))
         within = int(index) - (int(self._ends[shard - 1]) if shard else 0)
-        if shard not in self._readers:
-            self._readers[shard] = ShardReader(self.directory / self._files[shard])
-        reader = self._readers[shard]
+        reader = self._readers.get(shard)
+        if reader is None:
+            if len(self._readers) >= OPEN_SHARDS:
+                self._readers.pop(next(iter(self._readers)), None)
+            reader = self._readers[shard] = ShardReader(self.directory / self._files[shard])
         try:
             return self.schema.unpack(reader.read(within))
         except ValueError as error:
             raise RecordError(f"record {within} of {reader.path} is corrupt: {error}") from error
 
     def categories(self) -> np.ndarray:
-        """The category of each record, uint8 [len], by number."""
+        """The category of each record, uint16 [len], by number."""
         return np.load(self.directory / categories_name(self.name))
 
     def __getstate__(self):

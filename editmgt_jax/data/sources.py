@@ -77,6 +77,8 @@ def open_source(where: str, mapping: dict[str, str] | None = None, resolution: i
         return _scene_parts(rest, resolution)
     if kind == "tfds":
         return _tfds_parts(rest, mapping)
+    if "://" in str(where):
+        raise SourceError(f"a source must be on a file system that this machine mounts; got {where}")
     path = Path(where)
     if path.is_file() and path.suffix == ".parquet":
         return _parquet_parts(path.parent, [path], mapping)
@@ -95,8 +97,9 @@ def open_source(where: str, mapping: dict[str, str] | None = None, resolution: i
     return _parquet_parts(path, files, mapping)
 
 
-def category_name(text: str) -> str:
-    """'Background change' -> 'background_change': fit for names of files and for flags."""
+def category_name(text) -> str:
+    """'Background change' -> 'background_change': fit for names of files and for flags. Numbers stay as they are."""
+    text = str(text).encode(errors="replace").decode()
     name = "_".join(text.replace("-", " ").replace("_", " ").lower().split())
     return name or NO_CATEGORY
 
@@ -117,7 +120,7 @@ class ParquetPart(Part):
     def read(self) -> Iterator[Row]:
         import pyarrow.parquet
 
-        read, stem = 0, Path(self.path).name
+        read, stem = 0, self.name.rpartition(":")[0]
         try:
             with pyarrow.parquet.ParquetFile(self.path) as file:
                 names = [column for _, column in self.columns]
@@ -128,6 +131,8 @@ class ParquetPart(Part):
                         yield self._row(f"{stem}#{self.first + read}", values)
                         read += 1
         except (OSError, pyarrow.ArrowException) as error:
+            if getattr(error, "errno", None) is not None:  # the disk's fault, not the file's: it may be well again
+                raise
             detail = f"row group {self.group} of {stem} cannot be read: {error}"
             for index in range(read, self.rows):
                 yield Row(f"{stem}#{self.first + index}", defect=("unreadable_row_group", detail))
@@ -163,7 +168,7 @@ def _values(column) -> list:
 
 def _text(value) -> str:
     """What is not UTF-8 becomes U+FFFD, which `examine` rejects."""
-    return value.decode(errors="replace") if isinstance(value, bytes) else value or ""
+    return value.decode(errors="replace") if isinstance(value, bytes) else "" if value is None else value
 
 
 def _parquet_parts(root, files, mapping) -> list[Part]:
@@ -227,8 +232,8 @@ class FilesPart(Part):
                     continue
                 try:
                     pictures[meaning] = (Path(self.root) / entry[meaning]).read_bytes()
-                except OSError as error:
-                    missing = f"{entry[meaning]}: {error.strerror}"
+                except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+                    missing = f"{entry[meaning]!a}: {error}"
             if missing is not None:
                 yield Row(key, defect=("missing_file", missing))
                 continue
@@ -291,12 +296,13 @@ class TFDSPart(Part):
         import tensorflow_datasets as tfds
 
         builder = _tfds_builder(self.dataset)
+        names = dict(self.fields)
         images = {name: tfds.decode.SkipDecoding() for _, name in self.fields if _is_image(builder, name)}
         data = builder.as_data_source(self.split, decoders=images or None)
         for index in range(self.first, self.first + self.rows):
             example = data[index]
             values = {meaning: example[name] for meaning, name in self.fields}
-            category = category_name(_text(values.pop("category", "")))
+            category = category_name(_label(builder, names.get("category"), values.pop("category", "")))
             instruction = _text(values.pop("instruction"))
             key = f"{self.dataset}:{self.split}#{index}"
             yield Row(key, instruction=instruction, category=category, **{k: bytes(v) for k, v in values.items()})
@@ -311,6 +317,12 @@ def _tfds_builder(name):
     import editmgt_jax.data.tfds_crispedit  # noqa: F401  (registers it)
 
     return tfds.builder(name)
+
+
+def _label(builder, name, value) -> str:
+    """A category as text, also where the dataset has numbers for it."""
+    feature = None if name is None else builder.info.features[name]
+    return feature.int2str(int(value)) if hasattr(feature, "int2str") else _text(value)
 
 
 def _is_image(builder, name) -> bool:
@@ -330,6 +342,10 @@ def _tfds_parts(rest, mapping) -> list[Part]:
     except (tfds.core.registered.DatasetNotFoundError, KeyError, ValueError) as error:
         first_line = str(error).splitlines()[0]
         raise SourceError(f"TFDS must have {name!r} with a split {split!r} on this machine: {first_line}") from error
+    if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        raise SourceError(
+            f"{name} must be prepared with --file_format=array_record, for random access; it is in {builder.info.file_format}"
+        )
     fields = _columns(f"the TFDS dataset {name}", list(builder.info.features), mapping)
     return [
         TFDSPart(f"{rest}:{first}", min(PART_ROWS, count - first), name, split, first, fields)

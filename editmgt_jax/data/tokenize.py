@@ -23,7 +23,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from editmgt_jax.config import AESTHETIC_SCORE
-from editmgt_jax.data.records import MANIFEST, TOKENS, VERSION, Field, Schema, categories_name, write_json, write_shard
+from editmgt_jax.data.records import (
+    MANIFEST,
+    TOKENS,
+    VERSION,
+    Field,
+    Schema,
+    categories_name,
+    write_json,
+    write_shard,
+    write_text,
+)
 
 SHARD = 4096  # examples
 JOB = "job.json"  # what the records of a folder are made of
@@ -247,7 +257,7 @@ def _finish(directory, shards, facts) -> None:
     if not buckets:
         raise ValueError(f"no pair of {sum(shard.count for shard in shards)} can be used, such as {left_out[:3]}")
     for bucket, numbers in categories.items():
-        np.save(directory / categories_name(bucket), np.array(numbers, np.uint8))
+        np.save(directory / categories_name(bucket), np.array(numbers, np.uint16))
     examples = sum(report["records"] for report in reports)
     manifest = {"version": VERSION, "kind": TOKENS, "examples": examples, "categories": names, "buckets": buckets}
     left = {"count": len(left_out), "examples": left_out[:20]}
@@ -261,9 +271,7 @@ def _claim(directory, job: dict) -> None:
     if not path.exists():
         if any(directory.glob("*.array_record")):
             raise ValueError(f"{directory} holds records of an unknown job: name a new folder, or empty it")
-        temporary = path.with_name(f"{JOB}.{time.time_ns()}.tmp")  # several processes may claim it at once
-        temporary.write_text(text)
-        temporary.replace(path)
+        write_text(path, text)  # several processes may claim it at once
     elif path.read_text() != text:
         raise ValueError(
             f"{directory} was begun as another job (tokenizer, data or number of examples; see {path}): "

@@ -194,7 +194,7 @@ def _add_making(command, needs_model=False, composites=True):
 
 
 def _add_prepare(commands):
-    text = "make a training set of raw edit pairs; other flags are Apache Beam's: --runner=DataflowRunner"
+    text = "make a training set of raw edit pairs; other flags are Apache Beam's: --runner=FlinkRunner"
     command = _add(commands, "prepare", run.prepare, text, takes_overrides=True)
     command.add_argument(
         "source", metavar="SOURCE", help="folder, parquet file, tfds:NAME[:SPLIT] or scenes:COUNT[:SEED]"

@@ -112,6 +112,14 @@ def test_a_stop_changes_nothing(folder, workers):
     assert all(same(one, other) for one, other in zip(before + after, whole, strict=False))
 
 
+def test_a_state_of_other_batches_is_refused(folder):
+    state = token_batches(mixture(folder), 4, seed=1).get_state()
+    token_batches(mixture(folder), 4, seed=1, host=(1, 2), workers=2).set_state(state)
+    for other in (token_batches(mixture(folder), 8, seed=1), token_batches(mixture(folder), 4, seed=2)):
+        with pytest.raises(DataError, match="drawn as before the stop"):
+            other.set_state(state)
+
+
 def test_epochs_are_permutations_in_different_orders(tmp_path):
     tokens.write(tmp_path / "t", {"32x32": 48}, offset=100)
     seen = [

@@ -7,6 +7,7 @@ Axes    B examples of this host
 """
 
 import dataclasses
+import hashlib
 import json
 import sys
 
@@ -39,11 +40,14 @@ class Mixture:
 class Batches:
     """An endless iterator of batches that can be saved and restored, in a file or with `get_state` and `set_state`.
 
-    Its state is the number of the next batch, so it can be restored for any number of hosts, threads or workers.
+    Its state is the number of the next batch, so it can be restored for any number of hosts, threads or workers; and what the
+    batches are drawn from and how, for they are others otherwise.
     """
 
-    def __init__(self, dataset: grain.MapDataset, workers: int = 0, threads: int = 2, prefetch: int = 4):
-        self._dataset, self._workers = dataset, workers
+    def __init__(
+        self, dataset: grain.MapDataset, workers: int = 0, threads: int = 2, prefetch: int = 4, drawn: str = ""
+    ):
+        self._dataset, self._workers, self._drawn = dataset, workers, drawn
         self._reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
         self._step, self._iterator = 0, None
 
@@ -63,9 +67,15 @@ class Batches:
         return batch
 
     def get_state(self) -> dict:
-        return {"step": self._step}
+        return {"step": self._step, "drawn": self._drawn}
 
     def set_state(self, state: dict) -> None:
+        """Errors: DataError when the state is of other data, another batch size or another seed."""
+        if state["drawn"] != self._drawn:
+            raise DataError(
+                "batches must be drawn as before the stop: the records, the mixture, the batch size or the seed changed "
+                f"({state['drawn']!r} became {self._drawn!r})"
+            )
         self._step, self._iterator = int(state["step"]), None
 
     # What Orbax asks of an object that is saved beside arrays.
@@ -136,16 +146,18 @@ def token_batches(
         )
     streams = _streams(mixture)
     rows = slice(number * (batch_size // count), (number + 1) * (batch_size // count))
-    buckets, weights = [], []
+    buckets, weights, problems = [], [], _Problems(bad_records)
     for position, name in enumerate(sorted(streams)):
         inside = streams[name]
         datasets = [stream.dataset(_seed(seed, position, i)) for i, stream in enumerate(inside)]
         drawn = grain.MapDataset.mix(datasets, [stream.weight for stream in inside]) if len(inside) > 1 else datasets[0]
-        read = _Reader(tuple(inside), bad_records)
+        read = _Reader(tuple(inside), problems)
         buckets.append(drawn.batch(batch_size, drop_remainder=True).map(_Rows(rows)).map(read))
         weights.append(sum(stream.weight for stream in inside))
     dataset = grain.MapDataset.mix(buckets, weights) if len(buckets) > 1 else buckets[0]
-    return Batches(dataset, workers, threads)
+    sizes = {name: [(len(stream), stream.weight) for stream in inside] for name, inside in sorted(streams.items())}
+    drawn = hashlib.sha256(repr((sizes, batch_size, seed)).encode()).hexdigest()[:16]
+    return Batches(dataset, workers, threads, drawn=drawn)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,8 +238,8 @@ class _Rows:
 class _Reader:
     """(stream, place) [B 2] -> the batch. Unreadable records are told, counted and replaced by the ones behind them."""
 
-    def __init__(self, streams: tuple[_Stream, ...], limit: int):
-        self._streams, self._limit, self._bad = streams, limit, set()
+    def __init__(self, streams: tuple[_Stream, ...], problems: "_Problems"):
+        self._streams, self._problems = streams, problems
 
     def __call__(self, places) -> dict:
         examples = [self._read(self._streams[stream], int(index)) for stream, index in places]
@@ -238,10 +250,18 @@ class _Reader:
             try:
                 return stream.read((index + step) % len(stream))
             except RecordError as error:
-                self._note(str(error))
+                self._problems.note(str(error))
         raise DataError(f"no record of {stream.bucket} can be read")
 
-    def _note(self, message) -> None:
+
+class _Problems:
+    """The records that this process could not read."""
+
+    def __init__(self, limit: int):
+        self._limit, self._bad = limit, set()
+
+    def note(self, message: str) -> None:
+        """Errors: DataError when there are too many."""
         if message in self._bad:
             return
         self._bad.add(message)

@@ -10,6 +10,7 @@ Axes    as in `editmgt_jax.config`; Y X pixels
 import concurrent.futures
 import dataclasses
 import io
+import itertools
 import json
 import sys
 import time
@@ -111,46 +112,55 @@ def tokenize(
 
 
 def _write(shard, source, encoders, directory, batch_size, threads, clock, bar) -> None:
-    """One shard, then its report; that is what says that it is whole."""
-    rows, categories, left_out = [], [], []
-    batches = _batches(shard, source, encoders, batch_size, threads)
+    """One shard, row by row, then its report; that is what says that it is whole."""
+    categories, left_out = [], []
+
+    def usable():
+        for key, row, category, problem in _rows(shard, source, encoders, batch_size, threads, clock):
+            bar.update()
+            if problem:
+                left_out.append([key, problem])
+            else:
+                categories.append(category)
+                yield row
+
+    rows, fields = usable(), None
+    first = next(rows, None)
+    if first is not None:
+        schema = _schema(first)
+        write_shard(_records_path(directory, shard), schema, itertools.chain([first], rows))
+        fields = schema.to_json()
+    names = sorted(set(categories))
+    report = {"records": len(categories), "left_out": left_out, "categories": names, "fields": fields}
+    write_json(_report_path(directory, shard), report | {"category": [names.index(name) for name in categories]})
+
+
+def _rows(shard, source, encoders, batch_size, threads, clock):
+    """(key, row of the shard, category, why it cannot be used or "") of each pair."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         pending = None  # a batch that the device works on while the next one is read
-        for batch in batches:
-            arrays = encoders.image(batch["pixels"])
+        for batch in _batches(shard, source, encoders, batch_size, threads):
+            ids = encoders.image(batch["pixels"])
             states = {} if encoders.states is None else encoders.states(batch["text"])
             clock.dispatched()
-            done = pool.submit(clock.wait, (arrays, states))
+            done = pool.submit(clock.wait, (ids, states))
             if pending is not None:
-                _collect(*pending, rows, categories, left_out, clock)
-                bar.update(pending[0]["count"])
-            pending = (batch, arrays, states, done)
-        _collect(*pending, rows, categories, left_out, clock)
-        bar.update(pending[0]["count"])
-    names = sorted(set(categories))
-    report = {"records": len(rows), "left_out": left_out, "categories": names, "category": None}
-    if rows:
-        schema = _schema(rows[0])
-        write_shard(_records_path(directory, shard), schema, rows)
-        report |= {"fields": schema.to_json(), "category": [names.index(name) for name in categories]}
-    write_json(_report_path(directory, shard), report)
+                yield from _encoded(*pending, clock)
+            pending = (batch, ids, states, done)
+        yield from _encoded(*pending, clock)
 
 
-def _collect(batch, arrays, states, done, rows, categories, left_out, clock) -> None:
-    """The results of a batch, as rows of the shard."""
+def _encoded(batch, ids, states, done, clock):
+    """The rows of a batch, once the device is done with it."""
     done.result()
     half = len(batch["pixels"]) // 2
-    ids = np.asarray(arrays).astype(np.uint16)
-    host_states = {name: np.asarray(value) for name, value in states.items()}
+    ids = np.asarray(ids).astype(np.uint16)
+    others = batch["text"] | {name: np.asarray(value) for name, value in states.items()}
     clock.images += 2 * batch["count"]
     for i in range(batch["count"]):
-        if batch["problems"][i]:
-            left_out.append([batch["keys"][i], batch["problems"][i]])
-            continue
         row = {"source_ids": ids[i], "target_ids": ids[half + i], "micro": batch["micro"][i]}
-        row |= {name: value[i] for name, value in (batch["text"] | host_states).items()}
-        rows.append(row)
-        categories.append(batch["categories"][i])
+        row |= {name: value[i] for name, value in others.items()}
+        yield batch["keys"][i], row, batch["categories"][i], batch["problems"][i]
 
 
 def _batches(shard, source, encoders, batch_size, threads):

@@ -56,6 +56,7 @@ from editmgt_jax.weights import (
     Pending,
     WeightFiles,
     WeightsError,
+    as_bits,
     check_finite,
     check_same,
     listed,
@@ -216,7 +217,7 @@ def _orbax_tensors(directory, config, strict=False) -> dict[str, Pending]:
 
 
 def _checksum(array) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+    return hashlib.sha256(as_bits(array)).hexdigest()
 
 
 def _weights_of_components(directory):

@@ -48,7 +48,11 @@ class TextTower(NamedTuple):
 
     def __call__(self, prompt: str):
         """What the encoder says of a prompt, with a batch axis of 1."""
-        return editing.encode_text(self.params, self.tokenizer([prompt]), self.model)
+        return self.encode(self.tokenizer([prompt]))
+
+    def encode(self, ids):
+        """What the encoder says of padded ids [B T]."""
+        return editing.encode_text(self.params, ids, self.model)
 
 
 class TextEncoder:

@@ -209,7 +209,7 @@ def check_same(files: WeightFiles, tensors: Mapping[str, Pending]) -> None:
     different = sorted(files.tensors.keys() ^ tensors.keys())
     for key in files.tensors.keys() & tensors.keys():
         one, other = files.read(key), tensors[key].make()
-        if one.dtype != other.dtype or one.shape != other.shape or not np.array_equal(_bits(one), _bits(other)):
+        if one.dtype != other.dtype or one.shape != other.shape or not np.array_equal(as_bits(one), as_bits(other)):
             different.append(key)
     if different:
         raise WeightsError(
@@ -217,7 +217,7 @@ def check_same(files: WeightFiles, tensors: Mapping[str, Pending]) -> None:
         )
 
 
-def _bits(array) -> np.ndarray:
+def as_bits(array) -> np.ndarray:
     """The array's bytes, uncopied: NaN equals itself, and 0 differs from -0."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
@@ -238,7 +238,7 @@ def _write_file(path, tensors):
             array = np.ascontiguousarray(tensor.make())
             if array.shape != tuple(tensor.shape) or array.dtype != tensor.dtype:
                 raise ValueError(f"{key} must be {tensor.shape} {tensor.dtype}; got {array.shape} {array.dtype}")
-            file.write(_bits(array).data)
+            file.write(as_bits(array).data)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -88,7 +88,7 @@ class Examined:
     """A pair that is kept as far as it alone can tell."""
 
     bucket: tuple[int, int]  # (width, height)
-    record: dict  # what is written: see `records.pack_pair`
+    record: dict  # what is written: see `records.PairSource`
     digest: str  # of both raw pictures: equal for exact duplicates
     text_digest: str  # of the instruction, letter case and spaces aside
     hashes: str  # perceptual, of both pictures

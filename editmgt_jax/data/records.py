@@ -5,6 +5,7 @@ Tokens  arrays of fixed shapes: a record is the raw bytes of its fields one afte
 Pairs   pictures and strings of any length: a record is a MessagePack map
 """
 
+import collections
 import dataclasses
 import errno
 import json
@@ -182,32 +183,51 @@ def read_manifest(directory, kind: str | None = None) -> dict:
     return manifest
 
 
-class TokenBucket:
-    """Random access to the token records of one bucket: {name: array}. Picklable; shards are opened when first read.
+class _Shards:
+    """Random access to the records of some shards as one sequence of bytes. Picklable; opens few shards at once.
 
-    Errors: RecordError naming shard and record.
+    Errors: FileNotFoundError when a shard is missing, RecordError naming shard and record.
     """
+
+    def __init__(self, directory, entries: list[dict]):
+        self.directory, self._files = Path(directory), [entry["file"] for entry in entries]
+        if missing := [name for name in self._files if not (self.directory / name).is_file()]:
+            raise FileNotFoundError(f"{directory} must have the shards of its {MANIFEST}; it lacks {missing[:5]}")
+        self._ends = np.cumsum([entry["records"] for entry in entries], dtype=np.int64)
+        self._readers = collections.OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def place(self, index) -> tuple["ShardReader", int]:
+        """The shard that holds a record, and the record's number in it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are {len(self)} records; got number {index}")
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        reader = self._readers.get(shard)
+        if reader is None:
+            if len(self._readers) >= OPEN_SHARDS:
+                self._readers.popitem(last=False)
+            reader = self._readers[shard] = ShardReader(self.directory / self._files[shard])
+        return reader, int(index) - (int(self._ends[shard - 1]) if shard else 0)
+
+    def __getstate__(self):
+        return vars(self) | {"_readers": collections.OrderedDict()}
+
+
+class TokenBucket:
+    """Random access to the token records of one bucket: {name: array}. Errors: as `_Shards`."""
 
     def __init__(self, directory, name: str, entry: dict):
         self.directory, self.name = Path(directory), name
         self.schema = Schema.from_json(entry["fields"])
-        self._files = [shard["file"] for shard in entry["shards"]]
-        if missing := [name for name in self._files if not (self.directory / name).is_file()]:
-            raise FileNotFoundError(f"{directory} must have the shards of its {MANIFEST}; it lacks {missing[:5]}")
-        self._ends = np.cumsum([shard["records"] for shard in entry["shards"]])
-        self._readers = {}
+        self._shards = _Shards(directory, entry["shards"])
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self._shards)
 
     def __getitem__(self, index) -> dict:
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        within = int(index) - (int(self._ends[shard - 1]) if shard else 0)
-        reader = self._readers.get(shard)
-        if reader is None:
-            if len(self._readers) >= OPEN_SHARDS:
-                self._readers.pop(next(iter(self._readers)), None)
-            reader = self._readers[shard] = ShardReader(self.directory / self._files[shard])
+        reader, within = self._shards.place(index)
         try:
             return self.schema.unpack(reader.read(within))
         except ValueError as error:
@@ -216,9 +236,6 @@ class TokenBucket:
     def categories(self) -> np.ndarray:
         """The category of each record, uint16 [len], by number."""
         return np.load(self.directory / categories_name(self.name))
-
-    def __getstate__(self):
-        return vars(self) | {"_readers": {}}
 
     def __repr__(self) -> str:
         return f"TokenBucket({str(self.directory)!r}, {self.name!r})"
@@ -241,17 +258,12 @@ class PairSource:
     """
 
     def __init__(self, directory, bucket: str | None = None):
-        from grain.sources import ArrayRecordDataSource
-
-        manifest = read_manifest(directory, PAIRS)
-        shards = [shard["file"] for shard in manifest["shards"] if bucket in (None, shard["bucket"])]
-        self._records = ArrayRecordDataSource([str(Path(directory) / name) for name in shards])
+        entries = read_manifest(directory, PAIRS)["shards"]
+        self._shards = _Shards(directory, [entry for entry in entries if bucket in (None, entry["bucket"])])
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._shards)
 
     def __getitem__(self, index) -> dict:
-        return msgpack.unpackb(self._records[index])
-
-    def __repr__(self) -> str:
-        return f"PairSource({self._records!r})"
+        reader, within = self._shards.place(index)
+        return reader.pair(within)

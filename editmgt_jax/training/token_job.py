@@ -68,18 +68,16 @@ def tokenize_pairs(records, model, output, batch_size: int = 32, text_states: bo
     def text(prompts):
         return {name: tower.tokenizer(prompts) for name, tower in towers.items()}
 
-    @jax.jit
-    def states(clip_params, llm_params, ids):
-        clip_states, pooled = loaded.text.clip.model.apply({"params": clip_params}, ids["text_ids"])
-        if loaded.text.llm is not None:
-            clip_states = loaded.text.llm.model.apply({"params": llm_params}, ids["llm_ids"])
-        return {"text_states": clip_states.astype(jnp.bfloat16), "pooled": pooled.astype(jnp.float32)}
+    def states(ids):
+        tokens, pooled = towers["text_ids"].encode(ids["text_ids"])
+        if "llm_ids" in towers:
+            tokens = towers["llm_ids"].encode(ids["llm_ids"])
+        return {"text_states": tokens.astype(jnp.bfloat16), "pooled": pooled.astype(jnp.float32)}
 
-    llm_params = None if loaded.text.llm is None else loaded.text.llm.params
     encoders = Encoders(
         image=on_local_devices(lambda pixels: loaded.vq.apply({"params": loaded.vq_params}, pixels, method="encode")),
         text=text,
-        states=(lambda ids: states(loaded.text.clip.params, llm_params, ids)) if text_states else None,
+        states=states if text_states else None,
     )
     folders = [directory / "tokenizer"] + ([] if loaded.text.llm is None else [directory / "llm_encoder"])
     facts = identity(directory / "vqvae", *folders) | {

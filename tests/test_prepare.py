@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,10 @@ pytest.importorskip("apache_beam")
 pytest.importorskip("pyarrow")
 
 import planted  # noqa: E402
+import pyarrow.parquet  # noqa: E402
 
 from editmgt_jax.data import prepare as module  # noqa: E402
+from editmgt_jax.data.duplicates import NearDuplicates  # noqa: E402
 from editmgt_jax.data.examine import PrepareConfig, examine  # noqa: E402
 from editmgt_jax.data.prepare import PrepareError, prepare  # noqa: E402
 from editmgt_jax.data.records import PairSource, read_manifest  # noqa: E402
@@ -214,6 +217,17 @@ def test_another_preparation_s_folder_is_refused(raw, prepared, tmp_path):
         prepare(raw[0], tmp_path, CONFIG)
 
 
+def test_a_source_that_changed_is_refused(raw, prepared, tmp_path):
+    source = tmp_path / "raw"
+    shutil.copytree(raw[0], source)
+    prepare(source, tmp_path / "set", CONFIG)
+    file = sorted(source.rglob("*.parquet"))[0]
+    table = pyarrow.parquet.read_table(file)
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"changed": "yes"}), file)
+    with pytest.raises(PrepareError, match="begun with another source"):
+        prepare(source, tmp_path / "set", CONFIG)
+
+
 def test_without_the_extra_it_says_so(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "NEEDED", ("apache_beam", "not_installed_at_all"))
     with pytest.raises(PrepareError, match="needs not_installed_at_all: pip install 'editmgt_jax.prepare.'"):
@@ -235,6 +249,23 @@ def test_a_category_can_be_limited(raw, tmp_path):
     rejected = sum(counts(manifest["rejects"]).values())
     assert manifest["kept"] + rejected == manifest["rows"]
     assert counts(manifest["rejects"])["over_category_limit"] > 0
+
+
+@pytest.mark.parametrize("bits", [0, 5, 48])
+def test_near_duplicates_are_those_of_a_comparison_of_all_with_all(bits):
+    dice = np.random.default_rng(bits)
+    base = dice.integers(0, 256, (12, 64), dtype=np.uint8)
+    flips = dice.random((300, 512)) < dice.choice([0.0, 0.005, 0.05, 0.1], (300, 1))
+    hashes = base[dice.integers(0, 12, 300)] ^ np.packbits(flips, axis=1)
+    kept, found, seen = [], [], NearDuplicates(bits)
+    for own in hashes:
+        near = [i for i, other in enumerate(kept) if np.bitwise_count(own ^ other).sum() <= bits]
+        expected = near[0] if near else None
+        if expected is None:
+            kept.append(own)
+        assert seen.find_or_add(own.tobytes()) == expected
+        found.append(expected)
+    assert 12 <= len(kept) < len(hashes) and any(found)
 
 
 def test_the_summary_names_reasons_and_shows_pairs(prepared):

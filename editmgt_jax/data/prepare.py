@@ -22,10 +22,10 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from editmgt_jax.data import summary
+from editmgt_jax.data import counts, summary
+from editmgt_jax.data.duplicates import NearDuplicates
 from editmgt_jax.data.examine import PrepareConfig, Rejected, examine
 from editmgt_jax.data.records import (
     MANIFEST,
@@ -43,13 +43,6 @@ NEEDED = ("apache_beam", "pyarrow", "tensorflow_datasets")  # of the extra `prep
 STAGING = "staging"
 REPORTS = "reports"
 JOB = "job.json"
-EXAMPLES = 20  # keys that a report names for each reason
-
-HISTOGRAMS = {
-    "characters": (0, 20, 40, 60, 80, 100, 150, 200, 300, 500, 1000),
-    "side": (0, 256, 384, 512, 640, 768, 896, 1024, 1280, 1536, 2048, 4096),
-    "changed": (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
-}  # upper edge included in the last
 
 
 class PrepareError(ValueError):
@@ -114,11 +107,11 @@ def prepare(where, output, config: PrepareConfig, mapping=None, flags: list[str]
         _each(tasks, survey, options, "survey")
         _weigh(tasks, options)
         _each(todo, finish, options, "finish")
-    manifest = _summarise(tasks, where, config)
+    manifest = _manifest(tasks, where, config)
     _print_rate(tasks, manifest, time.perf_counter() - started)
     for left in [*output.glob("*.tmp"), *(output / REPORTS).glob("*.tmp")]:  # of processes that were killed
         left.unlink()
-    summary.write(output, manifest, HISTOGRAMS)
+    summary.write(output, manifest)
     write_json(output / MANIFEST, manifest)
     shutil.rmtree(output / STAGING, ignore_errors=True)
     return manifest
@@ -138,8 +131,10 @@ def _tasks(parts, output, config) -> list[Task]:
 
 def _claim(output, where, parts, mapping, config) -> None:
     """Writes what is prepared here, or checks it: shards of two preparations must not be mixed."""
-    listing = hashlib.sha256(repr([(part.name, part.rows) for part in parts]).encode()).hexdigest()
-    job = {"version": VERSION, "source": str(where), "parts": listing, "mapping": mapping or {}}
+    listing = hashlib.sha256()
+    for part in parts:
+        listing.update(repr(part).encode(errors="replace"))
+    job = {"version": VERSION, "source": str(where), "parts": listing.hexdigest(), "mapping": mapping or {}}
     text = json.dumps(job | {"config": dataclasses.asdict(config)}, indent=2, sort_keys=True) + "\n"
     path = output / JOB
     if path.is_file():
@@ -253,19 +248,17 @@ def _first(element):
 def _sieve(element, bits):
     """Of pairs with one instruction, keeps the first of those that look the same; the others go to the output `drop`."""
     _, lines = element
-    firsts, hashes = [], np.zeros((16, 8), np.uint64)
-    for line in _in_order(lines):
-        own = np.frombuffer(bytes.fromhex(line["hashes"]), np.uint64)
-        if firsts:
-            distances = np.bitwise_count(hashes[: len(firsts)] ^ own).sum(axis=1)
-            if distances.min() <= bits:
-                yield _dropped(line, "near_duplicate", firsts[int(distances.argmin())])
-                continue
-        if len(firsts) == len(hashes):
-            hashes = np.concatenate([hashes, np.zeros_like(hashes)])
-        hashes[len(firsts)] = own
-        firsts.append(line["key"])
-        yield line
+    seen, keys, lines = NearDuplicates(bits), [], _in_order(lines)
+    if len(lines) == 1:  # as most are
+        yield lines[0]
+        return
+    for line in lines:
+        first = seen.find_or_add(bytes.fromhex(line["hashes"]))
+        if first is None:
+            keys.append(line["key"])
+            yield line
+        else:
+            yield _dropped(line, "near_duplicate", keys[first])
 
 
 def _for_category(line):
@@ -354,38 +347,9 @@ def finish(task: Task) -> None:
             copy_records(task.staged / f"{bucket}.array_record", target, flags)
             facts = {"bytes": target.stat().st_size, "sha256": _checksum(target)}
             shards.append({"file": name, "bucket": bucket, "records": sum(flags)} | facts)
-    write_json(task.report, _report(task, lines, shards))
+    write_json(task.report, counts.count(lines, shards))
     for path in task.staged.glob("*.array_record"):  # the disk need not hold everything twice
         path.unlink()
-
-
-def _report(task, lines, shards) -> dict:
-    kept = [line for line in lines if line["reason"] is None]
-    rejects, notes = collections.defaultdict(list), collections.defaultdict(list)
-    for line in lines:
-        if line["reason"] is not None:
-            rejects[line["reason"]].append([line["key"], line["detail"]])
-        for note in line["notes"]:
-            notes[note].append(line["key"])
-    return {
-        "rows": len(lines),
-        "kept": len(kept),
-        "shards": shards,
-        "rejects": {name: _counted(found) for name, found in sorted(rejects.items())},
-        "notes": {name: _counted(found) for name, found in sorted(notes.items())},
-        "categories": dict(sorted(collections.Counter(line["category"] for line in kept).items())),
-        "buckets": dict(sorted(collections.Counter(line["bucket"] for line in kept).items())),
-        "histograms": {name: _histogram([line[name] for line in kept], edges) for name, edges in HISTOGRAMS.items()},
-    }
-
-
-def _histogram(values, edges) -> list[int]:
-    clipped = np.clip(np.asarray(values, float), edges[0], edges[-1])
-    return np.histogram(clipped, edges)[0].tolist()
-
-
-def _counted(found) -> dict:
-    return {"count": len(found), "examples": found[:EXAMPLES]}
 
 
 def _lines(task):
@@ -405,47 +369,20 @@ def _checksum(path) -> str:
 # ---- the whole
 
 
-def _summarise(tasks, where, config) -> dict:
-    """The manifest: sums over the reports of all tasks."""
-    total = {"rows": 0, "kept": 0, "rejects": {}, "notes": {}, "categories": {}, "buckets": {}, "histograms": {}}
-    shards = []
-    for task in tasks:
-        report = json.loads(task.report.read_text())
-        shards += report["shards"]
-        total["rows"] += report["rows"]
-        total["kept"] += report["kept"]
-        for part in ("rejects", "notes"):
-            for name, found in report[part].items():
-                entry = total[part].setdefault(name, {"count": 0, "examples": []})
-                entry["count"] += found["count"]
-                entry["examples"] = (entry["examples"] + found["examples"])[:EXAMPLES]
-        for part in ("categories", "buckets"):
-            for name, count in report[part].items():
-                total[part][name] = total[part].get(name, 0) + count
-        for name, counts in report["histograms"].items():
-            sums = total["histograms"].get(name, [0] * len(counts))
-            total["histograms"][name] = [a + b for a, b in zip(sums, counts, strict=True)]
+def _manifest(tasks, where, config) -> dict:
+    """Errors: PrepareError when no pair is kept, or a row is neither kept nor rejected."""
+    total = counts.add(json.loads(task.report.read_text()) for task in tasks)
+    if not total["shards"]:
+        reasons = {name: found["count"] for name, found in total["rejects"].items()}
+        raise PrepareError(f"no pair of {where} is kept: {reasons}")
     listed = sum(part.rows for task in tasks for part in task.parts)
-    rejected = sum(entry["count"] for entry in total["rejects"].values())
-    if not shards:
-        raise PrepareError(
-            f"no pair of {where} is kept: { ({name: e['count'] for name, e in total['rejects'].items()}) }"
-        )
+    rejected = sum(found["count"] for found in total["rejects"].values())
     if not listed == total["rows"] == total["kept"] + rejected:
         raise PrepareError(
             f"every row must be kept or rejected; {listed} are listed, {total['rows']} were read, {total['kept']} kept and "
             f"{rejected} rejected: did the source change meanwhile?"
         )
-    for part in ("rejects", "notes", "categories", "buckets"):
-        total[part] = dict(sorted(total[part].items()))
-    return {
-        "version": VERSION,
-        "kind": PAIRS,
-        "source": str(where),
-        "config": dataclasses.asdict(config),
-        "shards": shards,
-        **total,
-    }
+    return {"version": VERSION, "kind": PAIRS, "source": str(where), "config": dataclasses.asdict(config)} | total
 
 
 def _print_rate(tasks, manifest, elapsed) -> None:

@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -112,6 +113,7 @@ class ParquetPart(Part):
     """One row group of a file."""
 
     path: str
+    size: int  # of the file, bytes
     group: int
     first: int  # number of the group's first row in its file
     columns: tuple[tuple[str, str], ...]  # (meaning, column)
@@ -141,28 +143,33 @@ class ParquetPart(Part):
         pictures, notes = {}, list(self.notes)
         for meaning in ("source", "target", "mask"):
             value = values.get(meaning)
-            if isinstance(value, dict):
-                if value.get("path") is None and "null_path" not in notes:
+            if isinstance(value, _Picture):
+                if value.null_path and "null_path" not in notes:
                     notes.append("null_path")
-                value = value.get("bytes")
+                value = value.data
             pictures[meaning] = value or (None if meaning == "mask" else b"")
         category = category_name(_text(values.get("category")))
         return Row(key, instruction=_text(values["instruction"]), category=category, notes=tuple(notes), **pictures)
+
+
+class _Picture(NamedTuple):
+    """A picture of a struct column."""
+
+    data: bytes | None
+    null_path: bool
 
 
 def _values(column) -> list:
     """Python values of an Arrow column. Strings stay bytes: one that is not UTF-8 must not take its batch with it."""
     import pyarrow as pa
 
+    if pa.types.is_struct(column.type):
+        fields, nothing = {field.name for field in column.type}, [None] * len(column)
+        data = _values(column.field("bytes")) if "bytes" in fields else nothing
+        null_paths = column.field("path").is_null().to_pylist() if "path" in fields else [False] * len(column)
+        return [_Picture(*values) for values in zip(data, null_paths, strict=True)]
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = column.view(pa.binary() if pa.types.is_string(column.type) else pa.large_binary())
-    elif pa.types.is_struct(column.type):
-        fields = {field.name: _values(column.field(field.name)) for field in column.type if field.name == "bytes"}
-        paths = column.field("path").is_null().to_pylist() if column.type.get_field_index("path") >= 0 else ()
-        return [
-            {"bytes": value} | ({"path": None if paths[i] else ""} if paths else {"path": ""})
-            for i, value in enumerate(fields.get("bytes", [None] * len(column)))
-        ]
     return column.to_pylist()
 
 
@@ -178,7 +185,7 @@ def _parquet_parts(root, files, mapping) -> list[Part]:
     parts = []
     for path in files:
         try:
-            metadata = pyarrow.parquet.read_metadata(path)
+            metadata, size = pyarrow.parquet.read_metadata(path), path.stat().st_size
             columns = _columns(path, metadata.schema.to_arrow_schema().names, mapping)
         except (OSError, pyarrow.ArrowException) as error:
             raise SourceError(
@@ -189,7 +196,7 @@ def _parquet_parts(root, files, mapping) -> list[Part]:
         for group in range(metadata.num_row_groups):
             rows = metadata.row_group(group).num_rows
             name = f"{path.relative_to(root)}:{group}"
-            parts.append(ParquetPart(name, rows, str(path), group, first, columns, notes))
+            parts.append(ParquetPart(name, rows, str(path), size, group, first, columns, notes))
             first += rows
     return parts
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from editmgt_jax.data.counts import HISTOGRAMS
 from editmgt_jax.data.records import ShardReader
 
 PAGE = "summary.html"
@@ -24,12 +25,8 @@ details { font-size: 0.85em } code { font-size: 0.9em }
 """
 
 
-def write(output, manifest: dict, histograms: dict[str, tuple]) -> None:
-    """Writes the page of a preparation.
-
-    Args:
-      histograms: {name: edges} of the manifest's histograms.
-    """
+def write(output, manifest: dict) -> None:
+    """Writes the page of a preparation."""
     output = Path(output)
     rows, kept = manifest["rows"], manifest["kept"]
     sections = [
@@ -42,9 +39,9 @@ def write(output, manifest: dict, histograms: dict[str, tuple]) -> None:
     ]
     titles = {"characters": "Characters of an instruction", "side": "Shorter side of a source, pixels"}
     titles["changed"] = "Share of changed pixels"
-    for name, edges in histograms.items():
+    for name, edges in HISTOGRAMS.items():
         labels = [f"{low:g} to {high:g}" for low, high in zip(edges[:-1], edges[1:], strict=True)]
-        counts = dict(zip(labels, manifest["histograms"].get(name, [0] * len(labels)), strict=True))
+        counts = dict(zip(labels, manifest["histograms"][name], strict=True))
         sections.append(_section(titles[name], _bars(counts)))
     sections.append(_section("Samples", _samples(output, manifest["shards"])))
     config = "".join(f"<tr><td><code>{k}</code><td>{html.escape(str(v))}" for k, v in manifest["config"].items())

@@ -24,6 +24,10 @@ def get_config():
     config.model = dict(
         vq="runs/vq_model/vqvae",
         tokenizer="",  # learnt from the instructions, or that of the token records
+        encoders="",  # a model directory's text encoders in place of `text`, which is trained along
+        encoder_dtype="float32",
+        dtype="float32",  # of products in the transformer
+        reference=True,  # False trains text-to-image
         timestep_convention="mask_rate",
         copy_friendly=True,
         remat="none",
@@ -68,5 +72,5 @@ def get_config():
     )
     # Adding a small object is harder to learn than a style, and changes a sixth as many ids. Changed ids weigh less than kept
     # ones: what lies outside an edit then stays as it is, and guidance brings the edit out.
-    config.loss = dict(changed_weight=0.5, area_power=0.5, min_masking_rate=0.0, condition_dropout=0.1)
+    config.loss = dict(mean="batch", changed_weight=0.5, area_power=0.5, min_masking_rate=0.0, condition_dropout=0.1)
     return config

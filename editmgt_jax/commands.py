@@ -138,9 +138,9 @@ def tokenize(args) -> None:
         token_job.tokenize_pairs(args.records, args.model, args.output, *more)
         return
     config = load_config(args.config, args.overrides)
-    from editmgt_jax.training import trainer
+    from editmgt_jax.training import token_job
 
-    trainer.tokenize(config, args.output, args.examples)
+    token_job.tokenize_scenes(config, args.output, args.examples)
 
 
 def data_stats(args) -> None:
@@ -164,9 +164,9 @@ def data_stats(args) -> None:
 
 
 def export(args) -> None:
-    from editmgt_jax.training import trainer
+    from editmgt_jax.training.export import export as write_model
 
-    trainer.export(args.workdir, args.output, args.step, args.dtype, args.raw)
+    write_model(args.workdir, args.output, args.step, args.dtype, args.raw)
 
 
 def convert_orbax(args) -> None:
@@ -178,10 +178,11 @@ def convert_orbax(args) -> None:
 
 def convert_released(args) -> None:
     from editmgt_jax import directories
-    from editmgt_jax.training import trainer
+    from editmgt_jax.training.export import export as write_model
+    from editmgt_jax.training.runs import is_run
 
-    if trainer.is_run(args.source):
-        trainer.export(args.source, args.output, args.step, args.dtype, args.raw, args.verify)
+    if is_run(args.source):
+        write_model(args.source, args.output, args.step, args.dtype, args.raw, args.verify)
     elif args.step is not None or args.raw or args.dtype != "float32":
         raise directories.DirectoryError(
             f"--step, --raw and --dtype choose among what a training run keeps; {args.source} is no folder of a run"

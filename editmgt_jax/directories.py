@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from editmgt_jax import lora as adapters
 from editmgt_jax import presets
 from editmgt_jax.config import (
     RELEASED_NEGATIVE_PROMPT,
@@ -50,7 +51,6 @@ from editmgt_jax.loading import (
 )
 from editmgt_jax.prompts import train_tokenizer
 from editmgt_jax.training.checkpoint import load_tree, save_tree
-from editmgt_jax.training.lora import abstract_lora, merge
 from editmgt_jax.weights import (
     DTYPES,
     Pending,
@@ -64,8 +64,6 @@ from editmgt_jax.weights import (
     write_weights,
 )
 
-LORA_CONFIG = "lora_config.json"
-PEFT_PREFIX = "base_model.model."  # of the names of modules
 CHECKSUMS = "checksums.json"  # of a component's released tensors, beside its checkpoint
 ORBAX = "orbax"  # folder of a component whose weights are an Orbax checkpoint
 COMPONENTS = {name: MGTConfig for name in MGT_FOLDERS} | {
@@ -314,55 +312,43 @@ def convert_lora(source, output, model, verify: bool = False, strict: bool = Fal
       source: folder with lora_config.json (or PEFT's adapter_config.json) and the weights; model: whose LoRA it is.
     """
     source = Path(source)
-    config = _lora_config(source)
+    config = adapters.read_config(source)
     mgt, _ = load_mgt(find_model(model)[1], check_only=True)
     lora = load_lora(source, config, mgt, strict)
     with new_directory(output, source) as target:
         if (source / ORBAX).is_dir():
-            save_lora(target, config, mgt.config, lora, verify)
+            adapters.save_lora(target, config, mgt.config, lora, verify)
         else:
             save_tree(target / ORBAX, lora)
-            write_json(config, target / LORA_CONFIG)
+            write_json(config, target / adapters.CONFIG_NAME)
             if verify:
-                check_same(WeightFiles(source, PEFT_PREFIX), released_tensors(load_tree(target / ORBAX), mgt.config))
-
-
-def save_lora(directory, config: LoRAConfig, mgt: MGTConfig, lora, verify: bool = False) -> None:
-    """Writes a LoRA as PEFT does: `lora_A` and `lora_B` of each module, and lora_config.json."""
-    tensors = {f"{PEFT_PREFIX}{key}": tensor for key, tensor in released_tensors(lora, mgt).items()}
-    write_weights(directory, "adapter_model.safetensors", tensors, verify)
-    write_json(config, Path(directory) / LORA_CONFIG)
+                check_same(
+                    WeightFiles(source, adapters.PREFIX), released_tensors(load_tree(target / ORBAX), mgt.config)
+                )
 
 
 def load_lora(directory, config: LoRAConfig, mgt, strict: bool = False):
     """A LoRA's tree, host arrays, from either format."""
-    shapes = abstract_lora(config, mgt.config, abstract_params(mgt))
-    if (Path(directory) / ORBAX).is_dir():
-        lora = load_tree(Path(directory) / ORBAX)
-        if jax.tree.map(np.shape, lora) != jax.tree.map(np.shape, shapes):
-            raise WeightsError(f"the LoRA in {directory} must have the modules of the model and of {LORA_CONFIG}")
-        return lora
-    return load_params(directory, mgt.config, shapes, None, None, strict, PEFT_PREFIX)
+    abstract = abstract_params(mgt)
+    if not (Path(directory) / ORBAX).is_dir():
+        return adapters.load_lora(directory, config, mgt.config, abstract, strict)
+    lora, shapes = load_tree(Path(directory) / ORBAX), adapters.abstract_lora(config, mgt.config, abstract)
+    if jax.tree.map(np.shape, lora) != jax.tree.map(np.shape, shapes):
+        raise WeightsError(f"the LoRA in {directory} must have the modules of the model and of its config")
+    return lora
 
 
 def merge_lora(source, output, lora, verify: bool = False, strict: bool = False) -> None:
     """Writes a model directory whose transformer has a LoRA merged into its weights, in the types they have."""
     source, mgt_folder = find_model(source)
-    config = _lora_config(Path(lora))
+    config = adapters.read_config(lora)
     mgt = make_module(MGTConfig.from_json(mgt_folder / "config.json"))
     params = load_params(mgt_folder, mgt.config, abstract_params(mgt), None, None, strict)
-    params = merge(params, load_lora(lora, config, mgt, strict), config)
+    params = adapters.merge(params, load_lora(lora, config, mgt, strict), config)
     with new_directory(output, source, lora) as target:
         (target / mgt_folder.name).mkdir()
         write_weights(target / mgt_folder.name, weights_name(mgt.config), released_tensors(params, mgt.config), verify)
         _copy_the_rest(source, target, lambda path: path.parts[0] == mgt_folder.name and ".safetensors" in path.name)
-
-
-def _lora_config(directory: Path) -> LoRAConfig:
-    names = [name for name in (LORA_CONFIG, "adapter_config.json") if (directory / name).is_file()]
-    if not names:
-        raise FileNotFoundError(f"a LoRA is a folder with {LORA_CONFIG}; {directory} has none")
-    return LoRAConfig.from_json(directory / names[0])
 
 
 # ---- random weights

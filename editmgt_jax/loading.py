@@ -120,7 +120,7 @@ def load_model(directory=None, dtype=None, strict: bool = False, check_only: boo
     dtypes, reading = _dtypes(dtype), {"strict": strict, "check_only": check_only}
     directory, mgt_directory = find_model(directory)
     mgt_config = MGTConfig.from_json(mgt_directory / "config.json")
-    text = _load_text(directory, mgt_config, dtypes, reading)
+    text = load_text(directory, mgt_config, dtypes, reading)
     mgt, mgt_params = load_mgt(mgt_directory, dtypes["editmgt"], **reading)
     vq, vq_params = load_vq(directory / "vqvae", **reading)
     return LoadedModel(
@@ -182,7 +182,10 @@ def _local(directory) -> Path:
 
 
 def load_mgt(directory, dtype=jnp.float32, **reading) -> tuple[MGT, Any]:
-    """Reads a transformer's folder; `reading` is strict and check_only, see `load_model`. -> (module, parameters)"""
+    """Reads a transformer's folder. -> (module, parameters)
+
+    `reading` is strict and check_only, as in `load_model`, and place: (path, host array) -> the array where it shall lie.
+    """
     return _load(directory, MGTConfig, dtype, **reading)
 
 
@@ -229,17 +232,26 @@ def abstract_params(model):
     return jax.eval_shape(init, jax.random.key(0))
 
 
-def _load(directory, kind, dtype, strict=False, check_only=False):
+def _load(directory, kind, dtype, strict=False, check_only=False, place=None):
     config = kind.from_json(Path(directory) / "config.json")
     module = make_module(config, dtype)
     abstract = abstract_params(module)
     if check_only:
         check_weights(directory, config, abstract)
         return module, abstract
-    return module, load_params(directory, config, abstract, dtype, lambda _, value: jax.device_put(value), strict)
+    return module, load_params(directory, config, abstract, dtype, place or _to_device, strict)
 
 
-def _load_text(directory, mgt, dtypes, reading) -> TextEncoder:
+def _to_device(_path, value):
+    return jax.device_put(value)
+
+
+def load_text(directory, mgt, dtypes, reading) -> TextEncoder:
+    """The text encoders that a transformer of config `mgt` needs, checked against it.
+
+    Args:
+      dtypes: of `text_encoder` and `llm_encoder`; reading: strict, check_only and place, as in `load_mgt`.
+    """
     if mgt.text_encoder_architecture not in ("CLIP", "CLIP_Gemma2"):
         raise ValueError(
             f"text_encoder_architecture must be 'CLIP' or 'CLIP_Gemma2'; {directory} needs "

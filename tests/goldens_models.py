@@ -19,7 +19,7 @@ from editmgt_jax.editing import Request
 from editmgt_jax.loading import load_mgt, load_vq
 from editmgt_jax.masking import decode_schedule, training_time
 from editmgt_jax.settings import Knobs, Plan
-from editmgt_jax.training.step import masked_cross_entropy
+from editmgt_jax.training.step import cross_entropy, loss_weights
 
 
 def _forward(model, params, golden, reference, strength, rows=None, layers=()):
@@ -96,8 +96,9 @@ def check_training_step(directory: Path) -> Iterator[Result]:
             )
             time = training_time(golden["mask_prob"], "released")
             logits = model.apply({"params": params}, golden["input_token_ids"], time, condition)[0]
-            flat = (x.reshape(batch, -1) for x in (golden["target_token_ids"], golden["mask"]))
-            return masked_cross_entropy(logits.reshape(batch, -1, logits.shape[-1]), *flat)
+            targets, mask = (x.reshape(batch, -1) for x in (golden["target_token_ids"], golden["mask"]))
+            losses = cross_entropy(logits.reshape(batch, -1, logits.shape[-1]), targets)
+            return (losses * loss_weights(mask)).sum()
 
         value, gradients = jax.jit(jax.value_and_grad(loss))(params)
         case = f"{path.parent.name}/training_step"

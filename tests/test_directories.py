@@ -19,9 +19,9 @@ from editmgt_jax import cli, directories, weights
 from editmgt_jax.config import LoRAConfig, MGTConfig
 from editmgt_jax.convert import weights_name
 from editmgt_jax.loading import abstract_params, load_mgt, make_module
+from editmgt_jax.lora import abstract_lora, merge
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.training.checkpoint import load_tree, save_tree
-from editmgt_jax.training.lora import abstract_lora, merge
 from editmgt_jax.weights import WeightFiles, WeightsError
 
 

@@ -23,11 +23,12 @@ MAY_IMPORT = {
     "settings": {"config", "decode", "localize", "masking"},
     "editing": {"config", "decode", "localize", "models", "settings"},
     "loading": {"config", "convert", "editing", "models", "prompts"},
+    "lora": {"config", "convert", "weights"},
     "presets": {"config"},
-    "directories": {"config", "convert", "loading", "presets", "prompts", "training", "weights"},
+    "directories": {"config", "convert", "loading", "lora", "presets", "prompts", "training", "weights"},
     "pipeline": {"decode", "editing", "images", "loading", "prompts", "settings"},
     "data": {"config", "images"},
-    "training": {"config", "convert", "data", "loading", "masking", "models", "prompts", "weights"},
+    "training": {"config", "convert", "data", "loading", "lora", "masking", "models", "prompts", "weights"},
     "evaluation": {"data", "images", "localize", "masking", "pipeline"},
 }
 FREE = {"__init__", "cli", "commands"}  # import everything; only cli imports commands

@@ -1,6 +1,7 @@
 """Tokenising and loading: what is written comes back, in the same order for any number of hosts, however often stopped."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,7 +95,10 @@ def test_text_states_can_be_stored(tmp_path):
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_share_the_same_global_batches(folder, hosts):
     whole = take(token_batches(mixture(folder), 8, seed=1), 12)
-    parts = [take(token_batches(mixture(folder), 8, seed=1, host=(i, hosts)), 12) for i in range(hosts)]
+    parts = [
+        take(token_batches(mixture(folder), 8, seed=1, rows=range(8 * i // hosts, 8 * (i + 1) // hosts)), 12)
+        for i in range(hosts)
+    ]
     for step, batch in enumerate(whole):
         joined = {name: np.concatenate([part[step][name] for part in parts]) for name in batch}
         assert same(joined, batch)
@@ -114,7 +118,7 @@ def test_a_stop_changes_nothing(folder, workers):
 
 def test_a_state_of_other_batches_is_refused(folder):
     state = token_batches(mixture(folder), 4, seed=1).get_state()
-    token_batches(mixture(folder), 4, seed=1, host=(1, 2), workers=2).set_state(state)
+    token_batches(mixture(folder), 4, seed=1, rows=(1, 3), workers=2).set_state(state)
     for other in (token_batches(mixture(folder), 8, seed=1), token_batches(mixture(folder), 4, seed=2)):
         with pytest.raises(DataError, match="drawn as before the stop"):
             other.set_state(state)
@@ -168,9 +172,22 @@ def test_corrupt_records_are_named_skipped_and_counted(tmp_path, capfd):
         take(token_batches(only, 4, seed=0, bad_records=0), 60)
 
 
+def test_the_records_of_a_batch_can_be_named(folder):
+    batches = token_batches(mixture(folder), 4, seed=5, rows=(0, 1))
+    files = {"32x32": 0, "64x32": 0}
+    for step in range(10):
+        names, batch = batches.names(step), next(batches)
+        assert len(names) == 4
+        for name, number in zip(names[:2], tokens.numbers(batch), strict=True):
+            record, shard = name.removeprefix("record ").split(" of ")
+            bucket, _, first = Path(shard).name.removesuffix(".array_record").rpartition("-")
+            inside = 16 * int(first) + int(record)
+            assert TokenSet(folder).buckets[bucket][inside]["source_ids"][0, 0] == number
+            files[bucket] += 1
+    assert all(files.values())
+
+
 def test_what_cannot_be_drawn_from(folder, tmp_path):
-    with pytest.raises(ValueError, match="multiple of the 3 hosts"):
-        token_batches(mixture(folder), 8, seed=0, host=(0, 3))
     with pytest.raises(ValueError, match=r"weights can be given for .*got \['motion'\]"):
         token_batches(mixture(folder, motion=2.0), 8, seed=0)
     with pytest.raises(ValueError, match="no record is left"):

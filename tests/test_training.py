@@ -16,13 +16,17 @@ from editmgt_jax.config import MGTConfig
 from editmgt_jax.convert import WEIGHTS_NAME
 from editmgt_jax.data.loader import batches
 from editmgt_jax.data.records import Field, Schema, TokenBucket, TokenSet, read_manifest, write_shard
+from editmgt_jax.loading import load_vq
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.pipeline import EditPipeline
-from editmgt_jax.training import trainer
+from editmgt_jax.prompts import PromptTokenizer
+from editmgt_jax.training import inputs, trainer
 from editmgt_jax.training.checkpoint import CheckpointError, restore_params
+from editmgt_jax.training.export import export
 from editmgt_jax.training.initialise import copy_friendly
 from editmgt_jax.training.optimizer import decay_mask, learning_rate
-from editmgt_jax.training.step import masked_cross_entropy
+from editmgt_jax.training.step import cross_entropy, loss_weights
+from editmgt_jax.training.token_job import tokenize_scenes
 
 
 def _vq_config(steps):
@@ -54,7 +58,7 @@ def vq_run(tmp_path_factory):
     """A tokenizer trained for 4 steps without a stop -> (workdir, exported `vqvae` folder)."""
     folder = tmp_path_factory.mktemp("vq")
     trainer.train(_vq_config(4), folder / "run")
-    trainer.export(folder / "run", folder / "export")
+    export(folder / "run", folder / "export")
     return folder / "run", folder / "export" / "vqvae"
 
 
@@ -86,7 +90,7 @@ def test_a_trained_editor_is_exported_and_edits(vq_run, tmp_path, monkeypatch):
     config.model.scheduler.update(default_steps=3, default_layers=(0,), default_hold_threshold=0.0)
     trainer.train(config, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    trainer.export(tmp_path / "run", tmp_path / "model", dtype=np.float16, verify=True)
+    export(tmp_path / "run", tmp_path / "model", dtype=np.float16, verify=True)
     pipe = EditPipeline.from_pretrained(tmp_path / "model")
     average = restore_params(tmp_path / "run" / "checkpoints", average=True)["mgt"]
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), average, pipe.model.mgt_params)
@@ -119,15 +123,15 @@ def test_a_checkpoint_of_another_model_is_an_error(vq_run, tmp_path):
 def test_records_of_two_jobs_are_not_mixed(vq_run, tmp_path, monkeypatch):
     monkeypatch.setattr("editmgt_jax.data.tokenize.SHARD", 32)
     config = _mgt_config(vq_run[1], 2)
-    trainer.tokenize(config, tmp_path / "tokens", 64)
+    tokenize_scenes(config, tmp_path / "tokens", 64)
     first, second = sorted((tmp_path / "tokens").glob("*.array_record"))
     whole = second.read_bytes()
     second.unlink()
-    trainer.tokenize(config, tmp_path / "tokens", 64)  # goes on
+    tokenize_scenes(config, tmp_path / "tokens", 64)  # goes on
     assert second.read_bytes() == whole
     config.data.seed = 1
     with pytest.raises(ValueError, match="begun as another job"):
-        trainer.tokenize(config, tmp_path / "tokens", 64)
+        tokenize_scenes(config, tmp_path / "tokens", 64)
     shutil.copytree(vq_run[1], tmp_path / "vqvae")
     weights = load_file(tmp_path / "vqvae" / WEIGHTS_NAME)
     save_file({name: value + 1 for name, value in weights.items()}, tmp_path / "vqvae" / WEIGHTS_NAME)
@@ -139,13 +143,13 @@ def test_records_of_two_jobs_are_not_mixed(vq_run, tmp_path, monkeypatch):
 
 def test_training_on_records_is_training_on_the_scenes(vq_run, tmp_path):
     config = _mgt_config(vq_run[1], 2)
-    trainer.tokenize(config, tmp_path / "tokens", 32)
+    tokenize_scenes(config, tmp_path / "tokens", 32)
     assert read_manifest(tmp_path / "tokens")["examples"] == 32
     (source,) = TokenSet(tmp_path / "tokens").buckets.values()
-    tokenizer = trainer.run_tokenizer(config, tmp_path / "tokens")
-    scene = trainer.scene_source(config, "train")[5]
-    task = trainer.make_task(config)
-    encoded = task.encode_image(scene["target"][None].astype(np.float32) / 255)[0]
+    tokenizer = PromptTokenizer(tmp_path / "tokens" / "tokenizer")
+    scene = inputs.scene_source(config, "train")[5]
+    vq, vq_params = load_vq(vq_run[1])
+    encoded = vq.apply({"params": vq_params}, scene["target"][None].astype(np.float32) / 255, method="encode")[0]
     np.testing.assert_array_equal(source[5]["target_ids"], encoded)
     np.testing.assert_array_equal(source[5]["text_ids"], tokenizer([scene["instruction"]])[0])
     config = _mgt_config(vq_run[1], 2)
@@ -155,7 +159,7 @@ def test_training_on_records_is_training_on_the_scenes(vq_run, tmp_path):
 
 def test_export_never_overwrites(vq_run, tmp_path):
     with pytest.raises(FileExistsError, match="name another one"):
-        trainer.export(vq_run[0], tmp_path)
+        export(vq_run[0], tmp_path)
 
 
 def test_an_unknown_task_is_an_error(tmp_path):
@@ -185,15 +189,18 @@ def test_the_copy_friendly_start_copies_the_source():
     assert (jnp.argmax(logits, -1) == source)[hidden == config.mask_token_id].mean() > 0.98
 
 
-def test_masked_cross_entropy_counts_masked_positions_only():
-    logits = jnp.array([[[2.0, 0.0], [0.0, 5.0], [1.0, 1.0]]])
-    targets, mask = jnp.array([[0, 0, 1]]), jnp.array([[True, False, True]])
-    each = np.log([1 + np.exp(-2.0), 2.0])
-    np.testing.assert_allclose(masked_cross_entropy(logits, targets, mask), each.mean(), rtol=1e-6)
-    weights = jnp.array([[3.0, 9.0, 1.0]])
-    np.testing.assert_allclose(
-        masked_cross_entropy(logits, targets, mask, weights), (3 * each[0] + each[1]) / 4, rtol=1e-6
-    )
+def test_the_loss_counts_masked_positions_only():
+    logits = jnp.array([[[2.0, 0.0], [0.0, 5.0], [1.0, 1.0]], [[0.0, 3.0], [0.0, 0.0], [0.0, 0.0]]])
+    targets, mask = jnp.array([[0, 0, 1], [1, 0, 0]]), jnp.array([[True, False, True], [True, False, False]])
+    each = np.log([1 + np.exp(-2.0), 2.0, 1 + np.exp(-3.0)])
+
+    def loss(*args):
+        return (cross_entropy(logits, targets) * loss_weights(mask, *args)).sum()
+
+    np.testing.assert_allclose(loss(), each.mean(), rtol=1e-6)
+    np.testing.assert_allclose(loss(None, "sample"), (each[:2].mean() + each[2]) / 2, rtol=1e-6)
+    weights = jnp.array([[3.0, 9.0, 1.0], [2.0, 9.0, 9.0]])
+    np.testing.assert_allclose(loss(weights), (3 * each[0] + each[1] + 2 * each[2]) / 6, rtol=1e-6)
 
 
 def test_weight_decay_spares_what_the_released_trainer_spares():

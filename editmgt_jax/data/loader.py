@@ -1,15 +1,18 @@
 """Batches of training data, on Grain. A batch is a function of (data, seed, step): nothing else is remembered.
 
-Every host makes the same plan of the global batches, numbers of records only, and reads its own rows of each. Hence the
-global batches are the same whatever the number of hosts, and the state of an iterator is the number of its next batch.
+Every process makes the same plan of the global batches, numbers of records only, and reads the rows that it needs of each.
+Hence the global batches are the same whatever the number of processes, and the state of an iterator is the number of its next
+batch.
 
-Axes    B examples of this host
+Axes    B examples of this process
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
+from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
@@ -45,11 +48,34 @@ class Batches:
     """
 
     def __init__(
-        self, dataset: grain.MapDataset, workers: int = 0, threads: int = 2, prefetch: int = 4, drawn: str = ""
+        self,
+        planned: grain.MapDataset,
+        read: Callable,
+        rows: Sequence[int] | None = None,
+        *,
+        name: Callable,
+        workers: int = 0,
+        threads: int = 2,
+        prefetch: int = 4,
+        drawn: str = "",
     ):
-        self._dataset, self._workers, self._drawn = dataset, workers, drawn
+        """
+        Args:
+          planned: global batches, as arrays of places of records.
+          read: places -> dict of arrays; rows: of a global batch, to be read here (all by default).
+          name: one record's place -> what it is called in messages.
+          workers: processes that read ahead; 0 reads in `threads` of this one.
+          drawn: what identifies the plan.
+        """
+        self._planned, self._name, self._drawn = planned, name, drawn
+        self._dataset = planned.map(_Rows(rows)).map(read)
+        self._workers = workers
         self._reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
         self._step, self._iterator = 0, None
+
+    def names(self, step: int) -> list[str]:
+        """Which records the global batch of a step is made of."""
+        return [self._name(place) for place in self._planned[step]]
 
     def __iter__(self):
         return self
@@ -96,27 +122,33 @@ class Batches:
         return read()
 
 
-def batches(source, batch_size: int, *, encode_text=None, shuffle_seed: int | None = None, threads=1, prefetch=4):
+def batches(
+    source, batch_size: int, *, encode_text=None, shuffle_seed: int | None = None, rows=None, threads=1, prefetch=4
+) -> Batches:
     """Batches of one source.
 
     Args:
       source: random access to examples, dicts of arrays and of strings.
-      encode_text: list of strings -> int32 [1 T]; turns 'instruction' into 'text_ids'. None leaves text out.
+      batch_size: of the global batch; rows: those of it that this process needs, None is all.
+      encode_text: list of strings -> {name: int32 [1 T]}, of an example's 'instruction'. None leaves text out.
       shuffle_seed: draws a new order every epoch; None keeps the source's.
     Yields: dict of arrays, batch first.
     """
 
+    def read(places):
+        return _stacked([to_arrays(source[int(place)]) for place in places])
+
     def to_arrays(example):
         arrays = {name: value for name, value in example.items() if isinstance(value, np.ndarray)}
         if encode_text is not None:
-            arrays["text_ids"] = encode_text([example["instruction"]])[0]
+            arrays |= {name: ids[0] for name, ids in encode_text([example["instruction"]]).items()}
         return arrays
 
-    dataset = grain.MapDataset.source(source)
+    places = grain.MapDataset.range(len(source))
     if shuffle_seed is not None:
-        dataset = dataset.seed(shuffle_seed).shuffle()
-    dataset = dataset.repeat().map(to_arrays).batch(batch_size, drop_remainder=True)
-    return Batches(dataset, threads=threads, prefetch=prefetch)
+        places = places.seed(shuffle_seed).shuffle()
+    planned = places.repeat().batch(batch_size, drop_remainder=True)
+    return Batches(planned, read, rows, name=lambda place: f"example {place}", threads=threads, prefetch=prefetch)
 
 
 def token_batches(
@@ -124,7 +156,7 @@ def token_batches(
     batch_size: int,
     *,
     seed: int,
-    host: tuple[int, int] = (0, 1),
+    rows: Sequence[int] | None = None,
     workers: int = 0,
     threads: int = 2,
     bad_records: int = 100,
@@ -132,32 +164,28 @@ def token_batches(
     """Batches of token records. All of a batch are of one bucket; buckets come as often as they have records.
 
     Args:
-      batch_size: of the global batch.
-      host: (number, count): this host yields rows number * B ... of each global batch, B = batch_size / count.
+      batch_size: of the global batch; rows: those of it that this process needs, None is all.
       workers: processes that read ahead; 0 reads in threads of this one.
       bad_records: how many records of a process may be unreadable; each is named, and its neighbour taken instead.
     Yields: dict of arrays, batch first: the fields of the records.
     Errors: ValueError for what cannot be drawn from; DataError when too many records are bad.
     """
-    number, count = host
-    if batch_size % count or not 0 <= number < count:
-        raise ValueError(
-            f"batch_size must be a multiple of the {count} hosts, numbered from 0; got {batch_size}, {host}"
-        )
-    streams = _streams(mixture)
-    rows = slice(number * (batch_size // count), (number + 1) * (batch_size // count))
-    buckets, weights, problems = [], [], _Problems(bad_records)
-    for position, name in enumerate(sorted(streams)):
-        inside = streams[name]
-        datasets = [stream.dataset(_seed(seed, position, i)) for i, stream in enumerate(inside)]
+    buckets = [inside for _, inside in sorted(_streams(mixture).items())]
+    planned, weights = [], []
+    for position, inside in enumerate(buckets):
+        datasets = [stream.dataset(position, _seed(seed, position, i)) for i, stream in enumerate(inside)]
         drawn = grain.MapDataset.mix(datasets, [stream.weight for stream in inside]) if len(inside) > 1 else datasets[0]
-        read = _Reader(tuple(inside), problems)
-        buckets.append(drawn.batch(batch_size, drop_remainder=True).map(_Rows(rows)).map(read))
+        planned.append(drawn.batch(batch_size, drop_remainder=True))
         weights.append(sum(stream.weight for stream in inside))
-    dataset = grain.MapDataset.mix(buckets, weights) if len(buckets) > 1 else buckets[0]
-    sizes = {name: [(len(stream), stream.weight) for stream in inside] for name, inside in sorted(streams.items())}
+    plan = grain.MapDataset.mix(planned, weights) if len(planned) > 1 else planned[0]
+    sizes = {inside[0].bucket.name: [(len(stream), stream.weight) for stream in inside] for inside in buckets}
     drawn = hashlib.sha256(repr((sizes, batch_size, seed)).encode()).hexdigest()[:16]
-    return Batches(dataset, workers, threads, drawn=drawn)
+    read = _Reader(buckets, _Problems(bad_records))
+    return Batches(plan, read, rows, name=read.name, workers=workers, threads=threads, drawn=drawn)
+
+
+def _stacked(examples: list[dict]) -> dict:
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,15 +200,17 @@ class _Stream:
     def __len__(self) -> int:
         return len(self.bucket) if self.indices is None else len(self.indices)
 
-    def dataset(self, seed) -> grain.MapDataset:
-        """Endless: (stream, place in it), each epoch another permutation."""
-        return grain.MapDataset.range(len(self)).seed(seed).shuffle().repeat().map(self._place)
+    def dataset(self, bucket: int, seed) -> grain.MapDataset:
+        """Endless: (bucket, stream, place in it), each epoch another permutation."""
+        shuffled = grain.MapDataset.range(len(self)).seed(seed).shuffle().repeat()
+        return shuffled.map(functools.partial(self._place, bucket))
 
-    def _place(self, index) -> np.ndarray:
-        return np.array([self.number, index])
+    def _place(self, bucket, index) -> np.ndarray:
+        return np.array([bucket, self.number, index])
 
-    def read(self, index) -> dict:
-        return self.bucket[index if self.indices is None else self.indices[index]]
+    def record(self, index) -> int:
+        """The number in its bucket of the stream's record."""
+        return int(index if self.indices is None else self.indices[index])
 
 
 def _streams(mixture: Mixture) -> dict[str, list[_Stream]]:
@@ -227,28 +257,32 @@ def _seed(seed: int, *numbers: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """This host's rows of a planned batch."""
+    """The rows of a planned batch that this process needs."""
 
-    rows: slice
+    rows: Sequence[int] | None
 
     def __call__(self, planned):
-        return planned[self.rows]
+        return planned if self.rows is None else planned[np.asarray(self.rows)]
 
 
 class _Reader:
-    """(stream, place) [B 2] -> the batch. Unreadable records are told, counted and replaced by the ones behind them."""
+    """(bucket, stream, place) [B 3] -> the batch. Unreadable records are told and counted; those behind them take their place."""
 
-    def __init__(self, streams: tuple[_Stream, ...], problems: "_Problems"):
-        self._streams, self._problems = streams, problems
+    def __init__(self, buckets: list[list[_Stream]], problems: "_Problems"):
+        self._buckets, self._problems = buckets, problems
 
     def __call__(self, places) -> dict:
-        examples = [self._read(self._streams[stream], int(index)) for stream, index in places]
-        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+        return _stacked([self._read(self._buckets[bucket][stream], int(index)) for bucket, stream, index in places])
+
+    def name(self, place) -> str:
+        bucket, stream, index = place
+        stream = self._buckets[bucket][stream]
+        return stream.bucket.name_of(stream.record(index))
 
     def _read(self, stream, index):
         for step in range(len(stream)):
             try:
-                return stream.read((index + step) % len(stream))
+                return stream.bucket[stream.record((index + step) % len(stream))]
             except RecordError as error:
                 self._problems.note(str(error))
         raise DataError(f"no record of {stream.bucket} can be read")

@@ -233,6 +233,11 @@ class TokenBucket:
         except ValueError as error:
             raise RecordError(f"record {within} of {reader.path} is corrupt: {error}") from error
 
+    def name_of(self, index) -> str:
+        """What a record is called in messages."""
+        reader, within = self._shards.place(index)
+        return f"record {within} of {reader.path}"
+
     def categories(self) -> np.ndarray:
         """The category of each record, uint16 [len], by number."""
         return np.load(self.directory / categories_name(self.name))

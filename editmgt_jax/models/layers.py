@@ -52,6 +52,14 @@ class GroupNorm(nn.Module):
         return (flat * gain + (bias - mean * gain)).reshape(x.shape)
 
 
+def constrain(x, *axes):
+    """`x`, spread over devices as the training layout says for the logical names of its axes; else as it is.
+
+    Names are "batch", "length" (positions), "heads", "channels" (of a feed-forward part) or None.
+    """
+    return nn.with_logical_constraint(x, axes)
+
+
 def layer_norm(x, epsilon: float = 1e-6):
     """LayerNorm without affine parameters; what follows it is always an adaptive shift and scale."""
     x32 = x.astype(jnp.float32)
@@ -117,23 +125,38 @@ def per_segment(rows, lengths: tuple[int, ...]):
     return jnp.broadcast_to(spread, (rows.shape[0], sum(lengths), rows.shape[2]))
 
 
-class DenseOfParts(nn.Module):
-    """nn.Dense of the concatenation of its inputs [... D1], [... D2], ..., which is never made; sums are in float32."""
+class Linear(nn.Module):
+    """nn.Dense of the concatenation of its inputs [B S D1], [B S D2], ..., which is never made.
+
+    With low-rank factors `lora_a` [D r] and `lora_b` [r D'] in the collection "lora", positions from `adapted_from` on see
+    kernel + lora_scale * lora_a @ lora_b.
+    """
 
     features: int
     dtype: jnp.dtype
+    lora_scale: float = 1.0
 
     @nn.compact
-    def __call__(self, *parts):
+    def __call__(self, *parts, adapted_from: int = 0):
         widths = [part.shape[-1] for part in parts]
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (sum(widths), self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        rows = jnp.split(kernel.astype(self.dtype), np.cumsum(widths[:-1]))
-        products = (
-            jnp.matmul(part.astype(self.dtype), block, preferred_element_type=jnp.float32)
-            for part, block in zip(parts, rows, strict=True)
-        )
-        return (sum(products) + bias).astype(self.dtype)
+        out = _product(parts, kernel, self.dtype) + bias
+        if self.has_variable("lora", "lora_a") and adapted_from < parts[0].shape[1]:
+            adapted = [part[:, adapted_from:] for part in parts]
+            low = _product(adapted, self.get_variable("lora", "lora_a"), self.dtype).astype(self.dtype)
+            update = _product([low], self.get_variable("lora", "lora_b"), self.dtype)
+            out = out.at[:, adapted_from:].add(self.lora_scale * update)
+        return out.astype(self.dtype)
+
+
+def _product(parts, kernel, dtype):
+    """parts, concatenated, times kernel; sums are in float32."""
+    rows = jnp.split(kernel.astype(dtype), np.cumsum([part.shape[-1] for part in parts[:-1]]))
+    return sum(
+        jnp.matmul(part.astype(dtype), block, preferred_element_type=jnp.float32)
+        for part, block in zip(parts, rows, strict=True)
+    )
 
 
 class TwoLayerMLP(nn.Module):

@@ -8,17 +8,20 @@ Differs one joint sequence [text, image, reference] with a modulation row per se
 `condition` holds all work that is constant over decode steps; `__call__` is one step.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from editmgt_jax.config import MGTConfig
+from editmgt_jax.config import LoRAConfig, MGTConfig
 from editmgt_jax.models import attention
 from editmgt_jax.models.layers import (
-    DenseOfParts,
+    Linear,
     RMSNorm,
     TwoLayerMLP,
+    constrain,
     layer_norm,
     per_segment,
     rotary_table,
@@ -63,8 +66,14 @@ class Shared:
         return self.num_text + self.num_image
 
 
-def _dense(features, name, dtype, use_bias=True):
-    return nn.Dense(features, use_bias=use_bias, dtype=dtype, name=name)
+def _spread(x):
+    """Activations of the trunk [B S D], spread over batch and positions."""
+    return constrain(x, "batch", "length", None)
+
+
+def _activated(x):
+    """Inside of a feed-forward part, spread over its channels, too."""
+    return constrain(nn.gelu(x, approximate=True), "batch", "length", "channels")
 
 
 class _Block(nn.Module):
@@ -72,6 +81,14 @@ class _Block(nn.Module):
 
     config: MGTConfig
     dtype: jnp.dtype
+    lora: LoRAConfig | None = None
+
+    def linear(self, features, name, reference_from):
+        """A linear module whose LoRA, if any, sees all positions or those of the reference, which begin where it is said."""
+        if self.lora is None:
+            return Linear(features, self.dtype, name=name)
+        start = 0 if self.lora.scope == "all" else reference_from
+        return functools.partial(Linear(features, self.dtype, self.lora.scale, name=name), adapted_from=start)
 
     def heads(self, x, norm=None):
         x = x.reshape(*x.shape[:2], self.config.num_attention_heads, self.config.attention_head_dim)
@@ -81,6 +98,8 @@ class _Block(nn.Module):
         """q, k, v [B S A K] before rotary -> ([B S D], relevance [B' R N] or None)."""
         live = shared.num_live
         q, k = rotate(q, shared.cos, shared.sin), rotate(k, shared.cos, shared.sin)
+        q = constrain(q, "batch", "length", "heads", None)
+        k, v = (constrain(x, "batch", None, "heads", None) for x in (k, v))
         out = attention.attend(q, k, v, shared.bias_rows, (live, q.shape[1] - live))
         if shared.rows is None:
             return out, None
@@ -101,25 +120,31 @@ class DoubleBlock(_Block):
     @nn.compact
     def __call__(self, carry, wanted, shared: Shared):
         text, visual = carry
-        width, dtype = self.config.width, self.dtype
+        width, length = self.config.width, text.shape[1]
         lengths = (shared.num_image, visual.shape[1] - shared.num_image)
         conditioning = nn.silu(shared.modulation)
 
-        rows = _dense(6 * width, "modulation", dtype)(conditioning)  # [B 2 6D]
+        def visual_linear(features, name):
+            return self.linear(features, name, shared.num_image)
+
+        def text_linear(features, name):
+            return self.linear(features, name, length)  # there is no reference
+
+        rows = self.linear(6 * width, "modulation", 1)(conditioning)  # [B 2 6D]
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = (
             per_segment(row, lengths) for row in jnp.split(rows, 6, axis=-1)
         )
-        text_rows = _dense(6 * width, "text_modulation", dtype)(conditioning[:, :1])  # [B 1 6D]
+        text_rows = self.linear(6 * width, "text_modulation", 1)(conditioning[:, :1])  # [B 1 6D]
         t_shift_attn, t_scale_attn, t_gate_attn, t_shift_mlp, t_scale_mlp, t_gate_mlp = jnp.split(text_rows, 6, axis=-1)
 
         x = layer_norm(visual) * (1 + scale_attn) + shift_attn
         t = layer_norm(text) * (1 + t_scale_attn) + t_shift_attn
-        q = self.heads(_dense(width, "to_q", dtype)(x), RMSNorm(name="norm_q"))
-        k = self.heads(_dense(width, "to_k", dtype)(x), RMSNorm(name="norm_k"))
-        v = self.heads(_dense(width, "to_v", dtype)(x))
-        tq = self.heads(_dense(width, "text_to_q", dtype)(t), RMSNorm(name="text_norm_q"))
-        tk = self.heads(_dense(width, "text_to_k", dtype)(t), RMSNorm(name="text_norm_k"))
-        tv = self.heads(_dense(width, "text_to_v", dtype)(t))
+        q = self.heads(visual_linear(width, "to_q")(x), RMSNorm(name="norm_q"))
+        k = self.heads(visual_linear(width, "to_k")(x), RMSNorm(name="norm_k"))
+        v = self.heads(visual_linear(width, "to_v")(x))
+        tq = self.heads(text_linear(width, "text_to_q")(t), RMSNorm(name="text_norm_q"))
+        tk = self.heads(text_linear(width, "text_to_k")(t), RMSNorm(name="text_norm_k"))
+        tv = self.heads(text_linear(width, "text_to_v")(t))
         out, relevance = self.joint_attention(
             jnp.concatenate([tq, q], axis=1),
             jnp.concatenate([tk, k], axis=1),
@@ -127,19 +152,17 @@ class DoubleBlock(_Block):
             shared,
             wanted,
         )
-        text_out, visual_out = out[:, : shared.num_text], out[:, shared.num_text :]
+        text_out, visual_out = out[:, :length], out[:, length:]
 
-        visual = visual + gate_attn * _dense(width, "to_out", dtype)(visual_out)
-        text = text + t_gate_attn * _dense(width, "text_to_out", dtype)(text_out)
+        visual = visual + gate_attn * visual_linear(width, "to_out")(visual_out)
+        text = text + t_gate_attn * text_linear(width, "text_to_out")(text_out)
         x = layer_norm(visual) * (1 + scale_mlp) + shift_mlp
         t = layer_norm(text) * (1 + t_scale_mlp) + t_shift_mlp
-        visual = visual + gate_mlp * _dense(width, "mlp_out", dtype)(
-            nn.gelu(_dense(4 * width, "mlp_in", dtype)(x), approximate=True)
-        )
-        text = text + t_gate_mlp * _dense(width, "text_mlp_out", dtype)(
-            nn.gelu(_dense(4 * width, "text_mlp_in", dtype)(t), approximate=True)
-        )
-        return (text, visual), relevance
+        hidden = _activated(visual_linear(4 * width, "mlp_in")(x))
+        text_hidden = _activated(text_linear(4 * width, "text_mlp_in")(t))
+        visual = visual + gate_mlp * visual_linear(width, "mlp_out")(hidden)
+        text = text + t_gate_mlp * text_linear(width, "text_mlp_out")(text_hidden)
+        return (_spread(text), _spread(visual)), relevance
 
 
 class SingleBlock(_Block):
@@ -147,19 +170,22 @@ class SingleBlock(_Block):
 
     @nn.compact
     def __call__(self, sequence, wanted, shared: Shared):
-        width, dtype = self.config.width, self.dtype
-        rows = _dense(3 * width, "modulation", dtype)(nn.silu(shared.modulation))  # [B 2 3D]
+        width = self.config.width
+        rows = self.linear(3 * width, "modulation", 1)(nn.silu(shared.modulation))  # [B 2 3D]
         lengths = (shared.num_live, sequence.shape[1] - shared.num_live)
         shift, scale, gate = (per_segment(row, lengths) for row in jnp.split(rows, 3, axis=-1))
 
+        def linear(features, name):
+            return self.linear(features, name, shared.num_live)
+
         x = layer_norm(sequence) * (1 + scale) + shift
-        q = self.heads(_dense(width, "to_q", dtype)(x), RMSNorm(name="norm_q"))
-        k = self.heads(_dense(width, "to_k", dtype)(x), RMSNorm(name="norm_k"))
-        v = self.heads(_dense(width, "to_v", dtype)(x))
+        q = self.heads(linear(width, "to_q")(x), RMSNorm(name="norm_q"))
+        k = self.heads(linear(width, "to_k")(x), RMSNorm(name="norm_k"))
+        v = self.heads(linear(width, "to_v")(x))
         out, relevance = self.joint_attention(q, k, v, shared, wanted)
-        hidden = nn.gelu(_dense(4 * width, "mlp_in", dtype)(x), approximate=True)
-        update = DenseOfParts(width, dtype, name="proj_out")(out, hidden)
-        return sequence + gate * update, relevance
+        hidden = _activated(linear(4 * width, "mlp_in")(x))
+        update = linear(width, "proj_out")(out, hidden)
+        return _spread(sequence + gate * update), relevance
 
 
 def _scan(block, length, policy, unroll):
@@ -168,7 +194,7 @@ def _scan(block, length, policy, unroll):
         block = nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[policy])
     return nn.scan(
         block,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "lora": 0},
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast),
         length=length,
@@ -185,12 +211,14 @@ class MGT(nn.Module):
       remat: which activations the backward pass keeps: 'none' (all), 'dots' or 'full' (recompute everything).
       unroll: blocks in one turn of the scan. All of them is right for training small models on a CPU, which then need
         not stack what the backward pass keeps.
+      lora: of the low-rank factors in the collection "lora", laid out as the parameters of the blocks; None ignores them.
     """
 
     config: MGTConfig
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     unroll: int = 1
+    lora: LoRAConfig | None = None
 
     def setup(self):
         config, width = self.config, self.config.width
@@ -217,8 +245,12 @@ class MGT(nn.Module):
         self.project_in_norm = RMSNorm()
         self.project_in = dense(width)
 
-        self.double_blocks = _scan(DoubleBlock, config.num_layers, self.remat, self.unroll)(config, self.dtype)
-        self.single_blocks = _scan(SingleBlock, config.num_single_layers, self.remat, self.unroll)(config, self.dtype)
+        self.double_blocks = _scan(DoubleBlock, config.num_layers, self.remat, self.unroll)(
+            config, self.dtype, self.lora
+        )
+        self.single_blocks = _scan(SingleBlock, config.num_single_layers, self.remat, self.unroll)(
+            config, self.dtype, self.lora
+        )
 
         self.project_out_norm = RMSNorm()
         self.project_out = dense(width)
@@ -235,7 +267,7 @@ class MGT(nn.Module):
         if self.config.downsample:
             x = self.down_conv(self.down_norm(x))
         x = x.reshape(x.shape[0], -1, x.shape[-1])
-        return self.project_in(self.project_in_norm(x))
+        return _spread(self.project_in(self.project_in_norm(x)))
 
     def _check_grid(self, name, tokens):
         if tokens.ndim != 3 or any(side % self.config.stride or not side for side in tokens.shape[1:]):
@@ -261,7 +293,7 @@ class MGT(nn.Module):
         text = text_states.astype(self.dtype)
         if self.config.connector_type == "linear":
             text = self.connector(text)
-        text = self.text_norm(self.context_embedder(text))
+        text = _spread(self.text_norm(self.context_embedder(text)))
 
         micro = sinusoid(micro_conditions).reshape(batch, -1)  # [B 5*256]
         pooled = self.micro_embedder(jnp.concatenate([pooled.astype(jnp.float32), micro], axis=-1))

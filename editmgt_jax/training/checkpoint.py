@@ -1,16 +1,27 @@
 """Saving and restoring runs. The one module that talks to Orbax.
 
 A checkpoint holds the train state, the data iterator and, as metadata, the run's config: a run resumed from it equals
-one that was never stopped.
+one that was never stopped. It is whole or not there (Orbax renames it into place), and damage that comes later is seen: the
+sizes of its files are noted beside the checkpoints, and a fingerprint of the state's bits inside.
 """
 
+import functools
+import hashlib
+import json
 import math
+import shutil
+import sys
+import threading
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+SIZES = "checkpoint_sizes.json"  # {step: {file: bytes}}, beside the folder of checkpoints
+DAMAGED = "damaged"  # suffix of a checkpoint that was put aside
 _IN_FLIGHT = 1 << 30  # bytes that a whole tree is written and read with
 
 
@@ -19,23 +30,36 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """Checkpoints of one run in `directory`, asynchronous, keeping the latest `keep` and the best one.
+    """Checkpoints of one run in `directory`, written while training goes on.
 
     Args:
       directory: folder of the run's checkpoints (created).
-      config: JSON-able dict stored beside every checkpoint.
+      config: JSON-able dict stored in every checkpoint, with a hash of the code that wrote it.
       monitor: (metric name, "max" or "min") that decides which checkpoint is best.
+      keep: how many of the latest are kept, besides the best; keep_every: steps whose multiples are kept too, 0 is none.
     """
 
-    def __init__(self, directory, config: dict, monitor: tuple[str, str], keep: int = 2):
+    def __init__(self, directory, config: dict, monitor: tuple[str, str], keep: int = 2, keep_every: int = 0):
         name, direction = monitor
         policies = ocp.training.preservation_policies
-        best = policies.BestN(get_metric_fn=lambda metrics: metrics[name], reverse=direction == "min", n=1)
+        kept = [
+            policies.LatestN(keep),
+            policies.BestN(
+                get_metric_fn=lambda metrics: metrics[name],
+                reverse=direction == "min",
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+        if keep_every:
+            kept.append(policies.EveryNSteps(keep_every))
+        self._directory, self._monitor, self._lock = Path(directory), name, threading.Lock()
+        self._about = {"config": config, "code": _code_version()}
         self._checkpointer = ocp.training.Checkpointer(
             directory,
             save_decision_policy=ocp.training.save_decision_policies.AnySavePolicy([]),
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-            custom_metadata={"config": config},
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            custom_metadata=self._about,
             cleanup_tmp_directories=True,
         )
 
@@ -45,31 +69,158 @@ class Checkpoints:
         return None if latest is None else latest.step
 
     def save(self, step: int, state, data, metrics: dict) -> None:
-        """Saves state and data iterator together; returns while the files are still being written."""
-        self._checkpointer.save_checkpointables_async(
-            step, {"state": _arrays(state), "data": data}, metrics=metrics, force=True
-        )
+        """Saves state and data iterator together; returns while the files are still being written.
 
-    def restore(self, step: int, state, data):
-        """-> state of `step`, with the shardings of `state`; `data` is moved to its place in place."""
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _arrays(state))
-        try:
-            loaded = self._checkpointer.load_checkpointables(step, {"state": abstract, "data": data})
-        except (ValueError, KeyError, FileNotFoundError) as error:
+        Args:
+          metrics: of an evaluation of this state, or {}.
+        Errors: CheckpointError, also for a save before this one that has failed since.
+        """
+        arrays = _arrays(state)
+        needed, free = _bytes(arrays), shutil.disk_usage(self._directory).free
+        last = self.latest_step
+        intact = "there is no checkpoint yet" if last is None else f"the last whole checkpoint is {last}"
+        if free < needed:
             raise CheckpointError(
-                f"checkpoint {step} in {self._checkpointer.directory} does not fit this run: {error}. "
-                "Use the config it was written with, or a new workdir"
-            ) from error
-        return state.replace(**loaded["state"])
+                f"checkpoint {step} needs {needed / 2**20:.0f} MiB in {self._directory}, which has {free / 2**20:.0f} MiB "
+                f"left: make room and start again; {intact}"
+            )
+        found = int(fingerprint(arrays))
+        try:
+            response = self._checkpointer.save_checkpointables_async(
+                step,
+                {"state": arrays, "data": data},
+                metrics={self._monitor: metrics[self._monitor]} if self._monitor in metrics else None,
+                custom_metadata=self._about | {"fingerprint": found},
+                force=True,
+            )
+            response.on_complete(functools.partial(self._note_sizes, step))
+        except Exception as error:  # noqa: BLE001  (file systems raise many kinds)
+            raise CheckpointError(f"a checkpoint cannot be written to {self._directory}: {error}; {intact}") from error
+
+    def restore(self, abstract_state, data):
+        """The latest whole checkpoint. Damaged ones after it are named and put aside.
+
+        Args:
+          abstract_state: shapes with shardings, which may be others than it was saved with; data: is moved to its place.
+        Returns: the state, or None without any checkpoint.
+        Errors: CheckpointError when there are checkpoints, but none can be used.
+        """
+        steps, problems, state = sorted((c.step for c in self._checkpointer.checkpoints), reverse=True), {}, None
+        for step in steps:
+            try:
+                state = self._load(step, abstract_state, data)
+                break
+            except Exception as error:  # noqa: BLE001  (damaged files raise many kinds)
+                problems[step] = str(error)
+        if steps and state is None:
+            newest = steps[0]
+            raise CheckpointError(
+                f"no checkpoint in {self._directory} can be used. Checkpoint {newest} does not fit this run or is damaged: "
+                f"{problems[newest]}. Use the config it was written with, or a new workdir"
+            )
+        if problems:
+            self._put_aside(problems, step)
+        return state
+
+    def _load(self, step, abstract_state, data):
+        self._check_sizes(step)
+        loaded = self._checkpointer.load_checkpointables(step, {"state": _arrays(abstract_state), "data": data})
+        noted = (self._checkpointer.metadata(step).custom_metadata or {}).get("fingerprint")
+        if noted is not None and noted != int(fingerprint(loaded["state"])):
+            raise CheckpointError("its numbers are not those that were saved")
+        return abstract_state.replace(**loaded["state"])
+
+    def _put_aside(self, problems, step) -> None:
+        """Renames damaged checkpoints, which are in the way of new ones of their steps."""
+        if jax.process_count() > 1:
+            steps = multihost_utils.process_allgather(np.array(step))
+            if (steps != step).any():
+                raise CheckpointError(f"processes can read different checkpoints only, {steps.tolist()}: start again")
+        for number, problem in problems.items():
+            if jax.process_index() == 0:
+                print(f"editmgt: checkpoint {number} is damaged, put aside: {problem}", file=sys.stderr)
+                path = self._directory / str(number)
+                path.rename(path.with_name(f"{number}.{DAMAGED}"))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints are put aside")
+        self._checkpointer.reload()
+
+    def _note_sizes(self, step, _saved) -> None:
+        if jax.process_index() != 0:
+            return
+        with self._lock:
+            path = self._directory.with_name(SIZES)
+            sizes = {n: files for n, files in _read_sizes(path).items() if (self._directory / n).is_dir()}
+            sizes[str(step)] = _file_sizes(self._directory / str(step))
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(sizes))
+            temporary.replace(path)
+
+    def _check_sizes(self, step) -> None:
+        noted = _read_sizes(self._directory.with_name(SIZES)).get(str(step))
+        if noted is not None:
+            there = _file_sizes(self._directory / str(step))
+            wrong = [name for name, size in noted.items() if there.get(name) != size]
+            if wrong:
+                raise CheckpointError(f"files are missing or of another size: {', '.join(wrong[:3])}")
+
+    def wait(self) -> None:
+        """Until all is written. Errors: CheckpointError."""
+        try:
+            self._checkpointer.wait()
+        except Exception as error:  # noqa: BLE001
+            raise CheckpointError(f"a checkpoint cannot be written to {self._directory}: {error}") from error
 
     def close(self) -> None:
         """Waits for writes under way."""
+        self.wait()
         self._checkpointer.close()
 
 
 def _arrays(state) -> dict:
     """The state as a dict without empty entries (Orbax has no place for None)."""
     return {k: v for k, v in vars(state).items() if v is not None}
+
+
+@functools.cache
+def _code_version() -> str:
+    """A hash of this package's sources."""
+    found, package = hashlib.sha256(), Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        found.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def _bytes(tree) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _file_sizes(directory) -> dict[str, int]:
+    return {str(p.relative_to(directory)): p.stat().st_size for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def _read_sizes(path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):  # not there yet, or cut off: then only the fingerprint tells
+        return {}
+
+
+@jax.jit
+def fingerprint(tree):
+    """A number of all bits of a tree of arrays, uint32: whatever mesh they lie on, one flipped bit changes it."""
+
+    def of_leaf(x):
+        bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis in range(x.ndim):
+            place = place * np.uint32(0x01000193) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        return jnp.sum(bits.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)  # odd weights lose no bit
+
+    total = jnp.uint32(0)
+    for leaf in jax.tree.leaves(tree):
+        total = total * np.uint32(0x85EBCA6B) + of_leaf(leaf)
+    return total
 
 
 def restore_params(directory, step: int | None = None, monitor=None, average: bool = False):

@@ -1,16 +1,59 @@
-"""Where training metrics go: a JSONL file and TensorBoard."""
+"""What is seen of a run: a JSONL file, TensorBoard, a progress bar, traces."""
 
 import json
+import time
 from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from editmgt_jax.training.optimizer import learning_rate
+
+# Peak dense bfloat16 FLOP/s of a device, by how jax calls it.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+class Sums:
+    """Metrics (sum, count) added up; their means."""
+
+    def __init__(self):
+        self._sums = {}
+
+    def add(self, metrics: dict) -> None:
+        for name, (total, count) in metrics.items():
+            before = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = (before[0] + float(total), before[1] + float(count))
+
+    def means(self) -> dict[str, float]:
+        """Of all that were counted at all."""
+        return {name: total / count for name, (total, count) in self._sums.items() if count}
 
 
 class MetricsWriter:
     """Appends {'step': ..., name: value} lines to `metrics.jsonl` and scalars to TensorBoard in `directory`.
 
     Lines past `resume_step` of an earlier, interrupted run are dropped first, so that the file reads as one run.
+
+    Args:
+      directory: None writes nothing.
     """
 
     def __init__(self, directory, resume_step: int = 0):
+        self._file = None
+        if directory is None:
+            return
         from tensorboardX import SummaryWriter
 
         directory = Path(directory)
@@ -25,14 +68,120 @@ class MetricsWriter:
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, values: dict) -> None:
-        self._file.write(json.dumps({"step": step} | {k: round(float(v), 6) for k, v in values.items()}) + "\n")
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"step": step} | {k: _rounded(v) for k, v in values.items()}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, float(value), step)
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
+
+
+class RunLog:
+    """Gathers the metrics of steps and writes their means every `log_every` steps, with what the machine did meanwhile.
+
+    samples_per_second, flops_per_second (of the model, counted from its shapes), mfu (their share of what the devices could
+    do), data_wait (share of the time in which the loop waited for a batch; the devices may have been busy), memory.
+
+    Args:
+      directory: None writes nothing; ledger: where the time went; start: the step that the run goes on from.
+    """
+
+    def __init__(self, directory, config, ledger, start: int):
+        self._config, self._ledger, self._schedule = config, ledger, learning_rate(config.optimizer)
+        self._writer = MetricsWriter(directory, start)
+        self._peak, self._shapes = peak_flops(), set()
+        quiet = None if directory is not None else True  # None: bars are for terminals
+        self._bar = tqdm(
+            total=config.steps, initial=start, unit="step", dynamic_ncols=True, mininterval=5, disable=quiet
+        )
+        self._begin()
+
+    def _begin(self):
+        self._sums, self._steps, self._flops = Sums(), 0, 0
+        self._since, self._waited = time.monotonic(), self._ledger.seconds["data wait"]
+
+    def has_seen(self, shape) -> bool:
+        """Whether batches of these shapes came before: else their program is compiled now."""
+        new = shape not in self._shapes
+        self._shapes.add(shape)
+        return not new
+
+    def add(self, step: int, metrics: dict, flops: int | None) -> None:
+        """The metrics (sum, count) of the step that leads to step + 1."""
+        self._sums.add(metrics)
+        self._steps += 1
+        self._flops += flops or 0
+        if (step + 1) % self._config.log_every == 0:
+            means = self._sums.means()
+            self._writer.write(step + 1, means | {"learning_rate": float(self._schedule(step))} | self._machine())
+            self._bar.set_postfix({name: f"{means[name]:.4g}" for name in ("loss", "accuracy") if name in means})
+            self._ledger.write()
+            self._begin()
+        self._bar.update()
+
+    def _machine(self) -> dict:
+        seconds = time.monotonic() - self._since
+        found = {
+            "samples_per_second": self._steps * self._config.batch_size / seconds,
+            "data_wait": (self._ledger.seconds["data wait"] - self._waited) / seconds,
+            "flops_per_second": self._flops / seconds if self._flops else None,
+            "mfu": self._flops / seconds / self._peak if self._peak and self._flops else None,
+            "memory": memory_in_use(),
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def write(self, step: int, values: dict) -> None:
+        self._writer.write(step, values)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._writer.close()
+
+
+class Profiler:
+    """Traces the steps from `first` until `end` into a folder, for xprof or TensorBoard's profile plugin."""
+
+    def __init__(self, directory, steps: tuple[int, int] | None):
+        self._directory, self._steps, self._on = str(directory), steps or (-1, -1), False
+
+    def at(self, step: int) -> None:
+        """Before a step."""
+        first, end = self._steps
+        if first <= step < end and not self._on:
+            jax.profiler.start_trace(self._directory)
+            self._on = True
+        if step >= end:
+            self.close()
+
+    def close(self) -> None:
+        if self._on:
+            jax.profiler.stop_trace()
+            self._on = False
+
+
+def peak_flops() -> float | None:
+    """Of all devices together; None where it is not known."""
+    kinds = [device.device_kind for device in jax.devices()]
+    peaks = [next((PEAK_FLOPS[name] for name in sorted(PEAK_FLOPS, key=len, reverse=True) if kind.startswith(name)), None)
+             for kind in kinds]  # fmt: skip
+    return None if None in peaks else sum(peaks)
+
+
+def memory_in_use() -> float | None:
+    """The largest share of memory that any device of this process had in use at its peak; None where it is not told."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    shares = [s["peak_bytes_in_use"] / s["bytes_limit"] for s in stats if s.get("bytes_limit")]
+    return max(shares) if shares else None
+
+
+def _rounded(value) -> float | None:
+    """Six significant digits; JSON has no word for NaN and infinity."""
+    return float(f"{float(value):.6g}") if np.isfinite(value) else None
 
 
 def _step_of(line: str) -> int:

@@ -3,152 +3,250 @@
 Axes    B batch, H W tokens, L = H*W, T text tokens, C codebook size
 Source  released trainer (mask, loss, condition dropout as it was meant, Q12); EditMGT section 4
 Differs a text encoder can be trained along; changed ids may weigh more (`loss.changed_weight`, 1 = released), and so may
-        samples in which few ids change (`loss.area_power`, 0 = released)
+        samples in which few ids change (`loss.area_power`, 0 = released); without `model.reference` the source is left out,
+        which trains text-to-image
 """
+
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from editmgt_jax import masking
-from editmgt_jax.config import AESTHETIC_SCORE, CLIPTextConfig, MGTConfig, SchedulerConfig, write_json
-from editmgt_jax.convert import save_component
-from editmgt_jax.loading import load_vq
-from editmgt_jax.models.clip_text import CLIPText
+from editmgt_jax.config import AESTHETIC_SCORE, LoRAConfig, MGTConfig
+from editmgt_jax.loading import find_model, load_clip, load_mgt, load_vq
+from editmgt_jax.lora import init_lora
+from editmgt_jax.models.flops import forward_flops
 from editmgt_jax.models.mgt import MGT, init_mgt
+from editmgt_jax.training.conditioning import TrainedText, text_of
 from editmgt_jax.training.initialise import copy_friendly
-from editmgt_jax.training.step import TrainState, apply_gradients, masked_cross_entropy, new_state
+from editmgt_jax.training.runs import is_run, run_params
+from editmgt_jax.training.sharding import MGT_RULES
+from editmgt_jax.training.step import accumulate, cross_entropy, loss_weights
 
 _SMALLEST_SHARE = 1 / 16  # of changed ids: below it the weight of a sample grows no more
+_RATE_BINS = 5  # of mask rates, for the accuracy in each
 
 
 class MGTTask:
     """Task `mgt`.
 
-    Batches hold 'text_ids' int32 [B T] and either 'source_ids' and 'target_ids' [B H W], or 'source' and 'target'
-    uint8 [B Y X 3]: then the frozen image tokenizer runs inside the step. They may hold 'micro', the micro-conditions [B 5].
+    Batches hold the ids of the instruction, 'text_ids' and perhaps 'llm_ids' int32 [B T], or 'text_states' and 'pooled'; and
+    either 'source_ids' and 'target_ids' [B H W], or 'source' and 'target' uint8 [B Y X 3]: then the frozen image tokenizer
+    runs inside the step. They may hold 'micro', the micro-conditions [B 5].
     """
 
-    monitor = ("accuracy_changed", "max")
+    rules = MGT_RULES
 
     def __init__(self, config):
         self.config = config
-        self.vq, self.vq_params = load_vq(config.model.vq)
-        self.vq_config = self.vq.config
+        self.monitor = ("accuracy_changed" if config.model.reference else "accuracy", "max")
+        vq_directory = config.model.vq or str(Path(config.model.encoders) / "vqvae")
+        self.vq, _ = load_vq(vq_directory, check_only=True)
+        self.vq_directory, self.vq_config = vq_directory, self.vq.config
         self.mgt_config = MGTConfig.from_dict(config.model.mgt.to_dict())
-        self.text_config = CLIPTextConfig.from_dict(config.model.text.to_dict())
         if self.mgt_config.codebook_size != self.vq_config.num_vq_embeddings:
             raise ValueError(
                 f"model.mgt.codebook_size must equal the tokenizer's {self.vq_config.num_vq_embeddings} codes; "
                 f"got {self.mgt_config.codebook_size}"
             )
-        self.mgt = MGT(self.mgt_config, remat=config.model.remat, unroll=config.model.unroll)
-        self.text = CLIPText(self.text_config)
+        self.lora = None
+        if config.lora.rank:
+            chosen = config.lora
+            self.lora = LoRAConfig(chosen.rank, float(chosen.alpha), tuple(chosen.targets), chosen.scope)
+            if not config.start_from:
+                raise ValueError("a LoRA adapts a model: name its directory or run in start_from")
+        self.mgt = MGT(
+            self.mgt_config,
+            dtype=jnp.dtype(config.model.dtype),
+            remat=config.model.remat,
+            unroll=config.model.unroll,
+            lora=self.lora,
+        )
+        self.text = text_of(config, self.mgt_config)
+        if self.lora is not None and isinstance(self.text, TrainedText):
+            raise ValueError(
+                "a LoRA is trained alone: name the model directory with its text encoders in model.encoders"
+            )
 
-    def init(self, key, optimizer) -> TrainState:
-        mgt_key, text_key, copy_key = jax.random.split(key, 3)
-        params = {
-            "mgt": init_mgt(self.mgt, mgt_key),
-            "text": self.text.init(text_key, jnp.zeros((1, self.text_config.max_position_embeddings), jnp.int32))[
-                "params"
-            ],
-        }
-        if self.config.model.copy_friendly:
-            params["mgt"] = copy_friendly(params["mgt"], self.mgt_config, self.vq_params["codebook"], copy_key)
-        return new_state(params, optimizer, ema=self.config.optimizer.ema_decay > 0)
+    def encode_prompts(self, texts) -> dict:
+        """Strings -> {name: ids [B T]}, on the host."""
+        return self.text.tokenizer(texts)
+
+    # ---- parameters
+
+    def init(self, key):
+        """Random parameters."""
+        mgt_key, text_key, lora_key = jax.random.split(key, 3)
+        if self.lora is not None:
+            shapes = jax.eval_shape(lambda: init_mgt(self.mgt, mgt_key))
+            return {"lora": init_lora(self.lora, self.mgt_config, shapes, lora_key)}
+        params = {"mgt": init_mgt(self.mgt, mgt_key)}
+        return params | ({"text": self.text.init(text_key)} if isinstance(self.text, TrainedText) else {})
 
     def extra(self, _params):
         """Nothing is updated without gradients."""
 
-    def encode_image(self, pixels):
-        """[B Y X 3] in [0, 1] -> ids [B H W]."""
-        return self.vq.apply({"params": self.vq_params}, pixels, method="encode")
+    def start(self, key, put):
+        """Parameters that are not random: those of `start_from`, or a copier's; None if there are none.
 
-    def _ids(self, batch, side):
+        Args:
+          put: (name, host array) -> array of the mesh.
+        """
+        if self.lora is not None:
+            return None
+        if self.config.start_from:
+            return self._read(self.config.start_from, put)
+        if not self.config.model.copy_friendly:
+            return None
+        params = jax.jit(self.init)(key)
+        _, vq_params = load_vq(self.vq_directory)
+        copy_key = jax.random.split(key, 3)[2]
+        params["mgt"] = copy_friendly(params["mgt"], self.mgt_config, vq_params["codebook"], copy_key)
+        return _placed(params, put)
+
+    def _read(self, directory, put):
+        """Parameters of a run, or of a model directory."""
+        if is_run(directory):
+            return _placed(run_params(directory, self.config.optimizer.ema_decay > 0), put)
+        directory, mgt_directory = find_model(directory)
+        mgt, params = load_mgt(mgt_directory, place=lambda path, value: put(f"mgt/{path}", value))
+        if mgt.config != self.mgt_config:
+            raise ValueError(f"model.mgt must be the config of {mgt_directory}: {mgt.config}; got {self.mgt_config}")
+        if not isinstance(self.text, TrainedText):
+            return {"mgt": params}
+        text_place = {"place": lambda path, value: put(f"text/{path}", value)}
+        return {"mgt": params, "text": load_clip(directory / "text_encoder", **text_place)[1]}
+
+    def frozen(self, put, encodes) -> dict:
+        """What steps need and do not train.
+
+        Args:
+          put: (name, host array) -> array of the mesh; encodes: which of 'images' and 'text' are to be encoded in steps.
+        """
+        frozen = {"text": self.text.frozen(put, "text" in encodes)}
+        if "images" in encodes:
+            _, frozen["vq"] = load_vq(self.vq_directory, place=lambda path, value: put("", value))
+        if self.lora is not None:
+            frozen["mgt"] = self._read(self.config.start_from, put)["mgt"]
+        return frozen
+
+    def variables(self, params, frozen) -> dict:
+        """What the transformer is applied with."""
+        if self.lora is None:
+            return {"params": params["mgt"]}
+        return {"params": frozen["mgt"], "lora": params["lora"]}
+
+    # ---- steps
+
+    def gradients(self, params, frozen, batch, key, _step):
+        """-> (gradients, metrics, nothing for `after`)"""
+        prepared = self._prepare(frozen, batch, key, self.config.loss.condition_dropout)
+        of_part = jax.value_and_grad(lambda params, part: self._loss(params, frozen, part), has_aux=True)
+        return *accumulate(of_part, params, prepared, self.config.accumulate), None
+
+    def after(self, state, _updates):
+        return state, {}
+
+    def evaluate(self, params, frozen, batch, key):
+        """-> metrics"""
+        return self._loss(params, frozen, self._prepare(frozen, batch, key, 0.0))[1]
+
+    def flops(self, batch) -> int:
+        """Of a step on a batch of arrays or shapes: forward, and twice that backward. The frozen encoders are left out."""
+        (size, *grid), text = (
+            self._ids_shape(batch["target_ids" if "target_ids" in batch else "target"]),
+            self.text_length(batch),
+        )
+        return 3 * size * forward_flops(self.mgt_config, tuple(grid), text, self.config.model.reference)
+
+    def text_length(self, batch) -> int:
+        name = next(name for name in ("text_states", "llm_ids", "text_ids") if name in batch)
+        return batch[name].shape[1]
+
+    def _ids_shape(self, array):
+        factor = 1 if array.ndim == 3 else self.vq_config.factor
+        return array.shape[0], array.shape[1] // factor, array.shape[2] // factor
+
+    def encode_image(self, vq_params, pixels):
+        """[B Y X 3] in [0, 1] -> ids [B H W]."""
+        return self.vq.apply({"params": vq_params}, pixels, method="encode")
+
+    def _ids(self, frozen, batch, side):
         """The batch's ids of 'source' or 'target', encoded here only if the data is not tokenised."""
         if f"{side}_ids" in batch:
             return batch[f"{side}_ids"].astype(jnp.int32)
-        return self.encode_image(batch[side].astype(jnp.float32) / 255)
+        return self.encode_image(frozen["vq"], batch[side].astype(jnp.float32) / 255)
 
-    def _predict(self, params, source, hidden, mask_rate, text_ids, micro=None):
-        """Logits [B L C] of a batch whose target ids are partly hidden; `micro` [B 5], by default those of whole pictures."""
-        states, pooled = self.text.apply({"params": params["text"]}, text_ids)
-        if micro is None:
-            rows, columns = (side * self.vq_config.factor for side in source.shape[1:])
-            micro = jnp.broadcast_to(jnp.array([columns, rows, 0, 0, AESTHETIC_SCORE], jnp.float32), (len(source), 5))
-
-        time = masking.training_time(mask_rate, self.config.model.timestep_convention)
-
-        def forward(mgt):
-            condition = mgt.condition(states, pooled, micro, source, 1.0)
-            return mgt(hidden, time, condition)[0]
-
-        logits = self.mgt.apply({"params": params["mgt"]}, method=forward)
-        return logits.reshape(len(source), -1, logits.shape[-1])
-
-    def _loss(self, params, batch, source, target, key, drop_rate):
-        """-> (loss, metrics). `drop_rate`: share of samples whose instruction becomes the empty prompt."""
+    def _prepare(self, frozen, batch, key, drop_rate) -> dict:
+        """All of a step that has no gradient, for the whole batch. `drop_rate`: share of samples without instruction."""
         mask_key, drop_key = jax.random.split(key)
-        batch_size, grid = len(source), source.shape[1:]
-        mask, rate = masking.random_mask(mask_key, batch_size, grid[0] * grid[1], self.config.loss.min_masking_rate)
-        flat_target, flat_source = target.reshape(batch_size, -1), source.reshape(batch_size, -1)
-        hidden = jnp.where(mask, self.mgt_config.mask_token_id, flat_target).reshape(target.shape)
-        dropped = jax.random.uniform(drop_key, (batch_size, 1)) < drop_rate
-        text_ids = jnp.where(dropped, self.empty_prompt_ids(), batch["text_ids"])
-
-        logits = self._predict(params, source, hidden, rate, text_ids, batch.get("micro"))
-        changed = flat_target != flat_source
-        weights = self._weights(changed)
-        loss = masked_cross_entropy(logits, flat_target, mask, weights)
-        right = jnp.argmax(logits, axis=-1) == flat_target
-
-        def share(where):
-            return (right * where).sum() / jnp.maximum(where.sum(), 1)
-
-        informed = mask & ~dropped
-        metrics = {
-            "loss": loss,
-            "accuracy_changed": share(informed & changed),
-            "accuracy_kept": share(informed & ~changed),
-            "changed": changed.mean(),
+        source, target = self._ids(frozen, batch, "source"), self._ids(frozen, batch, "target")
+        size, grid = len(target), target.shape[1:]
+        mask, rate = masking.random_mask(mask_key, size, grid[0] * grid[1], self.config.loss.min_masking_rate)
+        dropped = jax.random.uniform(drop_key, (size, 1))[:, 0] < drop_rate
+        changed = (target != source).reshape(size, -1)
+        prepared = {
+            "target": target.reshape(size, -1),
+            "hidden": jnp.where(mask.reshape(target.shape), self.mgt_config.mask_token_id, target),
+            "mask": mask,
+            "rate": rate,
+            "changed": changed,
+            "informed": ~dropped,
+            "weights": loss_weights(mask, self._emphasis(changed), self.config.loss.mean),
+            "micro": batch["micro"] if "micro" in batch else self._whole_pictures(size, grid),
+            "text": self.text.inputs(frozen["text"], batch, dropped),
         }
-        return loss, metrics
+        return prepared | ({"source": source} if self.config.model.reference else {})
 
-    def _weights(self, changed):
+    def _whole_pictures(self, size, grid):
+        """Micro-conditions [B 5] of pictures that were not cropped."""
+        rows, columns = (side * self.vq_config.factor for side in grid)
+        return jnp.broadcast_to(jnp.array([columns, rows, 0, 0, AESTHETIC_SCORE], jnp.float32), (size, 5))
+
+    def _emphasis(self, changed):
         """Loss weights [B L]: changed ids count more, and so do samples in which few ids change."""
         config = self.config.loss
         share = jnp.clip(changed.mean(axis=1, keepdims=True), _SMALLEST_SHARE, 1.0)
         return jnp.where(changed, config.changed_weight, 1.0) * share**-config.area_power
 
-    def empty_prompt_ids(self):
-        """[1 T]: start mark, end mark, padding."""
-        ids = np.full((1, self.text_config.max_position_embeddings), self.text_config.pad_token_id, np.int32)
-        ids[0, :2] = self.text_config.bos_token_id, self.text_config.eos_token_id
-        return ids
+    def _loss(self, params, frozen, part):
+        """-> (share of a part in the batch's loss, metrics)"""
+        states, pooled = self.text.states(params.get("text"), part["text"])
+        time = masking.training_time(part["rate"], self.config.model.timestep_convention)
 
-    def train_step(self, state, batch, key, optimizer):
-        source, target = self._ids(batch, "source"), self._ids(batch, "target")
-        (_, metrics), gradients = jax.value_and_grad(self._loss, has_aux=True)(
-            state.params, batch, source, target, key, self.config.loss.condition_dropout
-        )
-        state = apply_gradients(state, gradients, optimizer, self.config.optimizer.ema_decay)
-        return state, metrics
+        def forward(mgt):
+            condition = mgt.condition(states, pooled, part["micro"], part.get("source"), 1.0)
+            return mgt(part["hidden"], time, condition)[0]
 
-    def eval_step(self, params, batch, key):
-        source, target = self._ids(batch, "source"), self._ids(batch, "target")
-        return self._loss(params, batch, source, target, key, 0.0)[1]
+        logits = self.mgt.apply(self.variables(params, frozen), method=forward)
+        logits = logits.reshape(len(states), -1, logits.shape[-1])
+        loss = jnp.sum(cross_entropy(logits, part["target"]) * part["weights"])
+        return loss, {"loss": (loss, part["weights"].sum())} | self._accuracies(logits, part)
 
-    def export(self, params, directory, dtype=np.float32, verify: bool = False) -> None:
-        """Writes the model directory's `editmgt`, `text_encoder`, `vqvae` and `scheduler`."""
-        save_component(directory / "editmgt", self.mgt_config, params["mgt"], dtype, verify)
-        save_component(directory / "text_encoder", self.text_config, params["text"], dtype, verify)
-        save_component(directory / "vqvae", self.vq_config, self.vq_params, np.float32, verify)
-        (directory / "scheduler").mkdir()
-        scheduler = SchedulerConfig(
-            mask_token_id=self.mgt_config.mask_token_id,
-            timestep_convention=self.config.model.timestep_convention,
-            native_size=self.config.data.size,
-            negative_prompt="",
-            **self.config.model.scheduler,
-        )
-        write_json(scheduler, directory / "scheduler" / "scheduler_config.json")
+    def _accuracies(self, logits, part) -> dict:
+        """Over hidden tokens of samples with their instruction."""
+        right = jnp.argmax(logits, axis=-1) == part["target"]
+        informed = part["mask"] & part["informed"][:, None]
+
+        def share(where):
+            return (right & where).sum(dtype=jnp.float32), where.sum(dtype=jnp.float32)
+
+        metrics = {"accuracy": share(informed)}
+        if self.config.model.reference:
+            changed = part["changed"]
+            metrics |= {"accuracy_changed": share(informed & changed), "accuracy_kept": share(informed & ~changed)}
+            metrics["changed"] = changed.sum(dtype=jnp.float32), jnp.float32(changed.size)
+        number = jnp.clip((part["rate"] * _RATE_BINS).astype(jnp.int32), 0, _RATE_BINS - 1)[:, None]
+        for i in range(_RATE_BINS):
+            name = f"accuracy/rate_{i / _RATE_BINS:g}_{(i + 1) / _RATE_BINS:g}"
+            metrics[name] = share(informed & (number == i))
+        return metrics
+
+
+def _placed(params, put):
+    def place(path, value):
+        return put("/".join(key.key for key in path), np.asarray(value))
+
+    return jax.tree_util.tree_map_with_path(place, params)

@@ -3,6 +3,8 @@
 Source  released trainer: betas 0.9 / 0.999, eps 1e-8, weight decay 1e-2, global-norm clipping
 """
 
+import functools
+
 import jax
 import optax
 
@@ -37,18 +39,27 @@ def learning_rate(config) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, max(1, warmup)), after], [warmup])
 
 
-def decay_mask(params):
-    """True where weight decay applies: all but biases, the token, head and text norms and the token embedding."""
+def decay_mask(params, undecayed: str = "released"):
+    """True where weight decay applies.
+
+    Args:
+      undecayed: 'released' spares biases, the token, head and text norms and the token embedding; 'no_norms' all norms, too.
+    """
+    spared = _UNDECAYED + (("scale",) if undecayed == "no_norms" else ())
 
     def decayed(path, _):
         name = "/".join(str(key.key) for key in path)
-        return not name.endswith(_UNDECAYED)
+        return not name.endswith(spared)
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
 def make_optimizer(config) -> optax.GradientTransformation:
     """The optimizer of `config.optimizer`: clip by global norm, then AdamW on the schedule."""
+    if config.undecayed not in ("released", "no_norms"):
+        raise ValueError(f"optimizer.undecayed must be 'released' or 'no_norms'; got {config.undecayed!r}")
+    if config.first_moment not in ("float32", "bfloat16"):
+        raise ValueError(f"optimizer.first_moment must be 'float32' or 'bfloat16'; got {config.first_moment!r}")
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
@@ -57,6 +68,7 @@ def make_optimizer(config) -> optax.GradientTransformation:
             b2=config.beta2,
             eps=1e-8,
             weight_decay=config.weight_decay,
-            mask=decay_mask,
+            mask=functools.partial(decay_mask, undecayed=config.undecayed),
+            mu_dtype=config.first_moment,
         ),
     )

@@ -1,4 +1,7 @@
-"""The train state and one optimizer step, shared by all tasks."""
+"""The train state and one optimizer step, shared by all tasks.
+
+Metrics are pairs (sum, count): they add up over the parts of a batch, over devices and over steps.
+"""
 
 from typing import Any
 
@@ -30,6 +33,23 @@ def new_state(params, optimizer, ema: bool, extra=None) -> TrainState:
     )
 
 
+def train_step(task, optimizer, config, state: TrainState, frozen, batch, key):
+    """One step of a task.
+
+    Args:
+      config: the run's; frozen: what the task needs and does not train.
+    Returns: (state, metrics). Where the loss or a gradient is not finite, or the loss exceeds `config.guard.max_loss`, only
+      the step of the state moves on; the metric 'bad' then counts 1.
+    """
+    gradients, metrics, updates = task.gradients(state.params, frozen, batch, key, state.step)
+    norm, loss = optax.global_norm(gradients), mean(metrics["loss"])
+    new = apply_gradients(state, gradients, optimizer, config.optimizer.ema_decay)
+    new, more = task.after(new, updates)
+    good = jnp.isfinite(loss) & jnp.isfinite(norm) & (loss <= config.guard.max_loss)
+    new = jax.tree.map(lambda one, other: jnp.where(good, one, other), new, state.replace(step=new.step))
+    return new, metrics | more | {"gradient_norm": once(norm), "bad": once(jnp.where(good, 0.0, 1.0))}
+
+
 def apply_gradients(state: TrainState, gradients, optimizer, ema_decay: float) -> TrainState:
     """One optimizer update. The average's decay warms up as (1 + step) / (10 + step), up to `ema_decay`."""
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -41,16 +61,57 @@ def apply_gradients(state: TrainState, gradients, optimizer, ema_decay: float) -
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
 
 
-def masked_cross_entropy(logits, targets, mask, weights=None):
-    """Mean cross-entropy over masked positions of the batch.
+def accumulate(value_and_gradients, params, batch, parts: int):
+    """Sums of gradients and metrics over `parts` equal parts of a batch, one after another.
 
     Args:
-      logits: [B L C]; targets: [B L] int32; mask: [B L] bool, True where the token was hidden.
-      weights: [B L] positive weights of the masked positions, or None for the released plain mean.
+      value_and_gradients: (params, part) -> ((loss, metrics), gradients), of losses that add up to the batch's.
+    Returns: (gradients, metrics).
     """
+    if parts == 1:
+        (_, metrics), gradients = value_and_gradients(params, batch)
+        return gradients, metrics
+
+    def split(x):  # [B ...] -> [parts B/parts ...]; neighbours stay on their device
+        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(sums, part):
+        (_, metrics), gradients = value_and_gradients(params, part)
+        return jax.tree.map(jnp.add, sums, (gradients, metrics)), None
+
+    split_batch = jax.tree.map(split, batch)
+    first = jax.tree.map(lambda x: x[0], split_batch)
+    shapes = jax.eval_shape(value_and_gradients, params, first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[1], shapes[0][1]))
+    return jax.lax.scan(add, zeros, split_batch)[0]
+
+
+def once(value):
+    """A metric that counts as one observation."""
+    return jnp.asarray(value, jnp.float32), jnp.float32(1)
+
+
+def mean(metric):
+    total, count = metric
+    return total / jnp.maximum(count, 1e-9)
+
+
+def cross_entropy(logits, targets):
+    """logits [B L C], targets [B L] int32 -> [B L] float32."""
     logits = logits.astype(jnp.float32)
     # A sum over the codebook, not a gather: its gradient fuses with the softmax's, where a gather's is a scatter.
     picked = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0.0), axis=-1)
-    loss = jax.nn.logsumexp(logits, axis=-1) - picked
-    weights = mask if weights is None else weights * mask
-    return jnp.sum(loss * weights) / jnp.maximum(jnp.sum(weights), 1)
+    return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def loss_weights(mask, weights=None, over: str = "batch"):
+    """Weights [B L] whose sum with the cross-entropy is the mean over masked positions.
+
+    Args:
+      mask: [B L] bool, True where the token was hidden; weights: [B L] positive, or None for the released plain mean.
+      over: 'batch' (released): all masked positions of the batch alike; 'sample': the mean of each sample's mean.
+    """
+    weights = mask.astype(jnp.float32) if weights is None else weights * mask
+    if over == "sample":
+        return weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1e-9) / len(weights)
+    return weights / jnp.maximum(weights.sum(), 1e-9)

@@ -1,6 +1,5 @@
 """Encoding training data once: procedural scenes by a run's config, or prepared pairs by a model directory."""
 
-import hashlib
 import sys
 from pathlib import Path
 
@@ -12,33 +11,34 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from editmgt_jax.data.records import PAIRS, PairSource, read_manifest
 from editmgt_jax.data.tokenize import Encoders
 from editmgt_jax.data.tokenize import tokenize as write_tokens
-from editmgt_jax.loading import find_model, load_model
+from editmgt_jax.loading import find_model, load_model, load_vq
+from editmgt_jax.prompts import PromptTokenizer
+from editmgt_jax.training import inputs
+from editmgt_jax.training.inputs import identity
 
 
-def identity(vq, *tokenizers) -> dict:
-    """What ids of pictures and of text depend on, as hashes of the files.
+def _image_encoder(vq, params):
+    """uint8 [B Y X 3] -> ids [B H W], with B spread over this process's devices."""
 
-    Args:
-      vq: folder of the image tokenizer; tokenizers: folders of the text tokenizers, the CLIP's first.
-    """
-    names = ("text_tokenizer", "llm_tokenizer")
-    hashes = {name: _hash(folder, "*") for name, folder in zip(names, tokenizers, strict=False)}
-    return {"image_tokenizer": _hash(vq, "*.safetensors")} | hashes
+    def encode(pixels):
+        return vq.apply({"params": params}, pixels.astype(jnp.float32) / 255, method="encode")
 
-
-def _hash(folder, pattern) -> str:
-    found = hashlib.sha256()
-    for path in sorted(Path(folder).glob(pattern)):
-        if path.is_file() and not (pattern == "*" and path.suffix not in (".json", ".txt", ".model")):
-            found.update(path.name.encode() + b"\0" + path.read_bytes())
-    return found.hexdigest()
-
-
-def on_local_devices(encode):
-    """A function of uint8 [B Y X 3] as a program that spreads B over this process's devices."""
     mesh = Mesh(np.array(jax.local_devices()), ("data",))
     spread = NamedSharding(mesh, PartitionSpec("data"))
-    return jax.jit(lambda pixels: encode(pixels.astype(jnp.float32) / 255), in_shardings=spread, out_shardings=spread)
+    return jax.jit(encode, in_shardings=spread, out_shardings=spread)
+
+
+def tokenize_scenes(config, output, examples: int) -> None:
+    """Writes the first `examples` training pairs of an `mgt` config as token records into `output`."""
+    output = Path(output)
+    inputs.resolve(config, output)
+    data, tokenizer = config.data, PromptTokenizer(config.model.tokenizer)
+    facts = identity(config.model.vq, config.model.tokenizer)
+    facts |= {"data": {name: data[name] for name in ("size", "seed", "objects")}}
+    vq, params = load_vq(config.model.vq)
+    encoders = Encoders(_image_encoder(vq, params), lambda texts: {"text_ids": tokenizer(texts)})
+    scenes = {f"{data.size}x{data.size}": inputs.scene_source(config, "train", examples)}
+    print_rate(write_tokens(scenes, encoders, output, facts))
 
 
 def tokenize_pairs(records, model, output, batch_size: int = 32, text_states: bool = False, dtype=None) -> dict:
@@ -75,7 +75,7 @@ def tokenize_pairs(records, model, output, batch_size: int = 32, text_states: bo
         return {"text_states": tokens.astype(jnp.bfloat16), "pooled": pooled.astype(jnp.float32)}
 
     encoders = Encoders(
-        image=on_local_devices(lambda pixels: loaded.vq.apply({"params": loaded.vq_params}, pixels, method="encode")),
+        image=_image_encoder(loaded.vq, loaded.vq_params),
         text=text,
         states=states if text_states else None,
     )

@@ -3,34 +3,32 @@
 A run is a function of (config, data): resuming at step k gives bit-identical parameters to never having stopped.
 """
 
+import dataclasses
+import functools
 import json
-import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from editmgt_jax.data.loader import Mixture, batches, token_batches
-from editmgt_jax.data.records import TOKENS, read_manifest
-from editmgt_jax.data.scenes import SceneConfig, SceneSource, instruction_corpus
-from editmgt_jax.data.tokenize import Encoders
-from editmgt_jax.data.tokenize import tokenize as write_tokens
-from editmgt_jax.prompts import PromptTokenizer, train_tokenizer
-from editmgt_jax.training.checkpoint import Checkpoints, restore_params
-from editmgt_jax.training.metrics import MetricsWriter
+from editmgt_jax.data.loader import Batches
+from editmgt_jax.training import inputs, processes, runs, sharding
+from editmgt_jax.training.checkpoint import Checkpoints
+from editmgt_jax.training.goodput import Ledger
+from editmgt_jax.training.metrics import Profiler, RunLog, Sums
 from editmgt_jax.training.mgt_task import MGTTask
 from editmgt_jax.training.optimizer import make_optimizer
-from editmgt_jax.training.token_job import identity, on_local_devices, print_rate
+from editmgt_jax.training.step import new_state, train_step
 from editmgt_jax.training.vq_task import VQTask
-from editmgt_jax.weights import new_directory
 
 TASKS = {"vq": VQTask, "mgt": MGTTask}
-CHECKPOINTS = "checkpoints"  # folder in a run's workdir
+BAD_BATCHES = "bad_batches.jsonl"
+PROFILE = "profile"
+
+
+class TrainingError(RuntimeError):
+    """Training that must not go on: says why, and what to do."""
 
 
 def make_task(config):
@@ -39,188 +37,199 @@ def make_task(config):
     return TASKS[config.task](config)
 
 
-def scene_source(config, split: str, length: int = 1_000_000_000) -> SceneSource:
-    """The first `length` pairs of a split. The held-out ones are of another seed than the evaluation protocols report on."""
-    data = config.data
-    seed = data.seed + (split == "heldout")
-    return SceneSource(SceneConfig(size=data.size, split=split, seed=seed, objects=data.objects, length=length))
+def train(config, workdir, profile: tuple[int, int] | None = None) -> dict:
+    """Trains `config.task` in `workdir` until `config.steps`, resuming from its latest whole checkpoint.
 
-
-def make_batches(config, split: str, tokenizer=None):
-    """The batch iterator of a split: token records if `config.data.tokens` names them (training only), else scenes."""
-    if config.batch_size % jax.device_count():
-        raise ValueError(f"batch_size must be a multiple of the {jax.device_count()} devices; got {config.batch_size}")
-    if split == "train" and config.data.tokens:
-        _check_tokens(config)
-        mixture = Mixture(((config.data.tokens, 1.0),))
-        host = (jax.process_index(), jax.process_count())
-        return token_batches(mixture, config.batch_size, seed=config.data.seed, host=host, threads=config.data.threads)
-    return batches(scene_source(config, split), config.batch_size, encode_text=tokenizer, threads=config.data.threads)
-
-
-def train(config, workdir) -> dict:
-    """Trains `config.task` in `workdir` until `config.steps`, resuming from its latest checkpoint. -> last evaluation"""
+    Args:
+      profile: steps (first, end) that are traced into the folder `profile`.
+    Returns: the last evaluation.
+    Errors: ValueError, FileNotFoundError for the config; CheckpointError, TrainingError, DataError.
+    """
     workdir = Path(workdir).absolute()
-    _resolve_paths(config)
-    workdir.mkdir(parents=True, exist_ok=True)
+    processes.check_joined()
+    ledger = Ledger(workdir if processes.is_first() else None)
+    with processes.first_then_others():
+        inputs.resolve(config, workdir, make=processes.is_first())
 
-    # ---- task and data
-    tokenizer = run_tokenizer(config, workdir) if config.task == "mgt" else None
-    if tokenizer is not None:
-        config.model.text.update(tokenizer.special_ids())
+    # ---- task, mesh and data
     task = make_task(config)
-    iterator = make_batches(config, "train", tokenizer)
+    layout = sharding.Layout(sharding.make_mesh(config.mesh), task.rules)
+    layout.check_batch(config.batch_size, config.accumulate)
+    rows = layout.local_rows(config.batch_size)
+    batches = functools.partial(inputs.make_batches, config, encode_text=task.encode_prompts, rows=rows)
+    data = batches("train")
 
-    # ---- mesh: one axis, the batch is spread over all devices and the state is on each of them
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    replicated, spread = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
-    optimizer = make_optimizer(config.optimizer)
-    key = jax.random.key(config.seed)
-    train_step = jax.jit(
-        lambda state, batch: task.train_step(state, batch, jax.random.fold_in(key, state.step), optimizer),
-        donate_argnums=0,
-        in_shardings=(replicated, spread),
-        out_shardings=replicated,
+    # ---- state: the latest checkpoint's, or new
+    optimizer, key = make_optimizer(config.optimizer), jax.random.key(config.seed)
+    new = functools.partial(_new_state, task, optimizer, config.optimizer.ema_decay > 0)
+    abstract = jax.eval_shape(lambda: new(task.init(key)))
+    shardings = layout.of(abstract)
+    with processes.first_then_others():
+        workdir.mkdir(parents=True, exist_ok=True)
+    settings = config.checkpoint
+    checkpoints = Checkpoints(
+        workdir / runs.CHECKPOINTS, config.to_dict(), task.monitor, settings.keep, settings.keep_every
     )
-    eval_step = jax.jit(task.eval_step, in_shardings=(replicated, spread, None), out_shardings=replicated)
+    state = checkpoints.restore(sharding.with_shardings(abstract, shardings), data)
+    if state is not None:
+        ledger.resume(int(state.step))
+        _say(f"resuming {workdir} at step {int(state.step)}")
+    else:
+        params = task.start(key, layout.put_leaf)
+        make = (lambda: new(task.init(key))) if params is None else functools.partial(new, params)
+        state = jax.jit(make, out_shardings=shardings)()
+        del params
+    frozen = task.frozen(layout.put_leaf, inputs.encoded_in_steps(config))
 
-    # ---- state: new, or the latest checkpoint's
-    state = jax.device_put(task.init(key, optimizer), replicated)
-    checkpoints = Checkpoints(workdir / CHECKPOINTS, config.to_dict(), task.monitor, config.checkpoint.keep)
-    start = checkpoints.latest_step
-    if start is not None:
-        state = checkpoints.restore(start, state, iterator)
-        print(f"resuming {workdir} at step {start}", file=sys.stderr)
-    elif config.start_from:
-        state = _warm_start(task, state, config.start_from, replicated)
-    (workdir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    start = start or 0
-    writer = MetricsWriter(workdir, start)
+    # ---- programs
+    def one_step(state, frozen, batch):
+        return train_step(task, optimizer, config, state, frozen, batch, jax.random.fold_in(key, state.step))
+
+    run = _Run(
+        config=config,
+        workdir=workdir,
+        task=task,
+        layout=layout,
+        key=key,
+        frozen=frozen,
+        train_step=jax.jit(one_step, donate_argnums=0, out_shardings=(shardings, layout.replicated)),
+        evaluate_step=jax.jit(task.evaluate, out_shardings=layout.replicated),
+        train_data=data,
+        heldout_data=functools.partial(batches, "heldout"),
+        checkpoints=checkpoints,
+        ledger=ledger,
+    )
+    if processes.is_first():
+        runs.write_config(workdir, config)
 
     # ---- loop
-    def evaluate(step):
-        params = state.params if state.ema is None else state.ema
-        results = _evaluate(eval_step, params, make_batches(config, "heldout", tokenizer), config, key)
-        writer.write(step, {f"eval/{name}": value for name, value in results.items()})
-        return results
-
-    evaluation, pending = {}, []
-    with tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True, mininterval=5) as bar:
-        for step in range(start, config.steps + 1):
-            last = step == config.steps
-            saving = last or (step % config.checkpoint.every == 0 and step > start)
-            if saving or (step % config.eval_every == 0 and step > start):
-                evaluation = evaluate(step)
-            if saving:
-                checkpoints.save(step, state, iterator, {task.monitor[0]: evaluation[task.monitor[0]]})
-            if last:
-                break
-            state, metrics = train_step(state, next(iterator))
-            pending.append(metrics)
-            if (step + 1) % config.log_every == 0:
-                means = {name: np.mean([float(m[name]) for m in pending]) for name in pending[0]}
-                pending = []
-                writer.write(step + 1, means)
-                bar.set_postfix({name: f"{means[name]:.4g}" for name in ("loss", task.monitor[0]) if name in means})
-            bar.update()
-    checkpoints.close()
-    writer.close()
+    with layout.active(), processes.Preemption() as preemption:
+        evaluation = run.loop(state, preemption, profile)
+    _say(f"time went to: {ledger.describe()}")
     return evaluation
 
 
-def _evaluate(eval_step, params, iterator, config, key) -> dict:
-    """Means over `config.eval_batches` held-out batches, always the same ones, with the same draws."""
-    totals = [
-        jax.device_get(eval_step(params, next(iterator), jax.random.fold_in(key, index)))
-        for index in range(config.eval_batches)
-    ]
-    return {name: float(np.mean([t[name] for t in totals])) for name in totals[0]}
+def _new_state(task, optimizer, ema, params):
+    return new_state(params, optimizer, ema, task.extra(params))
 
 
-def run_tokenizer(config, workdir: Path) -> PromptTokenizer:
-    """The run's text tokenizer: `config.model.tokenizer` if given, else learnt once from the scenes' instructions."""
-    directory = Path(config.model.tokenizer or workdir / "tokenizer")
-    if not config.model.tokenizer and not directory.exists():
-        scenes = SceneConfig(size=config.data.size, seed=config.data.seed, objects="all")
-        train_tokenizer(instruction_corpus(20_000, scenes), directory, length=config.model.text.max_position_embeddings)
-    return PromptTokenizer(directory)
+def _say(text) -> None:
+    if processes.is_first():
+        print(f"editmgt: {text}", file=sys.stderr)
 
 
-def tokenize(config, output, examples: int) -> None:
-    """Writes the first `examples` training pairs of an `mgt` config as token records into `output`."""
-    output = Path(output)
-    _resolve_paths(config)
-    tokenizer = run_tokenizer(config, output)
-    config.model.text.update(tokenizer.special_ids())
-    task = MGTTask(config)
-    facts = identity(config.model.vq, config.model.tokenizer or output / "tokenizer")
-    facts |= {"data": {name: config.data[name] for name in ("size", "seed", "objects")}}
-    scenes = scene_source(config, "train", examples)
-    encoders = Encoders(on_local_devices(task.encode_image), lambda texts: {"text_ids": tokenizer(texts)})
-    print_rate(write_tokens({f"{config.data.size}x{config.data.size}": scenes}, encoders, output, facts))
+@dataclasses.dataclass
+class _Run:
+    """A run under way: all that its loop needs besides the state."""
 
+    config: object
+    workdir: Path
+    task: object
+    layout: sharding.Layout
+    key: jax.Array
+    frozen: dict
+    train_step: Callable
+    evaluate_step: Callable
+    train_data: Batches
+    heldout_data: Callable
+    checkpoints: Checkpoints
+    ledger: Ledger
+    bad_batches: int = 0
 
-def is_run(folder) -> bool:
-    """Whether a folder is the workdir of a run."""
-    return (Path(folder) / "config.json").is_file() and (Path(folder) / CHECKPOINTS).is_dir()
+    def loop(self, state, preemption, profile) -> dict:
+        """Evaluate, save, draw a batch, step, log. Returns: the last evaluation."""
+        config, start, evaluation, pending = self.config, int(state.step), {}, None
+        watchdog = processes.Watchdog(config.watchdog.seconds, config.watchdog.end)
+        log = RunLog(self.workdir if processes.is_first() else None, config, self.ledger, start)
+        tracer = Profiler(self.workdir / PROFILE, profile)
+        try:
+            for step in range(start, config.steps + 1):
+                watchdog.heard()
+                last, asked = step == config.steps, preemption.reached(step)
+                saving = last or asked or (step % config.checkpoint.every == 0 and step > start)
+                if saving:
+                    pending = self._check(pending, log)
+                if not asked and (saving or (step % config.eval_every == 0 and step > start)):
+                    evaluation = self._evaluate(state)
+                    log.write(step, {f"eval/{name}": value for name, value in evaluation.items()})
+                    watchdog.heard()
+                if saving:
+                    self._save(step, state, {} if asked else evaluation)
+                if last or asked:
+                    break
+                tracer.at(step)
+                state, metrics, flops = self._step(step, state, log)
+                pending = self._check(pending, log)
+                pending = step, metrics, flops
+            with self.ledger.during("checkpoint"):
+                watchdog.heard()
+                self.checkpoints.close()
+            if asked and not last:
+                _say(f"asked to stop: saved at step {step}; the same command goes on from there")
+        finally:
+            tracer.close()
+            log.close()
+            watchdog.close()
+            self.ledger.write()
+        return evaluation
 
+    def _step(self, step, state, log):
+        with self.ledger.during("data wait"):
+            batch = self.layout.put_batch(next(self.train_data), self.config.batch_size)
+        flops, shape = self.task.flops(batch), tuple(sorted((name, x.shape) for name, x in batch.items()))
+        with (
+            self.ledger.during("step" if log.has_seen(shape) else "compile"),
+            jax.profiler.StepTraceAnnotation("train", step_num=step),
+        ):
+            state, metrics = self.train_step(state, self.frozen, batch)
+        return state, metrics, flops
 
-def export(workdir, output, step: int | None = None, dtype="float32", raw: bool = False, verify: bool = False) -> None:
-    """Writes a step of a run (by default the best) as a model directory.
+    def _check(self, pending, log) -> None:
+        """Waits for a step's metrics, so that the device is at most a step behind, and logs them.
 
-    Args:
-      raw: whether to write the parameters even if the run keeps their moving average.
-      verify: whether to read the result back and compare every tensor.
-    """
-    workdir = Path(workdir).absolute()
-    if not is_run(workdir):
-        raise FileNotFoundError(f"a run is a folder with config.json and {CHECKPOINTS}; {workdir} is none")
-    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
-    task = make_task(config)
-    average = config.optimizer.ema_decay > 0 and not raw
-    params = restore_params(workdir / CHECKPOINTS, step, task.monitor, average)
-    with new_directory(output) as target:
-        task.export(params, target, jnp.dtype(dtype), verify)
-        if config.task == "mgt":
-            shutil.copytree(config.model.tokenizer or workdir / "tokenizer", target / "tokenizer")
+        Errors: TrainingError for a bad step, unless bad steps are left out.
+        """
+        if pending is None:
+            return
+        step, metrics, flops = pending
+        with self.ledger.during("step"):
+            metrics = jax.device_get(metrics)
+        if metrics["bad"][0]:
+            self._note_bad(step, metrics)
+            metrics = {"bad": metrics["bad"]}
+        log.add(step, metrics, flops)
 
-
-def _resolve_paths(config) -> None:
-    """Makes the folders that a config names absolute, so that its run can be exported from anywhere, and checks them.
-
-    Token records come with the text tokenizer that was learnt for them, unless the config names one.
-    """
-    learnt = Path(config.data.tokens) / "tokenizer"
-    if config.data.tokens and not config.model.get("tokenizer") and learnt.is_dir():
-        config.model.tokenizer = str(learnt)
-    for keys, name in (
-        (config, "start_from"),
-        (config.data, "tokens"),
-        (config.model, "vq"),
-        (config.model, "tokenizer"),
-    ):
-        if keys.get(name):
-            keys[name] = str(Path(keys[name]).absolute())
-            if not Path(keys[name]).is_dir():
-                raise FileNotFoundError(f"the config's {name} must be a folder; there is none at {keys[name]}")
-
-
-def _check_tokens(config) -> None:
-    """Errors: ValueError when the token records were made with other tokenizers than the config names."""
-    if not config.model.tokenizer:
-        raise ValueError(f"{config.data.tokens} has no folder `tokenizer`: name its text tokenizer in model.tokenizer")
-    manifest = read_manifest(config.data.tokens, TOKENS)
-    for name, value in identity(config.model.vq, config.model.tokenizer).items():
-        if manifest.get(name) != value:
-            raise ValueError(
-                f"the records in {config.data.tokens} were made with another {name} than the config names: "
-                "encode the data again, or name the folders it was encoded with"
+    def _note_bad(self, step, metrics) -> None:
+        loss, norm = (float(metrics[name][0] / metrics[name][1]) for name in ("loss", "gradient_norm"))
+        self.bad_batches += 1
+        path = self.workdir / BAD_BATCHES
+        if processes.is_first():
+            facts = {"step": step, "loss": repr(loss), "gradient_norm": repr(norm)}
+            with path.open("a") as file:
+                file.write(json.dumps(facts | {"records": self.train_data.names(step)}) + "\n")
+        guard = self.config.guard
+        what = f"step {step} has loss {loss:.4g} and gradient norm {norm:.4g} (allowed: finite, loss <= {guard.max_loss:g})"
+        if self.bad_batches > guard.skip:
+            raise TrainingError(
+                f"{what}; its records are named in {path}. The checkpoints are from before it. Leave such batches out with "
+                f"guard.skip (now {guard.skip}), or lower the learning rate"
             )
+        _say(f"left out: {what}")
 
+    def _evaluate(self, state) -> dict:
+        """Means over `config.eval_batches` held-out batches, always the same ones, with the same draws."""
+        sums, params = Sums(), state.params if state.ema is None else state.ema
+        with self.ledger.during("eval"):
+            batches = self.heldout_data()
+            for index in range(self.config.eval_batches):
+                batch = self.layout.put_batch(next(batches), self.config.batch_size)
+                metrics = self.evaluate_step(params, self.frozen, batch, jax.random.fold_in(self.key, index))
+                sums.add(jax.device_get(metrics))
+        return sums.means()
 
-def _warm_start(task, state, run, sharding):
-    """Parameters (and their average) from another run's latest checkpoint; optimizer and step start anew."""
-    params = restore_params(Path(run).absolute() / CHECKPOINTS, average=state.ema is not None)
-    params = jax.device_put(params, sharding)
-    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-    return state.replace(params=params, ema=ema, extra=task.extra(params))
+    def _save(self, step, state, metrics) -> None:
+        if step == self.checkpoints.latest_step:
+            return
+        with self.ledger.during("checkpoint"):
+            self.checkpoints.save(step, state, self.train_data, metrics)
+        self.ledger.saved(step)

@@ -15,7 +15,9 @@ from editmgt_jax.config import VQConfig
 from editmgt_jax.convert import save_component
 from editmgt_jax.masking import covered_tokens
 from editmgt_jax.models.vq import VQModel
-from editmgt_jax.training.step import TrainState, apply_gradients, new_state
+from editmgt_jax.training.runs import run_params
+from editmgt_jax.training.sharding import REPLICATED
+from editmgt_jax.training.step import once
 
 
 def _gradient_l1(a, b):
@@ -56,17 +58,35 @@ class VQTask:
     """Task `vq`. Batches hold 'source' and 'target' uint8 [B S S 3] and 'mask' bool [B S S]."""
 
     monitor = ("psnr", "max")
+    rules = REPLICATED  # it is small; the batch is spread
 
     def __init__(self, config):
         self.config = config
         self.model_config = VQConfig.from_dict(config.model.to_dict())
         self.model = VQModel(self.model_config)
+        if config.accumulate != 1:
+            raise ValueError(f"task vq has one codebook update a step: accumulate must be 1; got {config.accumulate}")
 
-    def init(self, key, optimizer) -> TrainState:
+    def init(self, key):
+        """Random parameters."""
         side = 4 * self.model_config.factor
-        params = self.model.init(key, jnp.zeros((1, side, side, 3)))["params"]
-        params = _quiet_residuals(params)
-        return new_state(params, optimizer, ema=self.config.optimizer.ema_decay > 0, extra=self.extra(params))
+        return _quiet_residuals(self.model.init(key, jnp.zeros((1, side, side, 3)))["params"])
+
+    encode_prompts = None  # text plays no part
+
+    def start(self, _key, put):
+        """Parameters that are not random: those of another run, if any."""
+        if not self.config.start_from:
+            return None
+        params = run_params(self.config.start_from, self.config.optimizer.ema_decay > 0)
+        return jax.tree.map(lambda value: put("", value), params)
+
+    def frozen(self, _put, _pixels):
+        """Nothing is needed that is not trained."""
+        return {}
+
+    def flops(self, _batch) -> None:
+        """Not counted."""
 
     def extra(self, params):
         """Codebook statistics of a run that starts from `params`."""
@@ -100,26 +120,28 @@ class VQTask:
             "psnr": (-10 * jnp.log10(jnp.square(jnp.clip(decoded, 0, 1) - pixels).mean((1, 2, 3)))).mean(),
             "ids_changed_outside": ((source_ids != target_ids) * outside).sum() / jnp.maximum(outside.sum(), 1),
         }
-        return loss, (metrics, latents, ids)
+        return loss, ({name: once(value) for name, value in metrics.items()}, latents, ids)
 
-    def train_step(self, state, batch, key, optimizer):
-        config = self.config.codebook
-        quantise = state.step >= config.start_step
+    def gradients(self, params, _frozen, batch, key, step):
+        """-> (gradients, metrics, what `after` needs)"""
+        quantise = step >= self.config.codebook.start_step
         (_, (metrics, latents, ids)), gradients = jax.value_and_grad(self._forward, has_aux=True)(
-            state.params, batch, quantise, key
+            params, batch, quantise, key
         )
-        state = apply_gradients(state, gradients, optimizer, self.config.optimizer.ema_decay)
         vectors = jax.lax.stop_gradient(latents).reshape(-1, latents.shape[-1])
-        codebook, extra, used = self._update_codebook(state, vectors, ids.reshape(-1), key)
-        state = state.replace(params=state.params | {"codebook": codebook}, extra=extra)
-        if state.ema is not None:
-            state = state.replace(ema=state.ema | {"codebook": codebook})
-        return state, metrics | {"codes_used": used}
+        return gradients, metrics, (vectors, ids.reshape(-1), key)
+
+    def after(self, state, updates):
+        """-> (the state with a new codebook, metrics)"""
+        codebook, extra = self._update_codebook(state, *updates)
+        ema = None if state.ema is None else state.ema | {"codebook": codebook}
+        used = once((extra["count"] >= self.config.codebook.dead_below).mean())
+        return state.replace(params=state.params | {"codebook": codebook}, ema=ema, extra=extra), {"codes_used": used}
 
     def _update_codebook(self, state, vectors, ids, key):
         """EMA of code statistics; k-means at the start step; dead codes restart at random latents."""
         config, size = self.config.codebook, self.model_config.num_vq_embeddings
-        decay, done = config.decay, state.step - 1  # apply_gradients has advanced the step
+        decay, done = config.decay, state.step - 1  # the step has been advanced
         count = decay * state.extra["count"] + (1 - decay) * jnp.zeros(size).at[ids].add(1.0)
         total = decay * state.extra["sum"] + (1 - decay) * jnp.zeros_like(state.extra["sum"]).at[ids].add(vectors)
         picks = vectors[jax.random.choice(key, len(vectors), (size,), replace=len(vectors) < size)]
@@ -132,10 +154,10 @@ class VQTask:
         revive = (count < config.dead_below) & (done % config.restart_every == 0) & (done < config.restart_until)
         count = jnp.where(revive, 1.0, count)
         total = jnp.where(revive[:, None], picks, total)
-        used = (count >= config.dead_below).mean()
-        return total / jnp.maximum(count, 1e-5)[:, None], {"count": count, "sum": total}, used
+        return total / jnp.maximum(count, 1e-5)[:, None], {"count": count, "sum": total}
 
-    def eval_step(self, params, batch, key):
+    def evaluate(self, params, _frozen, batch, key):
+        """-> metrics"""
         return self._forward(params, batch, jnp.bool_(True), key)[1][0]
 
     def export(self, params, directory, _dtype=np.float32, verify: bool = False) -> None:

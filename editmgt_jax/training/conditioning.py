@@ -1,0 +1,108 @@
+"""The instructions of a training batch -> what the transformer is conditioned on.
+
+Axes    B batch, T text tokens; others as in `editmgt_jax.config`
+Source  released trainer: both text encoders frozen; condition dropout as it was meant (Q12)
+Differs a small CLIP may be trained along instead; each text is encoded once a step, and not at all where token records hold
+        the states
+"""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from editmgt_jax.config import CLIPTextConfig
+from editmgt_jax.loading import load_text
+from editmgt_jax.models.clip_text import CLIPText
+from editmgt_jax.prompts import PromptTokenizer
+
+
+class TrainedText:
+    """A small CLIP text encoder, trained along: its parameters are the transformer's companions in the train state."""
+
+    def __init__(self, config: CLIPTextConfig, tokenizer_directory):
+        self.config, self.model = config, CLIPText(config)
+        self._tokenizer = PromptTokenizer(tokenizer_directory)
+
+    def tokenizer(self, texts) -> dict:
+        return {"text_ids": self._tokenizer(texts)}
+
+    def init(self, key):
+        return self.model.init(key, jnp.zeros((1, self.config.max_position_embeddings), jnp.int32))["params"]
+
+    def frozen(self, _put, _encodes) -> dict:
+        return {}
+
+    def inputs(self, _frozen, batch, dropped) -> dict:
+        """What `states` needs of a batch; samples that are `dropped` [B] get the empty prompt."""
+        return {"text_ids": jnp.where(dropped[:, None], self.empty_ids(), batch["text_ids"])}
+
+    def states(self, params, inputs):
+        """-> states [B T E], pooled [B P]"""
+        return self.model.apply({"params": params}, inputs["text_ids"])
+
+    def empty_ids(self):
+        """[1 T]: start mark, end mark, padding."""
+        ids = np.full((1, self.config.max_position_embeddings), self.config.pad_token_id, np.int32)
+        ids[0, :2] = self.config.bos_token_id, self.config.eos_token_id
+        return ids
+
+
+class FrozenText:
+    """The text encoders of a model directory, as they are.
+
+    Args:
+      directory: with `text_encoder`, `tokenizer` and perhaps `llm_encoder`; mgt: config of the transformer they serve.
+      dtype: of their matrices.
+    """
+
+    def __init__(self, directory, mgt, dtype):
+        self._directory, self._mgt, self._dtype = Path(directory), mgt, jnp.dtype(dtype)
+        towers = self._load(check_only=True)
+        self._models = {name: tower.model for name, tower in towers.items()}
+        self._tokenizers = {name: tower.tokenizer for name, tower in towers.items()}
+        self._empty_ids = self.tokenizer([""])
+
+    def _load(self, **reading) -> dict:
+        text = load_text(self._directory, self._mgt, {"text_encoder": self._dtype, "llm_encoder": self._dtype}, reading)
+        return {"text_ids": text.clip} | ({} if text.llm is None else {"llm_ids": text.llm})
+
+    def tokenizer(self, texts) -> dict:
+        return {name: tokenizer(texts) for name, tokenizer in self._tokenizers.items()}
+
+    def frozen(self, put, encodes: bool) -> dict:
+        """The encoders' parameters, or where nothing is to be encoded in the step what they say of the empty prompt.
+
+        Args:
+          put: (name, host array) -> array of the mesh.
+        """
+        if encodes:
+            towers = self._load(place=lambda path, value: put(f"text/{path}", value))
+            return {name: tower.params for name, tower in towers.items()}
+        towers = self._load()
+        states, pooled = towers["text_ids"].encode(self._empty_ids["text_ids"])
+        if "llm_ids" in towers:
+            states = towers["llm_ids"].encode(self._empty_ids["llm_ids"])
+        return {"empty_states": put("", states), "empty_pooled": put("", pooled)}
+
+    def inputs(self, frozen, batch, dropped) -> dict:
+        """What `states` needs of a batch; samples that are `dropped` [B] get the empty prompt."""
+        if "text_states" in batch:
+            states = jnp.where(dropped[:, None, None], frozen["empty_states"], batch["text_states"])
+            return {"states": states, "pooled": jnp.where(dropped[:, None], frozen["empty_pooled"], batch["pooled"])}
+        ids = {name: jnp.where(dropped[:, None], empty, batch[name]) for name, empty in self._empty_ids.items()}
+        said = {name: model.apply({"params": frozen[name]}, ids[name]) for name, model in self._models.items()}
+        states, pooled = said["text_ids"]
+        return {"states": said.get("llm_ids", states), "pooled": pooled}
+
+    def states(self, _params, inputs):
+        """-> states [B T E], pooled [B P]"""
+        return inputs["states"], inputs["pooled"]
+
+
+def text_of(config, mgt):
+    """The text side of a run of task `mgt`: frozen encoders if `config.model.encoders` names a model directory."""
+    if config.model.encoders:
+        return FrozenText(config.model.encoders, mgt, config.model.encoder_dtype)
+    text = config.model.text.to_dict() | PromptTokenizer(config.model.tokenizer).special_ids()
+    return TrainedText(CLIPTextConfig.from_dict(text), config.model.tokenizer)

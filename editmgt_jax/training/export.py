@@ -1,0 +1,58 @@
+"""A step of a run -> a model directory, or the folder of a LoRA."""
+
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from editmgt_jax.config import SchedulerConfig, write_json
+from editmgt_jax.convert import save_component
+from editmgt_jax.loading import load_vq
+from editmgt_jax.lora import save_lora
+from editmgt_jax.training.conditioning import TrainedText
+from editmgt_jax.training.runs import run_config, run_params
+from editmgt_jax.training.trainer import make_task
+from editmgt_jax.weights import new_directory
+
+
+def export(workdir, output, step: int | None = None, dtype="float32", raw: bool = False, verify: bool = False) -> None:
+    """Writes a step of a run (by default the best) as a model directory; of a LoRA, as PEFT does.
+
+    Args:
+      raw: whether to write the parameters even if the run keeps their moving average.
+      verify: whether to read the result back and compare every tensor.
+    """
+    config = run_config(workdir)
+    task = make_task(config)
+    average = config.optimizer.ema_decay > 0 and not raw
+    params = run_params(workdir, average, step, task.monitor)
+    with new_directory(output, workdir) as target:
+        if config.task == "vq":  # always float32: a rounded tokenizer gives other ids
+            save_component(target / "vqvae", task.model_config, params, np.float32, verify)
+        elif task.lora is not None:
+            save_lora(target, task.lora, task.mgt_config, params["lora"], verify)
+        else:
+            _write_editor(target, config, task, params, jnp.dtype(dtype), verify)
+
+
+def _write_editor(target, config, task, params, dtype, verify) -> None:
+    """The transformer, and all that goes with it: what was trained along, or the folders of the frozen encoders."""
+    save_component(target / "editmgt", task.mgt_config, params["mgt"], dtype, verify)
+    if not isinstance(task.text, TrainedText):
+        for folder in ("text_encoder", "tokenizer", "llm_encoder", "vqvae", "scheduler"):
+            if (Path(config.model.encoders) / folder).is_dir():
+                shutil.copytree(Path(config.model.encoders) / folder, target / folder)
+        return
+    save_component(target / "text_encoder", task.text.config, params["text"], dtype, verify)
+    save_component(target / "vqvae", task.vq_config, load_vq(task.vq_directory)[1], np.float32, verify)
+    shutil.copytree(config.model.tokenizer, target / "tokenizer")
+    (target / "scheduler").mkdir()
+    scheduler = SchedulerConfig(
+        mask_token_id=task.mgt_config.mask_token_id,
+        timestep_convention=config.model.timestep_convention,
+        native_size=config.data.size,
+        negative_prompt="",
+        **config.model.scheduler,
+    )
+    write_json(scheduler, target / "scheduler" / "scheduler_config.json")

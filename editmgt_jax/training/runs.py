@@ -1,0 +1,41 @@
+"""The folder of a run: its config and its checkpoints."""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from editmgt_jax.training.checkpoint import restore_params
+
+CHECKPOINTS = "checkpoints"
+CONFIG = "config.json"
+
+
+def is_run(folder) -> bool:
+    """Whether a folder is the workdir of a run."""
+    return (Path(folder) / CONFIG).is_file() and (Path(folder) / CHECKPOINTS).is_dir()
+
+
+def run_config(workdir) -> ConfigDict:
+    """The config that a run was last started with; the run may have been moved since. Errors: FileNotFoundError."""
+    workdir = Path(workdir).absolute()
+    if not is_run(workdir):
+        raise FileNotFoundError(f"a run is a folder with {CONFIG} and {CHECKPOINTS}; {workdir} is none")
+    config = ConfigDict(json.loads((workdir / CONFIG).read_text()))
+    learnt = workdir / "tokenizer"
+    if learnt.is_dir() and not Path(config.model.get("tokenizer", "")).is_dir():
+        config.model.tokenizer = str(learnt)
+    return config
+
+
+def write_config(workdir, config) -> None:
+    path = Path(workdir) / CONFIG
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    temporary.replace(path)
+
+
+def run_params(workdir, average: bool, step: int | None = None, monitor=None):
+    """Parameters of a run, or their moving average, as host arrays: those of `step`, of the best one by `monitor`, or of the
+    latest."""
+    return restore_params(Path(workdir).absolute() / CHECKPOINTS, step, monitor, average)

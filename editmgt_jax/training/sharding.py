@@ -1,0 +1,169 @@
+"""Where arrays lie: a mesh of devices, and rules from the names of parameters and of activations' axes to the mesh's axes.
+
+Mesh axes
+    data      copies of the parameters; the batch is split over it. The slices of a multi-slice job lie along it
+    fsdp      parameters, their average and the optimizer's state are split over it, and so is the batch
+    tensor    attention heads and channels of the feed-forward part
+    context   positions of the sequence
+
+Axes    B batch, H W tokens; others as in `editmgt_jax.config`
+"""
+
+import contextlib
+import dataclasses
+import math
+import re
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp", "tensor", "context")
+BATCH = ("data", "fsdp")
+ACTIVATIONS = (("batch", BATCH), ("length", "context"), ("heads", "tensor"), ("channels", "tensor"))
+
+# Ends of parameter names -> mesh axes of their last dimensions; what lies before (the layers) is whole on each device.
+# The first rule that fits counts. An optimizer's leaves are named as the parameters that they belong to.
+MGT_RULES = (
+    (r"(to_[qkv]|mlp_in|fc1|[qkv]_proj|gate_proj|up_proj)/kernel", ("fsdp", "tensor")),
+    (r"(to_out|mlp_out|proj_out|fc2|o_proj|out_proj|down_proj)/kernel", ("tensor", "fsdp")),
+    (r"(^|/)head_logits/kernel", ("fsdp", "tensor")),
+    (r"/kernel", ("fsdp", None)),
+    (r"/(bias|scale)", ("fsdp",)),
+    (r"/embedding", (None, "fsdp")),
+    (r"/lora_a", ("fsdp", None)),
+    (r"/lora_b", (None, "fsdp")),
+)
+REPLICATED = ((r"", ()),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh, and what lies where on it.
+
+    Args:
+      rules: (end of a name, mesh axes of the last dimensions), as `MGT_RULES`.
+    """
+
+    mesh: Mesh
+    rules: tuple = REPLICATED
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, P())
+
+    @contextlib.contextmanager
+    def active(self):
+        """Programs that are traced inside spread their activations over the mesh."""
+        with jax.set_mesh(self.mesh), nn.logical_axis_rules(ACTIVATIONS):
+            yield
+
+    def of(self, tree):
+        """The sharding of every leaf of a tree of arrays or shapes.
+
+        Errors: ValueError for a name that no rule covers, or a dimension that its axes do not divide.
+        """
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: self.of_leaf(path_name(path), leaf.shape), tree)
+
+    def of_leaf(self, name: str, shape) -> NamedSharding:
+        if not shape:
+            return self.replicated
+        found = [axes for pattern, axes in self.rules if re.search(f"(?:{pattern})$", name)]
+        if not found:
+            raise ValueError(f"a sharding rule must cover every parameter; none covers {name} {list(shape)}")
+        axes = (None,) * (len(shape) - len(found[0])) + found[0]
+        for dimension, (size, axis) in enumerate(zip(shape, axes, strict=True)):
+            parts = 1 if axis is None else self.mesh.shape[axis]
+            if size % parts:
+                raise ValueError(
+                    f"dimension {dimension} of {name} {list(shape)} must be a multiple of the {parts} devices of mesh axis "
+                    f"{axis!r}: choose another size for it in config.mesh"
+                )
+        return NamedSharding(self.mesh, P(*axes))
+
+    def put_leaf(self, name: str, value):
+        """A host array, the same on every process, where the rules want what has this name; without one, on every device.
+
+        Each process copies only what its devices hold.
+        """
+        value = np.asarray(value)
+        sharding = self.of_leaf(name, value.shape) if name else self.replicated
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    # ---- batches
+
+    def check_batch(self, batch_size: int, parts: int) -> None:
+        """Errors: ValueError unless a batch can be cut into `parts` and spread over the mesh."""
+        share = parts * math.prod(self.mesh.shape[axis] for axis in BATCH)
+        if batch_size % share:
+            raise ValueError(
+                f"batch_size must be a multiple of {share} (mesh axes data x fsdp x accumulate); got {batch_size}"
+            )
+
+    def local_rows(self, batch_size: int) -> tuple[int, ...]:
+        """Which rows of a global batch the devices of this process hold."""
+        places = NamedSharding(self.mesh, P(BATCH)).addressable_devices_indices_map((batch_size,))
+        return tuple(sorted({row for (rows,) in places.values() for row in range(*rows.indices(batch_size))}))
+
+    def put_batch(self, batch: dict, batch_size: int) -> dict:
+        """This process's rows (see `local_rows`) -> arrays of the global batch."""
+        rows = np.array(self.local_rows(batch_size))
+        return {name: self._put_rows(name, value, rows, batch_size) for name, value in batch.items()}
+
+    def of_batch(self, name: str, ndim: int) -> NamedSharding:
+        """Ids [B H W] are spread over rows of tokens, too."""
+        along = ("context",) if name.endswith("_ids") and ndim == 3 else ()
+        return NamedSharding(self.mesh, P(BATCH, *along))
+
+    def _put_rows(self, name, value, rows, batch_size):
+        def part(index):
+            wanted = np.arange(batch_size)[index[0]]
+            return value[(np.searchsorted(rows, wanted), *index[1:])]
+
+        shape = (batch_size, *value.shape[1:])
+        return jax.make_array_from_callback(shape, self.of_batch(name, value.ndim), part)
+
+
+def make_mesh(sizes: dict, devices=None) -> Mesh:
+    """A mesh of all devices.
+
+    Args:
+      sizes: of `AXES`; one may be -1: what is left. Slices of a multi-slice job are told by the devices, and the data axis
+        must be a multiple of their number.
+    Errors: ValueError when the product is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {axis: sizes[axis] for axis in AXES}
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if list(sizes.values()).count(-1) > 1 or known < 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise ValueError(f"sizes of mesh axes must be positive, or one of them -1 for what is left; got {sizes}")
+    sizes = {axis: len(devices) // known if size == -1 else size for axis, size in sizes.items()}
+    if math.prod(sizes.values()) != len(devices):
+        raise ValueError(f"the sizes of the mesh axes must multiply to the {len(devices)} devices; got {sizes}")
+    slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
+    if sizes["data"] % slices:
+        raise ValueError(f"mesh axis data must be a multiple of the {slices} slices; got {sizes}")
+    inside = (sizes["data"] // slices, *(sizes[axis] for axis in AXES[1:]))
+    if slices == 1:
+        return Mesh(mesh_utils.create_device_mesh(inside, devices), AXES)
+    return Mesh(mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1, 1), devices), AXES)
+
+
+def with_shardings(abstract, shardings):
+    """The shapes of a tree, with where they lie."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+
+
+def path_name(path) -> str:
+    """'params/mgt/to_q/kernel' of a path in a tree."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def replicated_share(tree, shardings) -> float:
+    """The share of a tree's bytes that lie on every device."""
+    sizes = [(math.prod(leaf.shape) * leaf.dtype.itemsize, sharding.is_fully_replicated)
+             for leaf, sharding in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)]  # fmt: skip
+    return sum(size for size, whole in sizes if whole) / max(1, sum(size for size, _ in sizes))

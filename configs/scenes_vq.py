@@ -10,6 +10,7 @@ def get_config():
     config = base.get_config()
     config.task = "vq"
     config.batch_size = 8  # pairs: 16 pictures
+    config.mesh.update(data=-1, fsdp=1)  # a small model: whole on every device
     config.steps = 4_000
     config.optimizer.update(
         learning_rate=1.5e-3,

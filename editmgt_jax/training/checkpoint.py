@@ -22,6 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 SIZES = "checkpoint_sizes.json"  # {step: {file: bytes}}, beside the folder of checkpoints
 DAMAGED = "damaged"  # suffix of a checkpoint that was put aside
+_SLICE = 1 << 20  # bytes of an array below which devices that hold copies do not share its writing: slicing is compiled
 _IN_FLIGHT = 1 << 30  # bytes that a whole tree is written and read with
 
 
@@ -55,8 +56,11 @@ class Checkpoints:
             kept.append(policies.EveryNSteps(keep_every))
         self._directory, self._monitor, self._lock = Path(directory), name, threading.Lock()
         self._about = {"config": config, "code": _code_version()}
+        context = ocp.Context()
+        context.array.saving.min_slice_bytes_for_replica_parallel = _SLICE
         self._checkpointer = ocp.training.Checkpointer(
             directory,
+            context=context,
             save_decision_policy=ocp.training.save_decision_policies.AnySavePolicy([]),
             preservation_policy=policies.AnyPreservationPolicy(kept),
             custom_metadata=self._about,

@@ -223,7 +223,8 @@ class MGTTask:
         logits = self.mgt.apply(self.variables(params, frozen), method=forward)
         logits = logits.reshape(len(states), -1, logits.shape[-1])
         loss = jnp.sum(cross_entropy(logits, part["target"]) * part["weights"])
-        return loss, {"loss": (loss, part["weights"].sum())} | self._accuracies(logits, part)
+        share = jnp.float32(len(states) / self.config.batch_size)  # 1 over all parts
+        return loss, {"loss": (loss, share)} | self._accuracies(logits, part)
 
     def _accuracies(self, logits, part) -> dict:
         """Over hidden tokens of samples with their instruction."""

@@ -31,7 +31,7 @@ MGT_RULES = (
     (r"(to_[qkv]|mlp_in|fc1|[qkv]_proj|gate_proj|up_proj)/kernel", ("fsdp", "tensor")),
     (r"(to_out|mlp_out|proj_out|fc2|o_proj|out_proj|down_proj)/kernel", ("tensor", "fsdp")),
     (r"(^|/)head_logits/kernel", ("fsdp", "tensor")),
-    (r"/kernel", ("fsdp", None)),
+    (r"/kernel", (None, "fsdp")),
     (r"/(bias|scale)", ("fsdp",)),
     (r"/embedding", (None, "fsdp")),
     (r"/lora_a", ("fsdp", None)),

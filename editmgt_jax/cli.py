@@ -68,12 +68,22 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--config", required=True, metavar="FILE.py", help="configs/scenes_mgt.py, for example")
     command.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints and metrics of the run")
+    command.add_argument(
+        "--profile", type=_steps, metavar="START:END", help="steps to trace, into the workdir's `profile`"
+    )
+    _add_distributed(command)
+
+    text = "run a command and start it again when it dies; a job's processes have a supervisor each"
+    command = _add(commands, "supervise", run.supervise, text)
+    command.add_argument("--max-restarts", type=_count, default=100, metavar="N", help="deaths in a row (default 100)")
+    command.add_argument("command", nargs="+", metavar="-- COMMAND", help="editmgt train ..., for example")
 
     _add_prepare(commands)
 
     text = "encode training data once: prepared pairs, or a config's scenes"
     command = _add(commands, "tokenize", run.tokenize, f"{text}{overridable}", takes_overrides=True)
     command.add_argument("--output", required=True, metavar="DIR", help="folder for the token records")
+    _add_distributed(command)
     pairs = command.add_argument_group("prepared pairs")
     pairs.add_argument("--records", metavar="DIR", help="what `editmgt prepare` wrote")
     pairs.add_argument("--model", metavar="DIR", help="model whose encoders to use (default: the one in the package)")
@@ -130,6 +140,13 @@ def _add(commands, name, function, text, takes_overrides=False):
     command = commands.add_parser(name, help=text.split(";")[0], description=text[0].upper() + text[1:] + ".")
     command.set_defaults(run=function, takes_overrides=takes_overrides)
     return command
+
+
+def _add_distributed(command):
+    text = "one of several processes: Cloud TPU, Slurm and kin are recognised; else set JAX_COORDINATOR_ADDRESS, ..."
+    command.add_argument("--distributed", action="store_true", help=text)
+    text = "after so many seconds without a sign of a process the others end (default 30)"
+    command.add_argument("--heartbeat", type=_positive, default=30, metavar="SECONDS", help=text)
 
 
 def _add_edit(commands):
@@ -281,6 +298,19 @@ def _dtype(text):
         return dtype_name(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _steps(text) -> tuple[int, int]:
+    first, colon, end = text.partition(":")
+    if not (colon and first.isdigit() and end.isdigit() and int(first) < int(end)):
+        raise argparse.ArgumentTypeError(f"steps are given as START:END, START before END; got {text!r}")
+    return int(first), int(end)
+
+
+def _count(text) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"must be 0 or more; got {text!r}")
+    return int(text)
 
 
 def _positive(text):

@@ -102,10 +102,25 @@ def train(args) -> None:
     from editmgt_jax.training.config_files import load_config
 
     config = load_config(args.config, args.overrides)
+    _join(args)
     use_disk_cache()
     from editmgt_jax.training import trainer
 
-    trainer.train(config, args.workdir)
+    trainer.train(config, args.workdir, args.profile)
+
+
+def supervise(args) -> None:
+    from editmgt_jax.supervise import supervise as keep_running
+
+    raise SystemExit(keep_running(args.command, args.max_restarts))
+
+
+def _join(args) -> None:
+    """Joins the other processes of the job, if there are any."""
+    if args.distributed:
+        from editmgt_jax.training import processes
+
+        processes.join(args.heartbeat)
 
 
 def prepare(args) -> None:
@@ -130,6 +145,7 @@ def tokenize(args) -> None:
         raise ConfigError("tokenize takes --records DIR or --config FILE.py, one of them")
     if (args.config is None) != (args.examples is None) or args.records is not None and args.overrides:
         raise ConfigError("--examples and overrides of keys belong to --config, which needs --examples")
+    _join(args)
     use_disk_cache()
     if args.records is not None:
         from editmgt_jax.training import token_job
@@ -137,9 +153,9 @@ def tokenize(args) -> None:
         more = (args.batch_size, args.text_states, args.dtype)
         token_job.tokenize_pairs(args.records, args.model, args.output, *more)
         return
-    config = load_config(args.config, args.overrides)
     from editmgt_jax.training import token_job
 
+    config = load_config(args.config, args.overrides)
     token_job.tokenize_scenes(config, args.output, args.examples)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from configs import scenes_mgt, scenes_vq
 from editmgt_jax.training.optimizer import make_optimizer
-from editmgt_jax.training.sharding import Layout, make_mesh
+from editmgt_jax.training.sharding import Layout, make_mesh, path_name
 from editmgt_jax.training.step import new_state, train_step
 from editmgt_jax.training.trainer import make_task
 
@@ -79,3 +79,16 @@ def first_step(config, batch, devices=None, **sizes):
     with layout.active():
         state, metrics = step(state, frozen, layout.put_batch(batch, config.batch_size), jax.random.key(1))
     return before, jax.device_get(state), jax.device_get(metrics)
+
+
+def distances(ours, theirs):
+    """{leaf: how far apart, relative to its size}, and the same of the whole tree."""
+    apart, sizes = {}, {}
+    for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+        name = path_name(path)
+        apart[name], sizes[name] = (
+            np.linalg.norm(np.float64(one) - np.float64(other)),
+            np.linalg.norm(np.float64(other)),
+        )
+    relative = {name: apart[name] / max(sizes[name], 1e-12) for name in apart}
+    return relative, np.linalg.norm(list(apart.values())) / np.linalg.norm(list(sizes.values()))

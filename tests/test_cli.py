@@ -209,13 +209,12 @@ def test_scenes_with_a_bad_split(folder, capfd):
 
 @pytest.fixture
 def trainer(monkeypatch):
-    """A stand-in that records what reaches the training functions."""
+    """Records what reaches the training functions."""
     calls = []
-    names = {"train", "export", "tokenize"}
-    fake = SimpleNamespace(**{name: lambda *args, name=name: calls.append((name, *args)) for name in names})
-    fake.is_run = lambda folder: folder == "run"
-    monkeypatch.setitem(sys.modules, "editmgt_jax.training.trainer", fake)
-    monkeypatch.setattr("editmgt_jax.training.trainer", fake, raising=False)
+    for module, name in (("trainer", "train"), ("export", "export"), ("token_job", "tokenize_scenes")):
+        where = f"editmgt_jax.training.{module}.{name}"
+        monkeypatch.setattr(where, lambda *args, name=name: calls.append((name, *args)))
+    monkeypatch.setattr("editmgt_jax.training.runs.is_run", lambda folder: folder == "run")
     return calls
 
 
@@ -233,8 +232,8 @@ def config_file(tmp_path):
 def test_train_gets_the_overridden_config(folder, trainer, config_file):
     overrides = ["--config.steps=20", "--config.model.axes=(3,4)", "--config.name=7", "--config.rate=1"]
     assert cli.main(["train", "--config", str(config_file), "--workdir", "run", *overrides]) == 0
-    ((name, config, workdir),) = trainer
-    assert (name, workdir) == ("train", "run")
+    ((name, config, workdir, profile),) = trainer
+    assert (name, workdir, profile) == ("train", "run", None)
     assert json.loads(config.to_json()) == {
         "steps": 20, "name": "7", "rate": 1.0, "model": {"layers": 2, "axes": [3, 4], "fast": True}
     }  # fmt: skip
@@ -298,7 +297,7 @@ def test_tokenize_and_export(folder, trainer, config_file):
     assert cli.main(["tokenize", "--config", str(config_file), "--output", "tokens", "--examples", "64"]) == 0
     assert cli.main(["export", "--workdir", "run", "--output", "model", "--dtype", "float16"]) == 0
     assert cli.main(["export", "--workdir", "run", "--output", "model", "--step", "7", "--raw"]) == 0
-    assert trainer[0][0] == "tokenize" and trainer[0][2:] == ("tokens", 64)
+    assert trainer[0][0] == "tokenize_scenes" and trainer[0][2:] == ("tokens", 64)
     assert trainer[1:] == [
         ("export", "run", "model", None, "float16", False),
         ("export", "run", "model", 7, "float32", True),

@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "loading": {"config", "convert", "editing", "models", "prompts"},
     "lora": {"config", "convert", "weights"},
     "presets": {"config"},
+    "supervise": set(),
     "directories": {"config", "convert", "loading", "lora", "presets", "prompts", "training", "weights"},
     "pipeline": {"decode", "editing", "images", "loading", "prompts", "settings"},
     "data": {"config", "images"},

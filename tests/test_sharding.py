@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from small_runs import first_step, frozen_config, token_batch
+from small_runs import distances, first_step, frozen_config, token_batch
 
-from editmgt_jax.training.sharding import BATCH, MGT_RULES, Layout, make_mesh, path_name, replicated_share
+from editmgt_jax.training.sharding import BATCH, MGT_RULES, Layout, make_mesh, replicated_share
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1, "context": 1}
 
@@ -16,19 +16,6 @@ ONE = {"data": 1, "fsdp": 1, "tensor": 1, "context": 1}
 def alone(tiny_model):
     """A step on one device."""
     return first_step(frozen_config(tiny_model), token_batch(), jax.devices()[:1])
-
-
-def distances(ours, theirs):
-    """{leaf: how far apart, relative to its size}, and the same of the whole tree."""
-    apart, sizes = {}, {}
-    for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
-        name = path_name(path)
-        apart[name], sizes[name] = (
-            np.linalg.norm(np.float64(one) - np.float64(other)),
-            np.linalg.norm(np.float64(other)),
-        )
-    relative = {name: apart[name] / max(sizes[name], 1e-12) for name in apart}
-    return relative, np.linalg.norm(list(apart.values())) / np.linalg.norm(list(sizes.values()))
 
 
 def assert_same_step(result, expected):

@@ -1,8 +1,12 @@
 """Small folders of token records, made by the tokenising job with encoders that any reader can undo."""
 
+import ml_dtypes
 import numpy as np
+from tiny import TEXT_LENGTH
 
 from editmgt_jax.data.tokenize import Encoders, tokenize
+from editmgt_jax.prompts import PromptTokenizer
+from editmgt_jax.training.inputs import identity
 
 GRIDS = {"32x32": (4, 4), "64x32": (4, 8)}  # rows, columns
 
@@ -55,3 +59,24 @@ def write(directory, counts=None, offset=0, **more):
 def numbers(batch):
     """The numbers of a batch's pairs."""
     return batch["source_ids"][:, 0, 0].tolist()
+
+
+def write_random(directory, model, count=64):
+    """Records of ids without meaning, with text states, that fit a model directory of `tiny.py`."""
+    dice = np.random.default_rng(0)
+    states = dice.standard_normal((64, TEXT_LENGTH, 24), dtype=np.float32)
+    tokenizer = PromptTokenizer(model / "tokenizer")
+
+    def image(pixels):
+        places = np.arange(64).reshape(8, 8)
+        return (pixels[:, :1, :1, 0].astype(np.int32) * 7 + places * pixels[:, :1, :1, 2]) % 32
+
+    def text(texts):
+        return {"text_ids": tokenizer(["make the car red"] * len(texts))}
+
+    def encoded(ids):
+        chosen = states[np.arange(len(ids["text_ids"]))]
+        return {"text_states": chosen.astype(ml_dtypes.bfloat16), "pooled": chosen[:, 0, :20]}
+
+    facts = identity(model / "vqvae", model / "tokenizer") | {"text_states": True}
+    tokenize({"32x32": Pairs("32x32", count)}, Encoders(image, text, encoded), directory, facts, batch_size=8)

@@ -9,7 +9,6 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
-HEARTBEAT_SECONDS = 30  # after which the others learn that a process died
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
@@ -17,8 +16,11 @@ class ProcessError(RuntimeError):
     """A job that cannot be joined: says what is missing."""
 
 
-def join() -> None:
+def join(heartbeat: int = 30) -> None:
     """Joins the other processes of the job, before anything else uses a device.
+
+    Args:
+      heartbeat: seconds without a sign of a process after which the others end.
 
     Cloud TPU slices, Slurm and the like are recognised by jax; elsewhere the environment says it: JAX_COORDINATOR_ADDRESS
     (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
@@ -32,7 +34,7 @@ def join() -> None:
         )
     chosen = {"num_processes": int(given[COUNT]), "process_id": int(given[NUMBER])} if given[ADDRESS] else {}
     try:
-        jax.distributed.initialize(given[ADDRESS], heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **chosen)
+        jax.distributed.initialize(given[ADDRESS], heartbeat_timeout_seconds=heartbeat, **chosen)
     except (ValueError, RuntimeError) as error:
         first_line = str(error).splitlines()[0]
         raise ProcessError(

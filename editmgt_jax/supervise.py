@@ -1,0 +1,61 @@
+"""Keeps a command running: starts it again when it dies. No jax: a supervisor must outlive what it watches.
+
+When one process of a job dies, the others end on their own within the heartbeat's time; each is started again by the
+supervisor of its machine, and they join each other anew.
+"""
+
+import signal
+import subprocess
+import sys
+import time
+
+FIRST_WAIT = 1.0  # seconds before the first restart; doubled with each one that follows
+LONGEST_WAIT = 60.0
+HEALTHY = 600.0  # a command that lived for so many seconds starts the count of restarts anew
+
+
+def supervise(
+    command: list[str], max_restarts: int = 100, first_wait: float = FIRST_WAIT, healthy: float = HEALTHY
+) -> int:
+    """Runs a command until it ends by itself with exit code 0.
+
+    Args:
+      max_restarts: how often in a row it may die before the supervisor gives up, too.
+      first_wait: seconds before the first restart; healthy: after how many seconds of life the count starts anew.
+    Returns: its exit code: 0, that of the last death, or the child's own after SIGTERM or SIGINT, which are passed on.
+    Errors: FileNotFoundError, PermissionError when the command cannot be started at all.
+    """
+    asked, child, deaths = [], None, 0
+
+    def pass_on(number, _frame):
+        asked.append(number)
+        if child is not None and child.poll() is None:
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        while True:
+            started = time.monotonic()
+            child = subprocess.Popen(command)
+            code = child.wait()
+            if code == 0 or asked:
+                return code if code >= 0 else 128 - code
+            deaths = 1 if time.monotonic() - started > healthy else deaths + 1
+            cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            if deaths > max_restarts:
+                print(f"editmgt: supervise: died {deaths} times in a row ({cause}): giving up", file=sys.stderr)
+                return code if code >= 0 else 128 - code
+            wait = min(first_wait * 2 ** (deaths - 1), LONGEST_WAIT)
+            print(f"editmgt: supervise: died ({cause}); starting again in {wait:g} s", file=sys.stderr)
+            _sleep(wait, asked)
+            if asked:
+                return 128 + asked[0]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _sleep(seconds, asked) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not asked:
+        time.sleep(min(0.1, seconds))

@@ -43,7 +43,7 @@ def frozen_config(model, steps=4):
     config.update(batch_size=8, steps=steps, eval_every=2, eval_batches=1, log_every=1)
     config.checkpoint.every = 2
     config.data.size = 32
-    config.model.update(encoders=str(model), vq="", copy_friendly=False, remat="dots", unroll=1)
+    config.model.update(encoders=str(model), vq="", copy_friendly=False, remat="none", unroll=1)
     config.model.mgt.update(
         num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=4, axes_dims_rope=(4, 6, 6),
         joint_attention_dim=24, pooled_projection_dim=20, codebook_size=32, vocab_size=40,

@@ -85,6 +85,7 @@ def test_sigterm_to_one_makes_all_save_the_same_step_and_one_process_goes_on(hom
     assert f"saved at step {step}" in (tmp_path / "logs" / "0.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_with_one_and_fewer_devices(home, undisturbed, tmp_path):
     first = start(arguments(home, tmp_path / "run", "--config.steps=2"), logs=tmp_path / "logs")
     assert finish(first) == [0, 0]

@@ -55,6 +55,7 @@ class Checkpoints:
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
         self._directory, self._monitor, self._lock = Path(directory), name, threading.Lock()
+        self._unnoted = set()  # steps whose files' sizes are not written down yet
         self._about = {"config": config, "code": _code_version()}
         context = ocp.Context()
         context.array.saving.min_slice_bytes_for_replica_parallel = _SLICE
@@ -97,6 +98,7 @@ class Checkpoints:
                 custom_metadata=self._about | {"fingerprint": found},
                 force=True,
             )
+            self._unnoted.add(step)
             response.on_complete(functools.partial(self._note_sizes, step))
         except Exception as error:  # noqa: BLE001  (file systems raise many kinds)
             raise CheckpointError(f"a checkpoint cannot be written to {self._directory}: {error}; {intact}") from error
@@ -149,10 +151,12 @@ class Checkpoints:
             multihost_utils.sync_global_devices("damaged checkpoints are put aside")
         self._checkpointer.reload()
 
-    def _note_sizes(self, step, _saved) -> None:
-        if jax.process_index() != 0:
-            return
+    def _note_sizes(self, step, _saved=True) -> None:
+        """Once for each checkpoint, as soon as it is written."""
         with self._lock:
+            if step not in self._unnoted or jax.process_index() != 0:
+                return
+            self._unnoted.remove(step)
             path = self._directory.with_name(SIZES)
             sizes = {n: files for n, files in _read_sizes(path).items() if (self._directory / n).is_dir()}
             sizes[str(step)] = _file_sizes(self._directory / str(step))
@@ -174,6 +178,8 @@ class Checkpoints:
             self._checkpointer.wait()
         except Exception as error:  # noqa: BLE001
             raise CheckpointError(f"a checkpoint cannot be written to {self._directory}: {error}") from error
+        for step in list(self._unnoted):
+            self._note_sizes(step)
 
     def close(self) -> None:
         """Waits for writes under way."""

@@ -1,0 +1,194 @@
+"""Checkpoints: on any mesh, whole or not there, and damage is seen."""
+
+import json
+import resource
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from editmgt_jax.data.loader import batches
+from editmgt_jax.training import checkpoint
+from editmgt_jax.training.checkpoint import SIZES, CheckpointError, Checkpoints, fingerprint
+from editmgt_jax.training.optimizer import make_optimizer
+from editmgt_jax.training.sharding import Layout, make_mesh, with_shardings
+from editmgt_jax.training.step import new_state
+
+RULES = ((r"kernel", (None, "fsdp")), (r"bias", ("fsdp",)))
+
+
+class Numbers:
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        return {"x": np.array(index)}
+
+
+def state_of(value):
+    params = {
+        "kernel": jax.random.normal(jax.random.key(0), (64, 32)).at[0, 0].set(value),
+        "bias": jnp.full(32, value, jnp.bfloat16),
+    }
+    return new_state(params, make_optimizer(base.get_config().optimizer), ema=True)
+
+
+def placed(devices, value=0.0):
+    """-> (state on a mesh of so many devices, its shapes)"""
+    sizes = {"data": 1, "fsdp": devices, "tensor": 1, "context": 1}
+    layout = Layout(make_mesh(sizes, jax.devices()[:devices]), RULES)
+    abstract = jax.eval_shape(lambda: state_of(0.0))
+    shardings = layout.of(abstract)
+    return jax.jit(lambda: state_of(value), out_shardings=shardings)(), with_shardings(abstract, shardings)
+
+
+def open_run(folder, **more):
+    return Checkpoints(folder / "checkpoints", {"a": 1}, ("accuracy", "max"), **more)
+
+
+def write(folder, steps=(2, 4), devices=8, **more):
+    """A run with checkpoints of the given steps, whose parameters tell them apart."""
+    run, data = open_run(folder, **more), batches(Numbers(), 4)
+    for step in steps:
+        next(data)
+        run.save(step, placed(devices, float(step))[0], data, {"accuracy": -step})
+        run.wait()
+    run.close()
+
+
+def restored(folder, devices=8):
+    """-> (first value of the parameters, number of the next batch), or None"""
+    data, run = batches(Numbers(), 4), open_run(folder)
+    state = run.restore(placed(devices)[1], data)
+    run.close()
+    if state is None:
+        return None
+    expected = placed(devices, float(state.params["kernel"][0, 0]))[0]
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    assert state.params["kernel"].sharding.num_devices == devices
+    return float(state.params["kernel"][0, 0]), data.get_state()["step"]
+
+
+@pytest.mark.parametrize("devices", [8, 4, 1])
+def test_a_checkpoint_is_restored_bit_for_bit_on_any_mesh(tmp_path, devices):
+    assert restored(tmp_path, devices) is None
+    write(tmp_path)
+    assert restored(tmp_path, devices) == (4.0, 2)
+
+
+def largest_file(step):
+    """One with parts of arrays."""
+    return max(step.rglob("d/*"), key=lambda path: path.stat().st_size)
+
+
+def truncate(step):
+    path = largest_file(step)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(step):
+    path = largest_file(step)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def delete(step):
+    largest_file(step).unlink()
+
+
+@pytest.mark.parametrize("sizes_known", [True, False])
+@pytest.mark.parametrize("damage", [truncate, flip, delete])
+def test_a_damaged_last_checkpoint_is_put_aside(tmp_path, damage, sizes_known, capfd):
+    write(tmp_path)
+    damage(tmp_path / "checkpoints" / "4")
+    if not sizes_known:
+        (tmp_path / SIZES).unlink()
+    assert restored(tmp_path) == (2.0, 1)
+    assert "checkpoint 4 is damaged, put aside" in capfd.readouterr().err
+    assert (tmp_path / "checkpoints" / "4.damaged").is_dir()
+    write(tmp_path, steps=(4,))  # its place is free again
+    assert restored(tmp_path) == (4.0, 1)
+
+
+def test_an_array_that_changed_unnoticed_by_the_format_is_seen(tmp_path, monkeypatch):
+    write(tmp_path)
+    data, run = batches(Numbers(), 4), open_run(tmp_path)
+    monkeypatch.setattr(checkpoint, "fingerprint", lambda tree: 1)
+    with pytest.raises(CheckpointError, match="not those that were saved"):
+        run.restore(placed(8)[1], data)
+
+
+def test_nothing_usable_is_an_error_and_not_a_new_start(tmp_path):
+    write(tmp_path)
+    for step in (2, 4):
+        delete(tmp_path / "checkpoints" / str(step))
+    with pytest.raises(CheckpointError, match="no checkpoint in .* can be used.*Checkpoint 4"):
+        restored(tmp_path)
+
+
+def test_a_cut_off_file_of_sizes_does_no_harm(tmp_path):
+    write(tmp_path)
+    (tmp_path / SIZES).write_text('{"4": {"a')
+    assert restored(tmp_path) == (4.0, 2)
+
+
+def test_what_is_kept(tmp_path):
+    write(tmp_path, steps=(1, 2, 3, 4, 6, 7), keep=2, keep_every=4)
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == [
+        1,
+        4,
+        6,
+        7,
+    ]  # 1 is the best
+    assert sorted(json.loads((tmp_path / SIZES).read_text()), key=int)[-2:] == ["6", "7"]
+
+
+def test_a_full_disk_is_told_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
+    write(tmp_path)
+    run, data = open_run(tmp_path), batches(Numbers(), 4)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
+    with pytest.raises(CheckpointError, match="has 0 MiB left: make room.*last whole checkpoint is 4"):
+        run.save(6, placed(8)[0], data, {})
+    run.close()
+    assert restored(tmp_path) == (4.0, 2)
+
+
+@pytest.fixture
+def small_files():
+    """Files may not grow beyond a size, as if the disk were full."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_write_that_fails_is_told_and_the_last_checkpoint_stays(tmp_path, request):
+    write(tmp_path)
+    run, data = open_run(tmp_path), batches(Numbers(), 4)
+    request.getfixturevalue("small_files")
+    with pytest.raises(CheckpointError, match="cannot be written.*File too large"):
+        run.save(6, placed(8)[0], data, {})
+        run.wait()
+    assert restored(tmp_path) == (4.0, 2)
+
+
+def test_the_fingerprint_sees_every_bit_and_no_mesh():
+    state, _ = placed(8, 3.0)
+    tree = jax.device_get(state.params)
+    whole = int(fingerprint(state.params))
+    assert whole == int(fingerprint(tree))
+    for place in ((0, 0), (7, 31), (63, 5)):
+        for bit in (0, 13, 31):
+            changed = {name: value.copy() for name, value in tree.items()}
+            changed["kernel"].view(np.uint32)[place] ^= np.uint32(1 << bit)
+            assert int(fingerprint(changed)) != whole
+    swapped = tree["kernel"].copy()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    assert int(fingerprint(tree | {"kernel": swapped})) != whole

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -12,6 +13,7 @@ import tokens
 from processes import EDITMGT, finish, start
 from small_runs import distances, frozen_config
 
+from editmgt_jax.data.records import TokenSet
 from editmgt_jax.training.runs import CHECKPOINTS, run_params
 
 STEPS = 6
@@ -22,6 +24,7 @@ def home(tiny_model, tmp_path_factory):
     """A folder with a config file; records of random ids serve as data."""
     folder = tmp_path_factory.mktemp("processes")
     tokens.write_random(folder / "tokens", tiny_model)
+    shutil.copytree(tiny_model / "vqvae", folder / "vqvae")
     config = frozen_config(tiny_model, STEPS)
     config.data.update(tokens=str(folder / "tokens"), heldout=str(folder / "tokens"))
     config.mesh.update(data=2, fsdp=-1)
@@ -69,6 +72,19 @@ def test_two_processes_train_as_one_does(home, undisturbed, tmp_path):
     started = start(arguments(home, tmp_path / "one"), processes=1, devices=8, logs=tmp_path / "logs")
     assert finish(started) == [0]
     assert_close_parameters(tmp_path / "one", undisturbed)
+
+
+def test_two_processes_tokenise_as_one_does(home, tmp_path):
+    def tokenise(output, count):
+        more = ["--output", tmp_path / output, "--examples", 40, "--config.model.encoders="]
+        more += [f"--config.model.vq={home / 'vqvae'}", "--config.data.tokens=", "--config.data.heldout="]
+        started = start(["tokenize", "--config", home / "config.py", *more], processes=count, logs=tmp_path / "logs")
+        assert finish(started) == [0] * count, (tmp_path / "logs" / "0.log").read_text()[-3000:]
+        return {p.name: p.read_bytes() for p in (tmp_path / output).iterdir() if p.suffix in (".array_record", ".npy")}
+
+    two, one = tokenise("two", 2), tokenise("one", 1)
+    assert two == one and len(two) > 1
+    assert TokenSet(tmp_path / "two").manifest["examples"] == 40
 
 
 def test_sigterm_to_one_makes_all_save_the_same_step_and_one_process_goes_on(home, undisturbed, tmp_path):

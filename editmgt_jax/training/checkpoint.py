@@ -20,6 +20,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from editmgt_jax.training.processes import wait_for_all
+
 SIZES = "checkpoint_sizes.json"  # {step: {file: bytes}}, beside the folder of checkpoints
 DAMAGED = "damaged"  # suffix of a checkpoint that was put aside
 _SLICE = 1 << 20  # bytes of an array below which devices that hold copies do not share its writing: slicing is compiled
@@ -147,8 +149,7 @@ class Checkpoints:
                 print(f"editmgt: checkpoint {number} is damaged, put aside: {problem}", file=sys.stderr)
                 path = self._directory / str(number)
                 path.rename(path.with_name(f"{number}.{DAMAGED}"))
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints are put aside")
+        wait_for_all()
         self._checkpointer.reload()
 
     def _note_sizes(self, step, _saved=True) -> None:

@@ -34,7 +34,12 @@ def join(heartbeat: int = 30) -> None:
         )
     chosen = {"num_processes": int(given[COUNT]), "process_id": int(given[NUMBER])} if given[ADDRESS] else {}
     try:
-        jax.distributed.initialize(given[ADDRESS], heartbeat_timeout_seconds=heartbeat, **chosen)
+        jax.distributed.initialize(
+            given[ADDRESS],
+            heartbeat_timeout_seconds=heartbeat,
+            shutdown_timeout_seconds=heartbeat,  # for which a process that ends after an error waits for the others
+            **chosen,
+        )
     except (ValueError, RuntimeError) as error:
         first_line = str(error).splitlines()[0]
         raise ProcessError(
@@ -51,12 +56,17 @@ def is_first() -> bool:
 @contextlib.contextmanager
 def first_then_others():
     """A block that the first process runs before the others do: what it writes they find."""
-    several = jax.process_count() > 1
-    if several and not is_first():
-        multihost_utils.sync_global_devices("the first process has gone ahead")
+    if not is_first():
+        wait_for_all()
     yield
-    if several and is_first():
-        multihost_utils.sync_global_devices("the first process has gone ahead")
+    if is_first():
+        wait_for_all()
+
+
+def wait_for_all() -> None:
+    """Until every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("editmgt")
 
 
 def check_joined() -> None:

@@ -13,32 +13,34 @@ from editmgt_jax.data.tokenize import Encoders
 from editmgt_jax.data.tokenize import tokenize as write_tokens
 from editmgt_jax.loading import find_model, load_model, load_vq
 from editmgt_jax.prompts import PromptTokenizer
-from editmgt_jax.training import inputs
+from editmgt_jax.training import inputs, processes
 from editmgt_jax.training.inputs import identity
 
 
 def _image_encoder(vq, params):
     """uint8 [B Y X 3] -> ids [B H W], with B spread over this process's devices."""
+    spread = NamedSharding(Mesh(np.array(jax.local_devices()), ("data",)), PartitionSpec("data"))
 
+    @jax.jit
     def encode(pixels):
         return vq.apply({"params": params}, pixels.astype(jnp.float32) / 255, method="encode")
 
-    mesh = Mesh(np.array(jax.local_devices()), ("data",))
-    spread = NamedSharding(mesh, PartitionSpec("data"))
-    return jax.jit(encode, in_shardings=spread, out_shardings=spread)
+    return lambda pixels: encode(jax.device_put(pixels, spread))
 
 
 def tokenize_scenes(config, output, examples: int) -> None:
     """Writes the first `examples` training pairs of an `mgt` config as token records into `output`."""
     output = Path(output)
-    inputs.resolve(config, output)
+    processes.check_joined()
+    with processes.first_then_others():
+        inputs.resolve(config, output, make=processes.is_first())
     data, tokenizer = config.data, PromptTokenizer(config.model.tokenizer)
     facts = identity(config.model.vq, config.model.tokenizer)
     facts |= {"data": {name: data[name] for name in ("size", "seed", "objects")}}
     vq, params = load_vq(config.model.vq)
     encoders = Encoders(_image_encoder(vq, params), lambda texts: {"text_ids": tokenizer(texts)})
     scenes = {f"{data.size}x{data.size}": inputs.scene_source(config, "train", examples)}
-    print_rate(write_tokens(scenes, encoders, output, facts))
+    _write(scenes, encoders, output, facts)
 
 
 def tokenize_pairs(records, model, output, batch_size: int = 32, text_states: bool = False, dtype=None) -> dict:
@@ -50,6 +52,7 @@ def tokenize_pairs(records, model, output, batch_size: int = 32, text_states: bo
     Returns: what `data.tokenize.tokenize` returns.
     Errors: ValueError when records or model do not fit.
     """
+    processes.check_joined()
     manifest = read_manifest(records, PAIRS)
     if batch_size < 1 or 2 * batch_size % jax.local_device_count():
         raise ValueError(
@@ -84,21 +87,16 @@ def tokenize_pairs(records, model, output, batch_size: int = 32, text_states: bo
         "data": {"source": manifest["source"], "config": manifest["config"], "kept": manifest["kept"]},
         "text_states": text_states,
     }
+    sources = {bucket: PairSource(records, bucket) for bucket in manifest["buckets"]}
+    return _write(sources, encoders, output, facts, batch_size)
+
+
+def _write(sources, encoders, output, facts, *batch_size) -> dict:
+    """Encodes this process's share of the pairs, and says how fast."""
+    process = jax.process_index(), jax.process_count()
     report = write_tokens(
-        {bucket: PairSource(records, bucket) for bucket in manifest["buckets"]},
-        encoders,
-        output,
-        facts,
-        batch_size,
-        process=(jax.process_index(), jax.process_count()),
-        wait_for_all=_wait_for_all,
+        sources, encoders, output, facts, *batch_size, process=process, wait_for_all=processes.wait_for_all
     )
-    print_rate(report)
-    return report
-
-
-def print_rate(report) -> None:
-    """Says how fast `data.tokenize.tokenize` was, and what it left out."""
     if report["left_out"]:
         print(
             f"{report['left_out']} pairs left out: their instructions are too long (see the manifest)", file=sys.stderr
@@ -106,10 +104,4 @@ def print_rate(report) -> None:
     if report["images"]:
         rate = report["images"] / report["seconds"]
         print(f"{rate:.1f} images/s; the device waited {report['waited']:.1%} of the time", file=sys.stderr)
-
-
-def _wait_for_all() -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("token records are written")
+    return report

@@ -190,6 +190,7 @@ def _add_making(command, needs_model=False, composites=True):
     command.add_argument(
         "--model", metavar="DIR", required=needs_model, help=f"model directory, or its name on the hub ({which})"
     )
+    command.add_argument("--lora", metavar="DIR", help="a LoRA of that model, as PEFT or `editmgt export` writes it")
     command.add_argument("--dtype", type=_dtype, help="float32 or bfloat16 (default: bfloat16 on accelerators)")
     command.add_argument("--strict", action="store_true", help="weights that hold NaN are an error")
     command.add_argument(

@@ -68,7 +68,7 @@ def _make_pictures(args, outputs, make, image=None) -> None:
         use_disk_cache()
         from editmgt_jax.pipeline import EditPipeline
 
-        pipeline = EditPipeline.from_pretrained(args.model, dtype=args.dtype, strict=args.strict)
+        pipeline = EditPipeline.from_pretrained(args.model, dtype=args.dtype, strict=args.strict, lora=args.lora)
         result = make(
             pipeline,
             seed=args.seed,

@@ -59,12 +59,15 @@ class _StepAux(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("mgt", "plan"))
-def decode_edit(params, request: Request, mgt: MGT, plan: Plan) -> TokenEdit:
-    """The decode of a batch of edits: what is constant over the steps once, then the steps in one scan."""
+def decode_edit(variables, request: Request, mgt: MGT, plan: Plan) -> TokenEdit:
+    """The decode of a batch of edits: what is constant over the steps once, then the steps in one scan.
+
+    `variables` are the transformer's: {"params": ...} and with a LoRA "lora".
+    """
     traces["decode"] += 1
     reference, start, knobs = request.reference, request.start, request.knobs
     batch, mask_id = len(start), mgt.config.mask_token_id
-    predict = guided_model(params, request, mgt, plan)
+    predict = guided_model(variables, request, mgt, plan)
     if reference is not None:
         predict = decode.with_region_hold(
             predict,
@@ -93,19 +96,17 @@ def decode_edit(params, request: Request, mgt: MGT, plan: Plan) -> TokenEdit:
     )
 
 
-def guided_model(params, request, mgt, plan):
+def guided_model(variables, request, mgt, plan):
     """`predict` of a decode: logits under guidance, and relevance, scores and keep mask of the conditional half."""
     knobs, mask_id = request.knobs, mgt.config.mask_token_id
     grid = request.start.shape[1:]
     mgt_grid = tuple(side // mgt.config.stride for side in grid)
     editable = request.start == mask_id
-    condition = mgt.apply({"params": params}, *_condition_inputs(request, plan.guided), method="condition")
+    condition = mgt.apply(variables, *_condition_inputs(request, plan.guided), method="condition")
 
     def predict(tokens, row):
         time = row.time if plan.timestep_convention == "released" else jnp.mean(tokens == mask_id, axis=1)
-        logits, relevance = mgt.apply(
-            {"params": params}, tokens.reshape(-1, *grid), time, condition, request.rows, plan.layers
-        )
+        logits, relevance = mgt.apply(variables, tokens.reshape(-1, *grid), time, condition, request.rows, plan.layers)
         scores = localize.localize(relevance, mgt_grid, grid, kind=plan.filter)
         keep = localize.hold_mask(scores, knobs.hold_threshold, editable)
         aux = _StepAux(relevance.mean(axis=2), scores, keep)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from editmgt_jax import editing
+from editmgt_jax import lora as adapters
 from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, SchedulerConfig, VQConfig, dtype_name
 from editmgt_jax.convert import check_weights, load_params
 from editmgt_jax.models.clip_text import CLIPText
@@ -89,6 +90,7 @@ class LoadedModel:
     vq_params: Any  # always float32
     text: TextEncoder
     scheduler: SchedulerConfig
+    lora_params: Any = None  # of the LoRA that `mgt.lora` describes
 
     def __post_init__(self):
         mgt, vq, scheduler = self.mgt.config, self.vq.config, self.scheduler
@@ -100,12 +102,17 @@ class LoadedModel:
             raise ValueError(f"native_size must be a multiple of {self.unit} pixels; got {scheduler.native_size}")
 
     @property
+    def mgt_variables(self) -> dict:
+        """What the transformer is applied with."""
+        return {"params": self.mgt_params} | ({} if self.lora_params is None else {"lora": self.lora_params})
+
+    @property
     def unit(self) -> int:
         """Pixels that the sides of an edited picture are multiples of."""
         return self.vq.config.factor * self.mgt.config.stride
 
 
-def load_model(directory=None, dtype=None, strict: bool = False, check_only: bool = False) -> LoadedModel:
+def load_model(directory=None, dtype=None, strict: bool = False, check_only: bool = False, lora=None) -> LoadedModel:
     """Reads a model directory, one tensor at a time and straight to its device.
 
     Args:
@@ -115,6 +122,7 @@ def load_model(directory=None, dtype=None, strict: bool = False, check_only: boo
         by default float32 on a CPU and bfloat16 elsewhere. The image tokenizer is always float32: less changes its ids.
       strict: whether weights that hold NaN are errors and not warnings.
       check_only: whether to read only the headers of the weight files; the parameters are then their shapes.
+      lora: folder of a LoRA, as PEFT or `editmgt export` writes it, that adapts the transformer; it is not merged.
     Errors: FileNotFoundError, WeightsError, ValueError, naming the file.
     """
     dtypes, reading = _dtypes(dtype), {"strict": strict, "check_only": check_only}
@@ -122,6 +130,11 @@ def load_model(directory=None, dtype=None, strict: bool = False, check_only: boo
     mgt_config = MGTConfig.from_json(mgt_directory / "config.json")
     text = load_text(directory, mgt_config, dtypes, reading)
     mgt, mgt_params = load_mgt(mgt_directory, dtypes["editmgt"], **reading)
+    lora_params = None
+    if lora is not None:
+        mgt = mgt.clone(lora=adapters.read_config(lora))
+        lora_params = jax.device_put(adapters.load_lora(lora, mgt.lora, mgt.config, abstract_params(mgt), strict))
+        adapters.check_applicable(lora_params, mgt.lora)
     vq, vq_params = load_vq(directory / "vqvae", **reading)
     return LoadedModel(
         mgt=mgt,
@@ -130,6 +143,7 @@ def load_model(directory=None, dtype=None, strict: bool = False, check_only: boo
         vq_params=vq_params,
         text=text,
         scheduler=SchedulerConfig.from_json(directory / "scheduler" / "scheduler_config.json"),
+        lora_params=lora_params,
     )
 
 

@@ -41,19 +41,25 @@ def abstract_lora(config: LoRAConfig, mgt: MGTConfig, abstract_params):
     return unflatten_dict({tuple(path.split("/")): leaf for path, leaf in tree.items()})
 
 
-def init_lora(config: LoRAConfig, mgt: MGTConfig, abstract_params, key):
-    """A LoRA that changes nothing yet: `lora_b` is 0, `lora_a` uniform as PEFT draws it.
-
-    Errors: ValueError for targets that are not modules of the blocks, or that no reference token passes.
-    """
-    shapes = flatten_dict(abstract_lora(config, mgt, abstract_params))
-    for path in shapes:
+def check_applicable(lora, config: LoRAConfig) -> None:
+    """Errors: ValueError for modules that the transformer cannot adapt unmerged: others than those of its blocks, and with
+    scope 'reference' those that no reference token passes."""
+    for path in flatten_dict(lora):
         if path[0] not in BLOCKS:
-            raise ValueError(f"a LoRA is trained on modules of the blocks; {'/'.join(path[:-1])} is none")
+            raise ValueError(
+                f"unmerged, a LoRA adapts modules of the blocks; {'/'.join(path[:-1])} is none: leave it out, or merge the LoRA"
+            )
         if config.scope == "reference" and path[1].startswith("text_"):
             raise ValueError(
                 f"scope 'reference' must target modules that the reference passes; {path[1]} is the text's"
             )
+
+
+def init_lora(config: LoRAConfig, mgt: MGTConfig, abstract_params, key):
+    """A LoRA that changes nothing yet: `lora_b` is 0, `lora_a` uniform as PEFT draws it. Errors: as `check_applicable`."""
+    tree = abstract_lora(config, mgt, abstract_params)
+    check_applicable(tree, config)
+    shapes = flatten_dict(tree)
     keys = dict(zip(shapes, jax.random.split(key, len(shapes)), strict=True))
 
     def draw(path, shape):
@@ -67,6 +73,7 @@ def init_lora(config: LoRAConfig, mgt: MGTConfig, abstract_params, key):
 
 def save_lora(directory, config: LoRAConfig, mgt: MGTConfig, lora, verify: bool = False) -> None:
     """Writes a LoRA as PEFT does: `lora_A` and `lora_B` of each module; and lora_config.json."""
+    Path(directory).mkdir(parents=True, exist_ok=True)
     tensors = {f"{PREFIX}{key}": tensor for key, tensor in released_tensors(lora, mgt).items()}
     write_weights(directory, WEIGHTS_NAME, tensors, verify)
     write_json(config, Path(directory) / CONFIG_NAME)

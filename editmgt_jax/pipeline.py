@@ -72,18 +72,18 @@ class EditPipeline:
 
     def __init__(self, model: LoadedModel, batch_size: int = 8):
         self.model, self.batch_size = model, batch_size
-        self._mgt_params, self._vq_params = jax.device_put((model.mgt_params, model.vq_params))
+        self._mgt_variables, self._vq_params = jax.device_put((model.mgt_variables, model.vq_params))
         self._programs = {}  # compiled decodes by everything that shapes them
 
     @classmethod
     def from_pretrained(
-        cls, directory=None, *, dtype=None, strict: bool = False, batch_size: int = 8
+        cls, directory=None, *, dtype=None, strict: bool = False, batch_size: int = 8, lora=None
     ) -> "EditPipeline":
         """Reads a model directory, or fetches one from the hub by name; None is the default model of the package.
 
         Args: see `loading.load_model`.
         """
-        return cls(load_model(directory, dtype, strict), batch_size)
+        return cls(load_model(directory, dtype, strict, lora=lora), batch_size)
 
     @property
     def mask_token_id(self) -> int:
@@ -302,10 +302,10 @@ class EditPipeline:
             grid = " x ".join(str(side) for side in reversed(request.start.shape[1:]))
             cached = "cached on disk afterwards" if jax.config.jax_compilation_cache_dir else "for this process"
             tqdm.write(f"compiling for {grid} tokens, first use of these shapes; {cached}", file=sys.stderr)
-            lowered = editing.decode_edit.lower(self._mgt_params, request, self.model.mgt, plan)
+            lowered = editing.decode_edit.lower(self._mgt_variables, request, self.model.mgt, plan)
             self._programs[key] = lowered.compile()
         progress("decode")
-        return self._programs[key](self._mgt_params, request)
+        return self._programs[key](self._mgt_variables, request)
 
     def _jobs(self, image, instruction, mask, query):
         """Everything that can be wrong with the inputs is found here. -> list of _Job, whether any input was a list"""

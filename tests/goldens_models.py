@@ -167,7 +167,7 @@ def check_edits(directory: Path) -> Iterator[Result]:
         request, plan = _edit_request(golden, model, vq.config.factor)
         steps, batch = golden["tokens"].shape[:2]
         expected = golden["tokens"].reshape(steps, batch, -1)
-        free = editing.decode_edit(params, request, model, plan).step_tokens.reshape(expected.shape)
+        free = editing.decode_edit({"params": params}, request, model, plan).step_tokens.reshape(expected.shape)
         mgt_grid = tuple(side // model.config.stride for side in golden["tokens"].shape[2:])
         for step in range(steps):
             before = expected[step - 1] if step else request.start.reshape(batch, -1)

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "convert": {"config", "weights"},
     "settings": {"config", "decode", "localize", "masking"},
     "editing": {"config", "decode", "localize", "models", "settings"},
-    "loading": {"config", "convert", "editing", "models", "prompts"},
+    "loading": {"config", "convert", "editing", "lora", "models", "prompts"},
     "lora": {"config", "convert", "weights"},
     "presets": {"config"},
     "supervise": set(),

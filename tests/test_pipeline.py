@@ -271,7 +271,7 @@ def test_guidance_of_one_is_no_guidance(pipe):
     request, plan = captured(pipe, guidance_scale=1.0)
     assert not plan.guided
     plain = pipe.edit_tokens(random_ids(), [pipe.encode(INSTRUCTION)] * 2, guidance_scale=0.5)
-    guided = editing.decode_edit(pipe._mgt_params, request, pipe.model.mgt, plan._replace(guided=True))
+    guided = editing.decode_edit(pipe._mgt_variables, request, pipe.model.mgt, plan._replace(guided=True))
     np.testing.assert_array_equal(plain.tokens, guided.tokens)
     np.testing.assert_allclose(plain.scores, guided.scores, atol=1e-5)
 
@@ -340,7 +340,7 @@ def test_model_time_is_the_share_of_hidden_tokens(pipe):
     def scores(plan, time):
         schedule = request.knobs.schedule._replace(time=jnp.full(1, time))
         told = request._replace(knobs=request.knobs._replace(schedule=schedule))
-        return editing.decode_edit(pipe._mgt_params, told, pipe.model.mgt, plan).scores
+        return editing.decode_edit(pipe._mgt_variables, told, pipe.model.mgt, plan).scores
 
     told = plan._replace(timestep_convention="released")
     np.testing.assert_allclose(scores(plan, 1.0), scores(told, 0.5), atol=1e-6)

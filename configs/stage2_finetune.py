@@ -1,0 +1,19 @@
+"""Stage 2: the editor, all of its weights, on millions of edits.
+
+Data    editmgt prepare CrispEdit-2M --output pairs
+        editmgt tokenize --records pairs --model models/editmgt-base --output data/edits
+Run     editmgt export --workdir runs/stage1 --output models/stage1
+        editmgt train --config configs/stage2_finetune.py --workdir runs/stage2 --distributed
+Needs   50 000 steps of 256; `python benchmarks/stages.py --config configs/stage2_finetune.py` prints FLOPs, hours and memory
+"""
+
+from configs import editmgt_1024
+
+
+def get_config():
+    config = editmgt_1024.get_config()
+    config.steps = 50_000
+    config.start_from = "runs/stage1"
+    config.data.update(tokens="data/edits", heldout="data/edits_heldout")
+    config.optimizer.update(warmup_steps=1_000, total_steps=50_000)
+    return config

@@ -1,0 +1,140 @@
+"""LoRA: trained alone, applied to the tokens of its scope, exported, merged."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+import tokens
+from safetensors.numpy import load_file
+from small_runs import frozen_config
+
+from editmgt_jax.config import LoRAConfig
+from editmgt_jax.loading import abstract_params, load_mgt, load_model
+from editmgt_jax.lora import init_lora, load_lora, merge, read_config, save_lora
+from editmgt_jax.models.mgt import MGT
+from editmgt_jax.pipeline import EditPipeline
+from editmgt_jax.training import trainer
+from editmgt_jax.training.export import export
+from editmgt_jax.training.runs import run_params
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model):
+    return load_mgt(tiny_model / "editmgt")
+
+
+def random_lora(config, spread=0.3):
+    lora = init_lora(config, tiny.MGT_CONFIG, abstract_params(MGT(tiny.MGT_CONFIG)), jax.random.key(0))
+    keys = iter(jax.random.split(jax.random.key(1), 100))
+    return jax.tree.map(lambda x: spread * jax.random.normal(next(keys), x.shape), lora)
+
+
+def logits(mgt, variables, reference=True):
+    dice = np.random.default_rng(0)
+    ids = jnp.array(dice.integers(0, 32, (2, 8, 8)))
+    text = [jnp.array(dice.standard_normal(shape), jnp.float32) for shape in ((2, 5, 24), (2, 20), (2, 5))]
+
+    def forward(module):
+        condition = module.condition(*text, ids if reference else None)
+        return module(jnp.where(ids % 3 == 0, tiny.MGT_CONFIG.mask_token_id, ids), 0.5, condition)[0]
+
+    return jax.jit(lambda variables: mgt.apply(variables, method=forward))(variables)
+
+
+TARGETS = ("to_q", "to_k", "to_v", "add_q_proj", "proj_out", "norm1.linear")
+
+
+def test_merged_is_unmerged(base):
+    mgt, params = base
+    config = LoRAConfig(r=3, lora_alpha=6.0, target_modules=TARGETS)
+    lora = random_lora(config)
+    unmerged = logits(mgt.clone(lora=config), {"params": params, "lora": lora})
+    np.testing.assert_allclose(unmerged, logits(mgt, {"params": merge(params, lora, config)}), atol=1e-5, rtol=1e-5)
+    assert np.abs(unmerged - logits(mgt, {"params": params})).max() > 0.1
+
+
+def test_a_new_lora_changes_nothing(base):
+    mgt, params = base
+    config = LoRAConfig(r=3)
+    lora = init_lora(config, mgt.config, abstract_params(mgt), jax.random.key(0))
+    np.testing.assert_array_equal(
+        logits(mgt.clone(lora=config), {"params": params, "lora": lora}), logits(mgt, {"params": params})
+    )
+
+
+def test_scope_reference_sees_reference_tokens_only(base):
+    mgt, params = base
+    config = LoRAConfig(r=3, target_modules=("to_q", "to_k", "to_v", "norm1.linear"), scope="reference")
+    variables, plain = {"params": params, "lora": random_lora(config)}, {"params": params}
+    adapted = mgt.clone(lora=config)
+    np.testing.assert_array_equal(logits(adapted, variables, reference=False), logits(mgt, plain, reference=False))
+    assert np.abs(logits(adapted, variables) - logits(mgt, plain)).max() > 1e-3
+
+
+def test_targets_that_cannot_be_adapted():
+    shapes = abstract_params(MGT(tiny.MGT_CONFIG))
+    for config, message in (
+        (LoRAConfig(target_modules=("context_embedder",)), "adapts modules of the blocks; context_embedder is none"),
+        (LoRAConfig(target_modules=("add_q_proj",), scope="reference"), "text_to_q is the text's"),
+        (LoRAConfig(target_modules=("to_z",)), "'to_z'] are not"),
+    ):
+        with pytest.raises(ValueError, match=message.replace("[", r"\[").replace("]", r"\]")):
+            init_lora(config, tiny.MGT_CONFIG, shapes, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model, tmp_path_factory):
+    """A LoRA run of two steps -> (workdir, export)"""
+    folder = tmp_path_factory.mktemp("lora")
+    tokens.write_random(folder / "tokens", tiny_model)
+    config = frozen_config(tiny_model, steps=2)
+    config.start_from = str(tiny_model)
+    config.model.mgt.update(tiny.MGT_CONFIG.to_dict())
+    config.data.update(tokens=str(folder / "tokens"), heldout=str(folder / "tokens"))
+    config.lora.update(rank=3, alpha=6.0, scope="reference")
+    config.optimizer.learning_rate = 0.05
+    trainer.train(config, folder / "run")
+    export(folder / "run", folder / "export", raw=True, verify=True)
+    return folder / "run", folder / "export", config
+
+
+def test_only_the_lora_is_trained_and_saved(trained, base):
+    params = run_params(trained[0], average=False)
+    assert set(params) == {"lora"} and np.abs(params["lora"]["double_blocks"]["to_q"]["lora_b"]).max() > 0
+    before = jax.tree.map(np.array, base[1])
+    task = trainer.make_task(trained[2])
+    frozen = task.frozen(lambda _, value: jnp.asarray(value), set())
+    jax.tree.map(np.testing.assert_array_equal, before, frozen["mgt"])
+
+
+def test_the_export_has_peft_s_names_and_comes_back(trained):
+    _, folder, _ = trained
+    names = set(load_file(folder / "adapter_model.safetensors"))
+    assert "base_model.model.transformer_blocks.0.attn.to_q.lora_A.weight" in names
+    assert "base_model.model.single_transformer_blocks.1.attn.to_v.lora_B.weight" in names
+    config = read_config(folder)
+    assert (config.r, config.lora_alpha, config.scope) == (3, 6.0, "reference")
+    assert json.loads((folder / "lora_config.json").read_text())["peft_type"] == "LORA"
+    back = load_lora(folder, config, tiny.MGT_CONFIG, abstract_params(MGT(tiny.MGT_CONFIG)))
+    jax.tree.map(np.testing.assert_array_equal, back, run_params(trained[0], average=False)["lora"])
+
+
+def test_a_pipeline_edits_with_a_lora(tiny_model, tmp_path):
+    config = LoRAConfig(r=3, lora_alpha=30.0)
+    save_lora(tmp_path / "lora", config, tiny.MGT_CONFIG, random_lora(config, spread=2.0))
+    picture = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    plain, adapted = (EditPipeline.from_pretrained(tiny_model, lora=lora) for lora in (None, tmp_path / "lora"))
+    results = [pipe(picture, "make the car red", seed=1, hold_threshold=0.0) for pipe in (plain, adapted)]
+    assert (results[0].token_ids != results[1].token_ids).any()
+    with pytest.raises(FileNotFoundError, match="a LoRA is a folder with"):
+        load_model(tiny_model, lora=tmp_path)
+
+
+def test_a_lora_needs_a_model_and_frozen_text(tiny_model):
+    config = frozen_config(tiny_model)
+    config.lora.rank = 2
+    with pytest.raises(ValueError, match="name its directory or run in start_from"):
+        trainer.make_task(config)

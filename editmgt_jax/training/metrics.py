@@ -91,8 +91,9 @@ class RunLog:
       directory: None writes nothing; ledger: where the time went; start: the step that the run goes on from.
     """
 
-    def __init__(self, directory, config, ledger, start: int):
-        self._config, self._ledger, self._schedule = config, ledger, learning_rate(config.optimizer)
+    def __init__(self, directory, config, ledger, start: int, clock=time.monotonic):
+        self._clock, self._config, self._ledger = clock, config, ledger
+        self._schedule = learning_rate(config.optimizer)
         self._writer = MetricsWriter(directory, start)
         self._peak, self._shapes = peak_flops(), set()
         quiet = None if directory is not None else True  # None: bars are for terminals
@@ -103,7 +104,7 @@ class RunLog:
 
     def _begin(self):
         self._sums, self._steps, self._flops = Sums(), 0, 0
-        self._since, self._waited = time.monotonic(), self._ledger.seconds["data wait"]
+        self._since, self._waited = self._clock(), self._ledger.seconds["data wait"]
 
     def has_seen(self, shape) -> bool:
         """Whether batches of these shapes came before: else their program is compiled now."""
@@ -125,7 +126,7 @@ class RunLog:
         self._bar.update()
 
     def _machine(self) -> dict:
-        seconds = time.monotonic() - self._since
+        seconds = self._clock() - self._since
         found = {
             "samples_per_second": self._steps * self._config.batch_size / seconds,
             "data_wait": (self._ledger.seconds["data wait"] - self._waited) / seconds,

@@ -1,0 +1,113 @@
+"""What the training loop does when a step is bad, slow, or watched."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny
+import tokens
+from small_runs import frozen_config
+
+from editmgt_jax.training import trainer
+from editmgt_jax.training.metrics import RunLog, Sums, peak_flops
+from editmgt_jax.training.runs import run_params
+from editmgt_jax.training.trainer import BAD_BATCHES, TrainingError
+
+
+@pytest.fixture(scope="module")
+def records(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loop") / "tokens"
+    tokens.write_random(folder, tiny_model)
+    return folder
+
+
+@pytest.fixture
+def config(tiny_model, records):
+    """Three steps from a model directory."""
+    config = frozen_config(tiny_model, steps=3)
+    config.start_from = str(tiny_model)
+    config.model.mgt.update(tiny.MGT_CONFIG.to_dict())
+    config.data.update(tokens=str(records), heldout=str(records))
+    config.mesh.update(data=8, fsdp=1)
+    return config
+
+
+def metrics_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_says_what_it_does(config, tmp_path, capfd):
+    config.accumulate = 1
+    evaluation = trainer.train(config, tmp_path, profile=(1, 2))
+    assert {"loss", "accuracy", "accuracy_changed"} <= evaluation.keys()
+    lines = metrics_of(tmp_path)
+    steps = [line for line in lines if "loss" in line]
+    wanted = {"gradient_norm", "learning_rate", "samples_per_second", "flops_per_second", "data_wait", "accuracy"}
+    assert [line["step"] for line in steps] == [1, 2, 3] and all(wanted <= line.keys() for line in steps)
+    assert any(name.startswith("accuracy/rate_") for name in steps[0])
+    assert "time went to" in capfd.readouterr().err and (tmp_path / "goodput.json").is_file()
+    assert list((tmp_path / trainer.PROFILE).rglob("*.xplane.pb"))
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert metrics_of(tmp_path)[-1]["eval/loss"] == pytest.approx(evaluation["loss"], rel=1e-5)
+
+
+def test_a_bad_step_ends_the_run_before_it_does_harm(config, tmp_path):
+    config.guard.max_loss = 1e-3
+    with pytest.raises(TrainingError, match=r"step 0 has loss .* guard.skip \(now 0\)"):
+        trainer.train(config, tmp_path)
+    (line,) = (tmp_path / BAD_BATCHES).read_text().splitlines()
+    noted = json.loads(line)
+    assert noted["step"] == 0 and len(noted["records"]) == 8 and "array_record" in noted["records"][0]
+    assert not any(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
+
+
+def test_bad_steps_can_be_left_out(config, tmp_path, tiny_model):
+    config.guard.update(max_loss=1e-3, skip=3)
+    config.optimizer.ema_decay = 0.0
+    trainer.train(config, tmp_path)
+    from editmgt_jax.loading import load_mgt
+
+    jax.tree.map(np.testing.assert_array_equal, run_params(tmp_path, False)["mgt"], load_mgt(tiny_model / "editmgt")[1])
+    assert len((tmp_path / BAD_BATCHES).read_text().splitlines()) == 3
+    assert [line["bad"] for line in metrics_of(tmp_path) if "bad" in line] == [1, 1, 1]
+
+
+def test_a_step_that_hangs_is_shown_and_ended():
+    code = (
+        "import time\n"
+        "from editmgt_jax.training.processes import Watchdog\n"
+        "def hanging():\n"
+        "    time.sleep(60)\n"
+        "dog = Watchdog(0.5, end=True)\n"
+        "dog.heard()\n"
+        "hanging()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1 and "in hanging" in done.stderr
+
+
+def test_sums_add_up():
+    sums = Sums()
+    sums.add({"a": (2.0, 1.0), "b": (0.0, 0.0)})
+    sums.add({"a": (4.0, 3.0), "b": (0.0, 0.0)})
+    assert sums.means() == {"a": 1.5}
+
+
+def test_mfu_is_the_share_of_what_the_devices_could_do(tmp_path, monkeypatch, config):
+    class Ledger:
+        seconds = {"data wait": 0.0}
+
+        def write(self):
+            pass
+
+    assert peak_flops() is None  # CPUs
+    monkeypatch.setattr("editmgt_jax.training.metrics.peak_flops", lambda: 1000.0)
+    times = iter([0.0, 2.0, 2.0])
+    log = RunLog(tmp_path, config, Ledger(), 0, clock=lambda: next(times))
+    log.add(0, {"loss": (1.0, 1.0)}, 500)
+    log.close()
+    (line,) = metrics_of(tmp_path)
+    assert line["mfu"] == 0.25 and line["flops_per_second"] == 250 and line["samples_per_second"] == 4

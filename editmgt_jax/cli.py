@@ -76,6 +76,11 @@ def make_parser() -> argparse.ArgumentParser:
     text = "run a command and start it again when it dies; a job's processes have a supervisor each"
     command = _add(commands, "supervise", run.supervise, text)
     command.add_argument("--max-restarts", type=_count, default=100, metavar="N", help="deaths in a row (default 100)")
+    command.add_argument(
+        "--wait", type=float, default=1.0, metavar="SECONDS", help="before the first restart (default 1)"
+    )
+    text = "of life after which the deaths are counted anew (default 600)"
+    command.add_argument("--healthy", type=float, default=600.0, metavar="SECONDS", help=text)
     command.add_argument("command", nargs="+", metavar="-- COMMAND", help="editmgt train ..., for example")
 
     _add_prepare(commands)

@@ -112,7 +112,7 @@ def train(args) -> None:
 def supervise(args) -> None:
     from editmgt_jax.supervise import supervise as keep_running
 
-    raise SystemExit(keep_running(args.command, args.max_restarts))
+    raise SystemExit(keep_running(args.command, args.max_restarts, args.wait, args.healthy))
 
 
 def _join(args) -> None:

@@ -21,7 +21,8 @@ def supervise(
 
     Args:
       max_restarts: how often in a row it may die before the supervisor gives up, too.
-      first_wait: seconds before the first restart; healthy: after how many seconds of life the count starts anew.
+      first_wait: seconds before the first restart, doubled with each one that follows; healthy: after how many seconds of life
+        the count starts anew.
     Returns: its exit code: 0, that of the last death, or the child's own after SIGTERM or SIGINT, which are passed on.
     Errors: FileNotFoundError, PermissionError when the command cannot be started at all.
     """

@@ -1,37 +1,25 @@
 """Jobs of two processes with four devices each: the same run as one process, through stops, signals and kills."""
 
 import json
-import os
 import shutil
 import signal
 import time
 
-import jax
-import numpy as np
+import jobs
 import pytest
-import tokens
-from processes import EDITMGT, finish, start
-from small_runs import distances, frozen_config
+from campaigns import kill
+from jobs import finish, start
+from small_runs import distances
 
 from editmgt_jax.data.records import TokenSet
-from editmgt_jax.training.runs import CHECKPOINTS, run_params
+from editmgt_jax.training.runs import CHECKPOINTS
 
 STEPS = 6
 
 
 @pytest.fixture(scope="module")
 def home(tiny_model, tmp_path_factory):
-    """A folder with a config file; records of random ids serve as data."""
-    folder = tmp_path_factory.mktemp("processes")
-    tokens.write_random(folder / "tokens", tiny_model)
-    shutil.copytree(tiny_model / "vqvae", folder / "vqvae")
-    config = frozen_config(tiny_model, STEPS)
-    config.data.update(tokens=str(folder / "tokens"), heldout=str(folder / "tokens"))
-    config.mesh.update(data=2, fsdp=-1)
-    config.checkpoint.every = 2
-    text = f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({config.to_dict()!r})\n"
-    (folder / "config.py").write_text(text)
-    return folder
+    return jobs.write_home(tmp_path_factory.mktemp("processes"), tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +31,14 @@ def undisturbed(home):
 
 
 def arguments(home, workdir, *overrides):
-    return ["train", "--config", home / "config.py", "--workdir", workdir, *overrides]
-
-
-def parameters(run):
-    return [run_params(run, average, STEPS) for average in (False, True)]
-
-
-def assert_same_parameters(one, other):
-    jax.tree.map(np.testing.assert_array_equal, parameters(one), parameters(other))
+    return jobs.train(home, workdir, f"--config.steps={STEPS}", *overrides)
 
 
 def assert_close_parameters(one, other):
     """Sums over other parts, or by other collectives, are rounded otherwise."""
-    assert distances(parameters(one), parameters(other))[1] < 1e-5
+    for average in (False, True):
+        ours, theirs = (jobs.parameters(run, average, STEPS) for run in (one, other))
+        assert distances(ours, theirs)[1] < 1e-5
 
 
 def wait_for(condition, started, seconds=240):
@@ -77,7 +59,7 @@ def test_two_processes_train_as_one_does(home, undisturbed, tmp_path):
 def test_two_processes_tokenise_as_one_does(home, tmp_path):
     def tokenise(output, count):
         more = ["--output", tmp_path / output, "--examples", 40, "--config.model.encoders="]
-        more += [f"--config.model.vq={home / 'vqvae'}", "--config.data.tokens=", "--config.data.heldout="]
+        more += [f"--config.model.vq={home / 'model' / 'vqvae'}", "--config.data.tokens=", "--config.data.heldout="]
         started = start(["tokenize", "--config", home / "config.py", *more], processes=count, logs=tmp_path / "logs")
         assert finish(started) == [0] * count, (tmp_path / "logs" / "0.log").read_text()[-3000:]
         return {p.name: p.read_bytes() for p in (tmp_path / output).iterdir() if p.suffix in (".array_record", ".npy")}
@@ -112,14 +94,8 @@ def test_a_run_of_two_processes_goes_on_with_one_and_fewer_devices(home, undistu
     assert_close_parameters(tmp_path / "run", undisturbed)
 
 
-def test_a_killed_process_takes_the_job_down_and_supervisors_bring_it_back(home, undisturbed, tmp_path):
-    workdir = tmp_path / "run"
-    started = start(
-        arguments(home, workdir), before=["supervise", "--max-restarts", "20", "--", *EDITMGT], logs=tmp_path / "logs"
-    )
-    log = workdir / "metrics.jsonl"
-    wait_for(lambda: log.exists() and log.read_text().count("\n") > 2, started)
-    child = int(os.popen(f"pgrep -P {started[1].pid}").read().split()[0])
-    os.kill(child, signal.SIGKILL)
-    assert finish(started) == [0, 0], (tmp_path / "logs" / "0.log").read_text()[-3000:]
-    assert_same_parameters(workdir, undisturbed)
+def test_a_job_that_is_killed_again_and_again_ends_as_one_that_is_not(home, tmp_path):
+    """The short form of `tests/campaigns/kill.py`."""
+    shutil.copytree(home / "tokens", tmp_path / "tokens")
+    shutil.copy(home / "config.py", tmp_path)
+    kill.campaign(tmp_path, kills=5, steps=40, seed=0)

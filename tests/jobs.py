@@ -1,9 +1,19 @@
 """Runs of the command line as jobs of several processes on this machine, with fake CPU devices."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
+
+import jax
+import tiny
+import tokens
+from small_runs import frozen_config
+
+from editmgt_jax.training.runs import run_params
+from editmgt_jax.training.sharding import path_name
 
 EDITMGT = [sys.executable, "-m", "editmgt_jax.cli"]
 
@@ -14,13 +24,36 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
+def write_home(folder: Path, model=None) -> Path:
+    """A folder with a model directory, records of random ids and `config.py`, a run on them that any mesh of 8 can take."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(model or tiny.write_model(folder / "written"), folder / "model")
+    tokens.write_random(folder / "tokens", folder / "model")
+    config = frozen_config(folder / "model")
+    config.data.update(tokens=str(folder / "tokens"), heldout=str(folder / "tokens"))
+    config.mesh.update(data=2, fsdp=-1)
+    text = f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({config.to_dict()!r})\n"
+    (folder / "config.py").write_text(text)
+    return folder
+
+
+def train(home, workdir, *overrides) -> list:
+    """The arguments of `editmgt` that train in a folder."""
+    return ["train", "--config", home / "config.py", "--workdir", workdir, *overrides]
+
+
+def parameters(run, average: bool, step: int) -> dict:
+    """{name: host array} of a run's checkpoint"""
+    params = run_params(run, average, step)
+    return {path_name(path): value for path, value in jax.tree_util.tree_leaves_with_path(params)}
+
+
 def environment(devices: int, number: int | None = None, count: int = 1, port: int = 0) -> dict:
     flags = f"--xla_force_host_platform_device_count={devices}"
-    found = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": flags,
-        "EDITMGT_CACHE": os.environ["JAX_COMPILATION_CACHE_DIR"],
-    }
+    importable = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    found = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": importable}
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        found["EDITMGT_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"]
     if number is not None:
         found |= {
             "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",

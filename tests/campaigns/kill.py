@@ -1,0 +1,109 @@
+"""Kills a supervised job of two processes again and again, at random moments, saves included; its end must equal that of a
+job that was left alone.
+
+    python tests/campaigns/kill.py --kills 50 --output /tmp/campaign
+
+Each kill is a SIGKILL to one of the training processes or to both. Half of them are aimed at a save: they come as soon as a
+temporary folder of a checkpoint is there. Prints a line a kill, and at the end whether all parameters are equal, bit for bit.
+"""
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+
+import jobs  # noqa: E402
+import numpy as np  # noqa: E402
+
+PATIENCE = 900  # seconds for a job to end when it is left alone
+
+
+def children(started) -> list[int]:
+    """The training processes under the supervisors."""
+    found = []
+    for supervisor in started:
+        path = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children")
+        found += [int(number) for number in path.read_text().split()] if path.exists() else []
+    return found
+
+
+def wait_for_steps(log: Path, more: int, started) -> None:
+    """Until the run has logged some steps more than now, or has ended."""
+
+    def count():
+        return log.read_text().count('"loss"') if log.exists() else 0
+
+    wanted, end = count() + more, time.monotonic() + PATIENCE
+    while count() < wanted and time.monotonic() < end and any(process.poll() is None for process in started):
+        time.sleep(0.02)
+
+
+def wait_for_save(checkpoints: Path, started, seconds=20.0) -> bool:
+    """Until a checkpoint is being written. -> whether one was"""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and any(process.poll() is None for process in started):
+        if checkpoints.is_dir() and any("tmp" in path.name for path in checkpoints.iterdir()):
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def campaign(home: Path, kills: int, steps: int, seed: int) -> None:
+    """Errors: AssertionError when the killed job ends otherwise than the one that was left alone."""
+    dice = random.Random(seed)
+    overrides = [f"--config.steps={steps}", "--config.checkpoint.every=3", "--config.eval_every=1000000"]
+    alone = jobs.start(jobs.train(home, home / "alone", *overrides), logs=home / "logs_alone")
+    assert jobs.finish(alone, PATIENCE) == [0, 0], (home / "logs_alone" / "0.log").read_text()[-3000:]
+    workdir = home / "killed"
+    before = ["supervise", "--max-restarts", 1000, "--wait", 0.5, "--healthy", 5, "--", *jobs.EDITMGT]
+    started = jobs.start(jobs.train(home, workdir, *overrides), before=before, logs=home / "logs_killed")
+    done = 0
+    try:
+        while done < kills and any(process.poll() is None for process in started):
+            wait_for_steps(workdir / "metrics.jsonl", dice.randint(0, 3), started)
+            aimed = dice.random() < 0.5 and wait_for_save(workdir / "checkpoints", started)
+            if not aimed:
+                time.sleep(dice.random() * 3)
+            living = children(started)
+            victims = living if dice.random() < 0.3 else living[:1] if dice.random() < 0.5 else living[1:]
+            for victim in victims:
+                try:
+                    os.kill(victim, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            if victims:
+                done += 1
+                print(f"kill {done}: {len(victims)} of {len(living)}{' in a save' if aimed else ''}", flush=True)
+        assert jobs.finish(started, PATIENCE) == [0, 0], (home / "logs_killed" / "0.log").read_text()[-3000:]
+    finally:
+        for process in started:
+            process.terminate()
+        jobs.finish(started, 30)
+    assert done == kills, f"the job ended after {done} kills: more --steps are needed"
+    for average in (False, True):
+        ours, theirs = (jobs.parameters(run, average, steps) for run in (workdir, home / "alone"))
+        for name, value in theirs.items():
+            np.testing.assert_array_equal(ours[name], value, err_msg=name)
+    print(f"{done} kills; all {len(theirs)} parameters and their averages equal those of the job that was left alone")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--steps", type=int, help="of the run (default: 6 a kill)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", help="folder for the runs and their logs (default: a temporary one)")
+    args = parser.parse_args()
+    home = Path(args.output or tempfile.mkdtemp(prefix="editmgt-kill-"))
+    jobs.write_home(home)
+    campaign(home, args.kills, args.steps or 6 * args.kills, args.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -9,14 +9,10 @@ import subprocess
 import sys
 import time
 
-FIRST_WAIT = 1.0  # seconds before the first restart; doubled with each one that follows
-LONGEST_WAIT = 60.0
-HEALTHY = 600.0  # a command that lived for so many seconds starts the count of restarts anew
+LONGEST_WAIT = 60.0  # seconds
 
 
-def supervise(
-    command: list[str], max_restarts: int = 100, first_wait: float = FIRST_WAIT, healthy: float = HEALTHY
-) -> int:
+def supervise(command: list[str], max_restarts: int = 100, first_wait: float = 1.0, healthy: float = 600.0) -> int:
     """Runs a command until it ends by itself with exit code 0.
 
     Args:

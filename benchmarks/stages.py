@@ -3,7 +3,7 @@
     python benchmarks/stages.py                                             all three stages on 16, 64 and 256 devices
     python benchmarks/stages.py --config configs/stage2_finetune.py --devices 64 --mfu 0.5
 
-fsdp        devices that the parameters are split over, up to --fsdp of them; the others lie along `data`
+mesh        that of the config
 hours       3 x the forward FLOPs of every sample / (devices x their peak x --mfu)
 """
 
@@ -20,7 +20,7 @@ CHIPS = ("TPU v5e", "TPU v5p", "TPU v6e")
 TEXT_TOKENS = 256
 
 
-def describe(config_path, devices: int, most_fsdp: int, mfu: float) -> dict:
+def describe(config_path, devices: int, mfu: float) -> dict:
     """In a process with as many fake devices."""
     import jax
 
@@ -38,8 +38,7 @@ def describe(config_path, devices: int, most_fsdp: int, mfu: float) -> dict:
     mgt, optimizer = MGT(architecture), make_optimizer(config.optimizer)
     average = config.optimizer.ema_decay > 0
     state = jax.eval_shape(lambda: new_state({"mgt": init_mgt(mgt, jax.random.key(0))}, optimizer, average))
-    fsdp = min(devices, most_fsdp)
-    layout = Layout(make_mesh({"data": devices // fsdp, "fsdp": fsdp, "tensor": 1, "context": 1}), MGT_RULES)
+    layout = Layout(make_mesh(config.mesh), MGT_RULES)
     layout.check_batch(config.batch_size, config.accumulate)
     leaves = list(zip(jax.tree.leaves(state), jax.tree.leaves(layout.of(state)), strict=True))
     on_each = sum(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, sharding in leaves)
@@ -73,12 +72,12 @@ def main():
     folder = Path(__file__).parents[1] / "configs"
     configs = args.config or [str(folder / f"{stage}.py") for stage in STAGES]
     if args.here:
-        print(json.dumps([describe(config, args.devices[0], args.fsdp, args.mfu) for config in configs]))
+        print(json.dumps([describe(config, args.devices[0], args.mfu) for config in configs]))
         return
     for devices in args.devices:
         own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         command = [sys.executable, __file__, "--here", "--devices", str(devices), "--config", *configs]
-        command += ["--fsdp", str(args.fsdp), "--mfu", str(args.mfu)]
+        command += ["--mfu", str(args.mfu)]
         done = subprocess.run(command, env=os.environ | own, check=True, stdout=subprocess.PIPE, text=True)
         for report in json.loads(done.stdout):
             print(json.dumps(report))

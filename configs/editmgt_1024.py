@@ -15,7 +15,7 @@ def get_config():
     config.eval_every = 1_000
     config.checkpoint.update(every=500, keep=2, keep_every=10_000)
     config.watchdog.update(seconds=1_800.0, end=True)
-    config.mesh.update(data=1, fsdp=-1)
+    config.mesh.update(data=-1, fsdp=16)  # 16 chips hold a copy; more of them, or slices, hold more copies
     config.data.update(size=1024, tokens="data/tokens", heldout="data/heldout", workers=4, threads=8)
     config.optimizer.update(
         learning_rate=1e-4, schedule="constant", weight_decay=1e-2, clip_norm=10.0, ema_decay=0.9999

@@ -1,16 +1,21 @@
 """The command line, `editmgt`: its arguments. What the sub-commands do is in `commands`."""
 
 import argparse
+import errno
 import os
 import sys
 import warnings
 
 from editmgt_jax import commands as run
 from editmgt_jax.config import dtype_name
+from editmgt_jax.supervise import FINAL
+
+TRANSIENT = os.EX_TEMPFAIL
+PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH}
 
 
 def main(argv=None) -> int:
-    """-> exit code: 0, or 2 after an error of the user's, told in a line."""
+    """-> exit code: 0, 2 after an error of the user's, told in a line, or TRANSIENT after one that may not come again."""
     parser = make_parser()
     args, extra = parser.parse_known_args(argv)
     args.overrides = extra
@@ -27,7 +32,8 @@ def main(argv=None) -> int:
             if not _is_for_users(error):
                 raise
             print(f"editmgt: error: {error}", file=sys.stderr)
-            return 2
+            passing = getattr(error, "transient", False) or getattr(error, "errno", None) in PASSING
+            return TRANSIENT if passing else FINAL
     return 0
 
 

@@ -10,10 +10,11 @@ import sys
 import time
 
 LONGEST_WAIT = 60.0  # seconds
+FINAL = 2  # exit code of errors that would come again: of `editmgt`, as of most commands that were called wrongly
 
 
 def supervise(command: list[str], max_restarts: int = 100, first_wait: float = 1.0, healthy: float = 600.0) -> int:
-    """Runs a command until it ends by itself with exit code 0.
+    """Runs a command until it ends by itself with exit code 0, or with FINAL.
 
     Args:
       max_restarts: how often in a row it may die before the supervisor gives up, too.
@@ -34,8 +35,10 @@ def supervise(command: list[str], max_restarts: int = 100, first_wait: float = 1
         while True:
             started = time.monotonic()
             child = subprocess.Popen(command)
+            if asked:  # while it was started
+                child.send_signal(asked[-1])
             code = child.wait()
-            if code == 0 or asked:
+            if code in (0, FINAL) or asked:
                 return code if code >= 0 else 128 - code
             deaths = 1 if time.monotonic() - started > healthy else deaths + 1
             cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -30,6 +30,8 @@ def write_home(folder: Path, model=None) -> Path:
     shutil.copytree(model or tiny.write_model(folder / "written"), folder / "model")
     tokens.write_random(folder / "tokens", folder / "model")
     config = frozen_config(folder / "model")
+    config.start_from = str(folder / "model")
+    config.model.mgt.update(tiny.MGT_CONFIG.to_dict())
     config.data.update(tokens=str(folder / "tokens"), heldout=str(folder / "tokens"))
     config.mesh.update(data=2, fsdp=-1)
     text = f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({config.to_dict()!r})\n"

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import resource
 import shutil
 import signal
@@ -114,9 +115,12 @@ def test_a_damaged_last_checkpoint_is_put_aside(tmp_path, damage, sizes_known, c
         (tmp_path / SIZES).unlink()
     assert restored(tmp_path) == (2.0, 1)
     assert "checkpoint 4 is damaged, put aside" in capfd.readouterr().err
-    assert (tmp_path / "checkpoints" / "4.damaged").is_dir()
-    write(tmp_path, steps=(4,))  # its place is free again
-    assert restored(tmp_path) == (4.0, 1)
+    for times in (1, 2):
+        assert len(list((tmp_path / "checkpoints").glob("4.damaged.*"))) == times
+        write(tmp_path, steps=(4,))  # its place is free again
+        assert restored(tmp_path) == (4.0, 1)
+        damage(tmp_path / "checkpoints" / "4")
+        assert restored(tmp_path) == (2.0, 1)
 
 
 def test_an_array_that_changed_unnoticed_by_the_format_is_seen(tmp_path, monkeypatch):
@@ -125,6 +129,20 @@ def test_an_array_that_changed_unnoticed_by_the_format_is_seen(tmp_path, monkeyp
     monkeypatch.setattr(checkpoint, "fingerprint", lambda tree: 1)
     with pytest.raises(CheckpointError, match="not those that were saved"):
         run.restore(placed(8)[1], data)
+
+
+def test_a_changed_place_in_the_data_is_seen(tmp_path, capfd):
+    write(tmp_path)
+    (path,) = (tmp_path / "checkpoints" / "4").rglob("batches.json")
+    path.write_text(path.read_text().replace('"step": 2', '"step": 3'))
+    assert restored(tmp_path) == (2.0, 1) and "place in the data" in capfd.readouterr().err
+
+
+def test_saves_leave_no_file_open(tmp_path):
+    write(tmp_path, steps=(1, 2))
+    before = len(os.listdir("/proc/self/fd"))
+    write(tmp_path, steps=range(3, 9))
+    assert len(os.listdir("/proc/self/fd")) < before + 6
 
 
 def test_nothing_usable_is_an_error_and_not_a_new_start(tmp_path):

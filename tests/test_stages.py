@@ -24,7 +24,7 @@ def test_the_full_train_state_is_split_over_16_64_and_256_devices():
         assert report["parameters"] == 1_009_306_624
         assert report["whole_leaves"] == 0 and report["replicated_share"] < 0.02
         assert report["state_gib_per_device"] == pytest.approx(report["state_gib"] / report["mesh"]["fsdp"], rel=1e-2)
-    assert {report["devices"]: report["mesh"]["fsdp"] for report in reports} == {16: 16, 64: 64, 256: 64}
+    assert {report["devices"]: report["mesh"]["data"] for report in reports} == {16: 1, 64: 4, 256: 16}
 
 
 @pytest.mark.parametrize("stage", STAGES)

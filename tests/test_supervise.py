@@ -37,6 +37,10 @@ def test_it_gives_up(tmp_path, capfd):
     assert supervise(mortal(tmp_path, 99, "kill"), max_restarts=0, first_wait=0.01) == 128 + signal.SIGKILL
 
 
+def test_an_error_that_would_come_again_is_final():
+    assert supervise([sys.executable, "-c", "import sys; sys.exit(2)"], first_wait=60.0) == 2
+
+
 def test_a_long_life_starts_the_count_anew(tmp_path):
     assert supervise(mortal(tmp_path, 5), max_restarts=1, first_wait=0.01, healthy=0.0) == 0
 

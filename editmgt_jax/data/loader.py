@@ -18,7 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from editmgt_jax.data.records import RecordError, TokenSet
+from editmgt_jax.data.records import TOKENS, RecordError, TokenSet, read_manifest
 
 STATE = "batches.json"
 
@@ -123,7 +123,15 @@ class Batches:
 
 
 def batches(
-    source, batch_size: int, *, encode_text=None, shuffle_seed: int | None = None, rows=None, threads=1, prefetch=4
+    source,
+    batch_size: int,
+    *,
+    encode_text=None,
+    shuffle_seed: int | None = None,
+    rows=None,
+    threads=1,
+    prefetch=4,
+    named: str = "",
 ) -> Batches:
     """Batches of one source.
 
@@ -132,6 +140,7 @@ def batches(
       batch_size: of the global batch; rows: those of it that this process needs, None is all.
       encode_text: list of strings -> {name: int32 [1 T]}, of an example's 'instruction'. None leaves text out.
       shuffle_seed: draws a new order every epoch; None keeps the source's.
+      named: what tells the source from others.
     Yields: dict of arrays, batch first.
     """
 
@@ -148,7 +157,9 @@ def batches(
     if shuffle_seed is not None:
         places = places.seed(shuffle_seed).shuffle()
     planned = places.repeat().batch(batch_size, drop_remainder=True)
-    return Batches(planned, read, rows, name=lambda place: f"example {place}", threads=threads, prefetch=prefetch)
+    drawn = _digest(named, len(source), batch_size, shuffle_seed)
+    name = "example {}".format
+    return Batches(planned, read, rows, name=name, threads=threads, prefetch=prefetch, drawn=drawn)
 
 
 def token_batches(
@@ -166,7 +177,8 @@ def token_batches(
     Args:
       batch_size: of the global batch; rows: those of it that this process needs, None is all.
       workers: processes that read ahead; 0 reads in threads of this one.
-      bad_records: how many records of a process may be unreadable; each is named, and its neighbour taken instead.
+      bad_records: how many records a reader, this process or each of its workers, may find unreadable; each is named, and its
+        neighbour taken instead.
     Yields: dict of arrays, batch first: the fields of the records.
     Errors: ValueError for what cannot be drawn from; DataError when too many records are bad.
     """
@@ -179,9 +191,14 @@ def token_batches(
         weights.append(sum(stream.weight for stream in inside))
     plan = grain.MapDataset.mix(planned, weights) if len(planned) > 1 else planned[0]
     sizes = {inside[0].bucket.name: [(len(stream), stream.weight) for stream in inside] for inside in buckets}
-    drawn = hashlib.sha256(repr((sizes, batch_size, seed)).encode()).hexdigest()[:16]
+    manifests = [read_manifest(directory, TOKENS) for directory, _ in mixture.directories]
+    drawn = _digest(sizes, manifests, batch_size, seed)
     read = _Reader(buckets, _Problems(bad_records))
     return Batches(plan, read, rows, name=read.name, workers=workers, threads=threads, drawn=drawn)
+
+
+def _digest(*facts) -> str:
+    return hashlib.sha256(repr(facts).encode(errors="replace")).hexdigest()[:16]
 
 
 def _stacked(examples: list[dict]) -> dict:

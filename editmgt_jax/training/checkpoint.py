@@ -12,15 +12,15 @@ import math
 import shutil
 import sys
 import threading
+import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from editmgt_jax.training.processes import wait_for_all
+from editmgt_jax.training.processes import all_agree, wait_for_all
 
 SIZES = "checkpoint_sizes.json"  # {step: {file: bytes}}, beside the folder of checkpoints
 DAMAGED = "damaged"  # suffix of a checkpoint that was put aside
@@ -29,7 +29,11 @@ _IN_FLIGHT = 1 << 30  # bytes that a whole tree is written and read with
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or read."""
+    """A checkpoint that cannot be written or read. `transient`: whether a new start may well do better."""
+
+    def __init__(self, message, transient: bool = False):
+        super().__init__(message)
+        self.transient = transient
 
 
 class Checkpoints:
@@ -56,8 +60,8 @@ class Checkpoints:
         ]
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
-        self._directory, self._monitor, self._lock = Path(directory), name, threading.Lock()
-        self._unnoted = set()  # steps whose files' sizes are not written down yet
+        self._directory, self._monitor = Path(directory), name
+        self._writing, self._failure = None, None  # the thread that sees a save to its end, and what went wrong in it
         self._about = {"config": config, "code": _code_version()}
         context = ocp.Context()
         context.array.saving.min_slice_bytes_for_replica_parallel = _SLICE
@@ -82,14 +86,13 @@ class Checkpoints:
           metrics: of an evaluation of this state, or {}.
         Errors: CheckpointError, also for a save before this one that has failed since.
         """
+        self.wait()
         arrays = _arrays(state)
         needed, free = _bytes(arrays), shutil.disk_usage(self._directory).free
-        last = self.latest_step
-        intact = "there is no checkpoint yet" if last is None else f"the last whole checkpoint is {last}"
         if free < needed:
             raise CheckpointError(
                 f"checkpoint {step} needs {needed / 2**20:.0f} MiB in {self._directory}, which has {free / 2**20:.0f} MiB "
-                f"left: make room and start again; {intact}"
+                f"left: make room and start again; {self._last_whole()}"
             )
         found = int(fingerprint(arrays))
         try:
@@ -97,13 +100,38 @@ class Checkpoints:
                 step,
                 {"state": arrays, "data": data},
                 metrics={self._monitor: metrics[self._monitor]} if self._monitor in metrics else None,
-                custom_metadata=self._about | {"fingerprint": found},
+                custom_metadata=self._about | {"fingerprint": found, "batches": data.get_state()},
                 force=True,
             )
-            self._unnoted.add(step)
-            response.on_complete(functools.partial(self._note_sizes, step))
         except Exception as error:  # noqa: BLE001  (file systems raise many kinds)
-            raise CheckpointError(f"a checkpoint cannot be written to {self._directory}: {error}; {intact}") from error
+            raise self._not_written(error) from error
+        self._writing = threading.Thread(target=self._see_through, args=(step, response), daemon=True)
+        self._writing.start()
+
+    def _see_through(self, step, response) -> None:
+        try:
+            response.result()
+            self._note_sizes(step)
+        except Exception as error:  # noqa: BLE001
+            self._failure = error
+
+    def wait(self) -> None:
+        """Until all is written. Errors: CheckpointError."""
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+        if self._failure is not None:
+            error, self._failure = self._failure, None
+            raise self._not_written(error) from error
+
+    def _not_written(self, error) -> CheckpointError:
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        text = f"a checkpoint cannot be written to {self._directory}: {first_line}; {self._last_whole()}"
+        return CheckpointError(text, transient=True)
+
+    def _last_whole(self) -> str:
+        steps = [int(path.name) for path in self._directory.glob("*") if path.name.isdigit()]
+        return f"the last whole checkpoint is {max(steps)}" if steps else "there is no checkpoint yet"
 
     def restore(self, abstract_state, data):
         """The latest whole checkpoint. Damaged ones after it are named and put aside.
@@ -113,51 +141,49 @@ class Checkpoints:
         Returns: the state, or None without any checkpoint.
         Errors: CheckpointError when there are checkpoints, but none can be used.
         """
-        steps, problems, state = sorted((c.step for c in self._checkpointer.checkpoints), reverse=True), {}, None
+        steps, problems = sorted((c.step for c in self._checkpointer.checkpoints), reverse=True), {}
         for step in steps:
-            try:
-                state = self._load(step, abstract_state, data)
-                break
-            except Exception as error:  # noqa: BLE001  (damaged files raise many kinds)
-                problems[step] = str(error)
-        if steps and state is None:
-            newest = steps[0]
-            raise CheckpointError(
-                f"no checkpoint in {self._directory} can be used. Checkpoint {newest} does not fit this run or is damaged: "
-                f"{problems[newest]}. Use the config it was written with, or a new workdir"
-            )
-        if problems:
-            self._put_aside(problems, step)
-        return state
+            problem, state = self._problem_of_sizes(step), None
+            if all_agree(problem is None):
+                state, problem = self._load(step, abstract_state, data)
+            if all_agree(problem is None):
+                if problems:
+                    self._put_aside(problems)
+                return state
+            problems[step] = problem or "another process cannot read it"
+        if not steps:
+            return None
+        newest = steps[0]
+        raise CheckpointError(
+            f"no checkpoint in {self._directory} can be used. Checkpoint {newest} does not fit this run or is damaged: "
+            f"{problems[newest]}. Use the config it was written with, or a new workdir"
+        )
 
     def _load(self, step, abstract_state, data):
-        self._check_sizes(step)
-        loaded = self._checkpointer.load_checkpointables(step, {"state": _arrays(abstract_state), "data": data})
-        noted = (self._checkpointer.metadata(step).custom_metadata or {}).get("fingerprint")
-        if noted is not None and noted != int(fingerprint(loaded["state"])):
-            raise CheckpointError("its numbers are not those that were saved")
-        return abstract_state.replace(**loaded["state"])
+        """-> (state, None) or (None, what is wrong)"""
+        try:
+            loaded = self._checkpointer.load_checkpointables(step, {"state": _arrays(abstract_state), "data": data})
+            noted = self._checkpointer.metadata(step).custom_metadata or {}
+        except Exception as error:  # noqa: BLE001  (damaged files raise many kinds)
+            return None, str(error) or type(error).__name__
+        if noted.get("fingerprint") != int(fingerprint(loaded["state"])):
+            return None, "its numbers are not those that were saved"
+        if noted.get("batches") != data.get_state():
+            return None, "its place in the data is not that which was saved"
+        return abstract_state.replace(**loaded["state"]), None
 
-    def _put_aside(self, problems, step) -> None:
+    def _put_aside(self, problems) -> None:
         """Renames damaged checkpoints, which are in the way of new ones of their steps."""
-        if jax.process_count() > 1:
-            steps = multihost_utils.process_allgather(np.array(step))
-            if (steps != step).any():
-                raise CheckpointError(f"processes can read different checkpoints only, {steps.tolist()}: start again")
         for number, problem in problems.items():
             if jax.process_index() == 0:
                 print(f"editmgt: checkpoint {number} is damaged, put aside: {problem}", file=sys.stderr)
                 path = self._directory / str(number)
-                path.rename(path.with_name(f"{number}.{DAMAGED}"))
+                path.rename(path.with_name(f"{number}.{DAMAGED}.{time.time_ns()}"))
         wait_for_all()
         self._checkpointer.reload()
 
-    def _note_sizes(self, step, _saved=True) -> None:
-        """Once for each checkpoint, as soon as it is written."""
-        with self._lock:
-            if step not in self._unnoted or jax.process_index() != 0:
-                return
-            self._unnoted.remove(step)
+    def _note_sizes(self, step) -> None:
+        if jax.process_index() == 0:
             path = self._directory.with_name(SIZES)
             sizes = {n: files for n, files in _read_sizes(path).items() if (self._directory / n).is_dir()}
             sizes[str(step)] = _file_sizes(self._directory / str(step))
@@ -165,22 +191,11 @@ class Checkpoints:
             temporary.write_text(json.dumps(sizes))
             temporary.replace(path)
 
-    def _check_sizes(self, step) -> None:
+    def _problem_of_sizes(self, step) -> str | None:
         noted = _read_sizes(self._directory.with_name(SIZES)).get(str(step))
-        if noted is not None:
-            there = _file_sizes(self._directory / str(step))
-            wrong = [name for name, size in noted.items() if there.get(name) != size]
-            if wrong:
-                raise CheckpointError(f"files are missing or of another size: {', '.join(wrong[:3])}")
-
-    def wait(self) -> None:
-        """Until all is written. Errors: CheckpointError."""
-        try:
-            self._checkpointer.wait()
-        except Exception as error:  # noqa: BLE001
-            raise CheckpointError(f"a checkpoint cannot be written to {self._directory}: {error}") from error
-        for step in list(self._unnoted):
-            self._note_sizes(step)
+        there = _file_sizes(self._directory / str(step))
+        wrong = [name for name, size in (noted or {}).items() if there.get(name) != size]
+        return f"files are missing or of another size: {', '.join(wrong[:3])}" if wrong else None
 
     def close(self) -> None:
         """Waits for writes under way."""
@@ -262,7 +277,7 @@ def restore_params(directory, step: int | None = None, monitor=None, average: bo
 def _best(checkpoints, monitor) -> int:
     name, direction = monitor
     sign = 1 if direction == "max" else -1
-    return max(checkpoints, key=lambda c: sign * (c.metrics or {}).get(name, -sign * math.inf)).step
+    return max(checkpoints, key=lambda c: (sign * (c.metrics or {}).get(name, -sign * math.inf), c.step)).step
 
 
 def save_tree(directory, tree) -> None:

@@ -70,20 +70,23 @@ class FrozenText:
     def tokenizer(self, texts) -> dict:
         return {name: tokenizer(texts) for name, tokenizer in self._tokenizers.items()}
 
-    def frozen(self, put, encodes: bool) -> dict:
-        """The encoders' parameters, or where nothing is to be encoded in the step what they say of the empty prompt.
+    def frozen(self, put, encodes) -> dict:
+        """The encoders' parameters if steps encode 'text', and what they say of the empty prompt if records hold states.
 
         Args:
           put: (name, host array) -> array of the mesh.
         """
-        if encodes:
+        frozen = {}
+        if "text" in encodes:
             towers = self._load(place=lambda path, value: put(f"text/{path}", value))
-            return {name: tower.params for name, tower in towers.items()}
-        towers = self._load()
-        states, pooled = towers["text_ids"].encode(self._empty_ids["text_ids"])
-        if "llm_ids" in towers:
-            states = towers["llm_ids"].encode(self._empty_ids["llm_ids"])
-        return {"empty_states": put("", states), "empty_pooled": put("", pooled)}
+            frozen |= {name: tower.params for name, tower in towers.items()}
+        if "empty text" in encodes:
+            towers = self._load()
+            states, pooled = towers["text_ids"].encode(self._empty_ids["text_ids"])
+            if "llm_ids" in towers:
+                states = towers["llm_ids"].encode(self._empty_ids["llm_ids"])
+            frozen |= {"empty_states": put("", states), "empty_pooled": put("", pooled)}
+        return frozen
 
     def inputs(self, frozen, batch, dropped) -> dict:
         """What `states` needs of a batch; samples that are `dropped` [B] get the empty prompt."""

@@ -30,7 +30,7 @@ class Ledger:
         self._marks = {}  # {step: seconds when it was saved}
 
     def resume(self, step: int) -> None:
-        """Takes over what earlier lives left, of which all after the checkpoint of `step` was lost."""
+        """Takes over what earlier lives left, of which all after the checkpoint of `step` was lost; 0 is without checkpoint."""
         if self._path is None or not self._path.is_file():
             return
         try:

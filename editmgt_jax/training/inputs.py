@@ -77,15 +77,17 @@ def learn_tokenizer(config, directory) -> None:
 
 
 def encoded_in_steps(config) -> set[str]:
-    """Which of 'images' and 'text' no records hold encoded, of training and held-out data together."""
-    missing = set()
+    """What steps must encode: 'images' and 'text' that no records hold encoded, of training and of held-out data; 'empty text'
+    stands for the states of text that was left out, where records hold states."""
+    needed = set()
     for name in ("tokens", "heldout"):
         folders = [folder for folder, _ in parse_mixture(config.data[name])]
-        if not folders:
-            missing |= {"images", "text"}
-        elif not all(read_manifest(folder, TOKENS).get("text_states") for folder in folders):
-            missing.add("text")
-    return missing
+        stored = [bool(read_manifest(folder, TOKENS).get("text_states")) for folder in folders]
+        if len(set(stored)) > 1:
+            raise ValueError(f"all folders of data.{name} must hold text states, or none; got {config.data[name]}")
+        needed |= {"empty text"} if any(stored) else {"text"}
+        needed |= set() if folders else {"images"}
+    return needed
 
 
 def make_batches(config, split: str, encode_text=None, rows=None) -> Batches:
@@ -98,7 +100,8 @@ def make_batches(config, split: str, encode_text=None, rows=None) -> Batches:
     mixture = parse_mixture(data.tokens if split == "train" else data.heldout)
     if not mixture:
         source = scene_source(config, split)
-        return batches(source, config.batch_size, encode_text=encode_text, rows=rows, threads=data.threads)
+        more = {"rows": rows, "threads": data.threads, "named": repr(source.config)}
+        return batches(source, config.batch_size, encode_text=encode_text, **more)
     weights = tuple(sorted(_weights(data.categories))) if split == "train" else ()
     return token_batches(
         Mixture(tuple(mixture), weights),

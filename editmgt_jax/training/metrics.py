@@ -106,11 +106,11 @@ class RunLog:
         self._sums, self._steps, self._flops = Sums(), 0, 0
         self._since, self._waited = self._clock(), self._ledger.seconds["data wait"]
 
-    def has_seen(self, shape) -> bool:
-        """Whether batches of these shapes came before: else their program is compiled now."""
+    def is_first(self, shape) -> bool:
+        """Notes a batch's shapes. -> whether none came before that had them: their program is compiled now"""
         new = shape not in self._shapes
         self._shapes.add(shape)
-        return not new
+        return new
 
     def add(self, step: int, metrics: dict, flops: int | None) -> None:
         """The metrics (sum, count) of the step that leads to step + 1."""
@@ -150,9 +150,11 @@ class Profiler:
     def __init__(self, directory, steps: tuple[int, int] | None):
         self._directory, self._steps, self._on = str(directory), steps or (-1, -1), False
 
-    def at(self, step: int) -> None:
-        """Before a step."""
+    def at(self, step: int, state) -> None:
+        """Before a step from a state; it is waited for before the trace begins or ends."""
         first, end = self._steps
+        if step in self._steps:
+            jax.block_until_ready(state)
         if first <= step < end and not self._on:
             jax.profiler.start_trace(self._directory)
             self._on = True

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from editmgt_jax import masking
-from editmgt_jax.config import AESTHETIC_SCORE, LoRAConfig, MGTConfig
+from editmgt_jax.config import AESTHETIC_SCORE, LoRAConfig, MGTConfig, SchedulerConfig
 from editmgt_jax.loading import find_model, load_clip, load_mgt, load_vq
 from editmgt_jax.lora import init_lora
 from editmgt_jax.models.flops import forward_flops
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.training.conditioning import TrainedText, text_of
 from editmgt_jax.training.initialise import copy_friendly
-from editmgt_jax.training.runs import is_run, run_params
+from editmgt_jax.training.runs import best_params, is_run, run_config
 from editmgt_jax.training.sharding import MGT_RULES
 from editmgt_jax.training.step import accumulate, cross_entropy, loss_weights
 
@@ -42,6 +42,10 @@ class MGTTask:
     def __init__(self, config):
         self.config = config
         self.monitor = ("accuracy_changed" if config.model.reference else "accuracy", "max")
+        if config.model.encoders and (config.model.vq or config.model.scheduler):
+            raise ValueError(
+                "model.encoders bring their own vqvae and scheduler: leave model.vq and model.scheduler empty"
+            )
         vq_directory = config.model.vq or str(Path(config.model.encoders) / "vqvae")
         self.vq, _ = load_vq(vq_directory, check_only=True)
         self.vq_directory, self.vq_config = vq_directory, self.vq.config
@@ -65,6 +69,11 @@ class MGTTask:
             lora=self.lora,
         )
         self.text = text_of(config, self.mgt_config)
+        if config.model.encoders:
+            path = Path(config.model.encoders) / "scheduler" / "scheduler_config.json"
+            theirs = SchedulerConfig.from_json(path).timestep_convention
+            if theirs != config.model.timestep_convention:
+                raise ValueError(f"model.timestep_convention must be that of {path}, {theirs!r}")
         if self.lora is not None and isinstance(self.text, TrainedText):
             raise ValueError(
                 "a LoRA is trained alone: name the model directory with its text encoders in model.encoders"
@@ -109,15 +118,25 @@ class MGTTask:
     def _read(self, directory, put):
         """Parameters of a run, or of a model directory."""
         if is_run(directory):
-            return _placed(run_params(directory, self.config.optimizer.ema_decay > 0), put)
+            before = MGTConfig.from_dict(run_config(directory).model.mgt.to_dict())
+            self._check_same(before, directory)
+            params = best_params(directory, self.monitor)
+            return _placed({name: params[name] for name in self._trained()}, put)
         directory, mgt_directory = find_model(directory)
         mgt, params = load_mgt(mgt_directory, place=lambda path, value: put(f"mgt/{path}", value))
-        if mgt.config != self.mgt_config:
-            raise ValueError(f"model.mgt must be the config of {mgt_directory}: {mgt.config}; got {self.mgt_config}")
+        self._check_same(mgt.config, mgt_directory)
         if not isinstance(self.text, TrainedText):
             return {"mgt": params}
         text_place = {"place": lambda path, value: put(f"text/{path}", value)}
         return {"mgt": params, "text": load_clip(directory / "text_encoder", **text_place)[1]}
+
+    def _trained(self) -> tuple[str, ...]:
+        """Names of the parts of a model that `init` makes, LoRAs aside."""
+        return ("mgt", "text") if isinstance(self.text, TrainedText) else ("mgt",)
+
+    def _check_same(self, other: MGTConfig, where) -> None:
+        if other != self.mgt_config:
+            raise ValueError(f"model.mgt must be the config of start_from, {where}: {other}; got {self.mgt_config}")
 
     def frozen(self, put, encodes) -> dict:
         """What steps need and do not train.
@@ -125,7 +144,7 @@ class MGTTask:
         Args:
           put: (name, host array) -> array of the mesh; encodes: which of 'images' and 'text' are to be encoded in steps.
         """
-        frozen = {"text": self.text.frozen(put, "text" in encodes)}
+        frozen = {"text": self.text.frozen(put, encodes)}
         if "images" in encodes:
             _, frozen["vq"] = load_vq(self.vq_directory, place=lambda path, value: put("", value))
         if self.lora is not None:
@@ -143,23 +162,31 @@ class MGTTask:
     def gradients(self, params, frozen, batch, key, _step):
         """-> (gradients, metrics, nothing for `after`)"""
         prepared = self._prepare(frozen, batch, key, self.config.loss.condition_dropout)
-        of_part = jax.value_and_grad(lambda params, part: self._loss(params, frozen, part), has_aux=True)
-        return *accumulate(of_part, params, prepared, self.config.accumulate), None
+        differentiate = jax.value_and_grad(lambda params, part: self._loss(params, frozen, part), has_aux=True)
+
+        def of_part(part):
+            (_, metrics), gradients = differentiate(params, part)
+            return gradients, metrics
+
+        return *accumulate(of_part, prepared, self.config.accumulate), None
 
     def after(self, state, _updates):
         return state, {}
 
     def evaluate(self, params, frozen, batch, key):
         """-> metrics"""
-        return self._loss(params, frozen, self._prepare(frozen, batch, key, 0.0))[1]
+        prepared = self._prepare(frozen, batch, key, 0.0)
+        return accumulate(lambda part: self._loss(params, frozen, part)[1], prepared, self.config.accumulate)
 
     def flops(self, batch) -> int:
-        """Of a step on a batch of arrays or shapes: forward, and twice that backward. The frozen encoders are left out."""
+        """Of a step on a batch of arrays or shapes: forward, and backward twice that, or for a LoRA as much, since frozen
+        weights have no gradients. The frozen encoders are left out."""
         (size, *grid), text = (
             self._ids_shape(batch["target_ids" if "target_ids" in batch else "target"]),
             self.text_length(batch),
         )
-        return 3 * size * forward_flops(self.mgt_config, tuple(grid), text, self.config.model.reference)
+        passes = 3 if self.lora is None else 2
+        return passes * size * forward_flops(self.mgt_config, tuple(grid), text, self.config.model.reference)
 
     def text_length(self, batch) -> int:
         name = next(name for name in ("text_states", "llm_ids", "text_ids") if name in batch)

@@ -2,18 +2,26 @@
 
 import contextlib
 import faulthandler
+import itertools
 import os
 import signal
 import threading
 
 import jax
+from jax._src import distributed  # its key-value store has no public name
 from jax.experimental import multihost_utils
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
+LONGEST_WAIT = 1800  # seconds that processes wait for each other: one may encode a whole shard meanwhile
+_QUESTIONS = itertools.count()
+
+
 class ProcessError(RuntimeError):
-    """A job that cannot be joined: says what is missing."""
+    """A job that cannot be joined, or fell apart. A new start may well do better."""
+
+    transient = True
 
 
 def join(heartbeat: int = 30) -> None:
@@ -65,8 +73,25 @@ def first_then_others():
 
 def wait_for_all() -> None:
     """Until every process has come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("editmgt")
+    all_agree(True)
+
+
+def all_agree(yes: bool) -> bool:
+    """Whether every process says yes. All must ask, in the same order; no device takes part.
+
+    Errors: ProcessError when one of them does not come.
+    """
+    if jax.process_count() == 1:
+        return yes
+    client, name = distributed.global_state.client, f"editmgt/agree/{next(_QUESTIONS)}"
+    client.key_value_set(f"{name}/{jax.process_index()}", str(int(yes)))
+    try:
+        answers = [
+            client.blocking_key_value_get(f"{name}/{i}", LONGEST_WAIT * 1000) for i in range(jax.process_count())
+        ]
+    except jax.errors.JaxRuntimeError as error:
+        raise ProcessError(f"another process of the job did not come within {LONGEST_WAIT} s: {error}") from error
+    return all(answer == "1" for answer in answers)
 
 
 def check_joined() -> None:

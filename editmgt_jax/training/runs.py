@@ -35,6 +35,11 @@ def write_config(workdir, config) -> None:
     temporary.replace(path)
 
 
+def best_params(workdir, monitor):
+    """What `editmgt export` would write of a run: the best step's parameters, averaged if the run keeps an average."""
+    return run_params(workdir, run_config(workdir).optimizer.ema_decay > 0, monitor=monitor)
+
+
 def run_params(workdir, average: bool, step: int | None = None, monitor=None):
     """Parameters of a run, or their moving average, as host arrays: those of `step`, of the best one by `monitor`, or of the
     latest."""

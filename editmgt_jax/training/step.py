@@ -61,28 +61,24 @@ def apply_gradients(state: TrainState, gradients, optimizer, ema_decay: float) -
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
 
 
-def accumulate(value_and_gradients, params, batch, parts: int):
-    """Sums of gradients and metrics over `parts` equal parts of a batch, one after another.
+def accumulate(function, batch, parts: int):
+    """The sum of a function's results over `parts` equal parts of a batch, one after another.
 
     Args:
-      value_and_gradients: (params, part) -> ((loss, metrics), gradients), of losses that add up to the batch's.
-    Returns: (gradients, metrics).
+      function: part -> tree of arrays.
     """
     if parts == 1:
-        (_, metrics), gradients = value_and_gradients(params, batch)
-        return gradients, metrics
+        return function(batch)
 
     def split(x):  # [B ...] -> [parts B/parts ...]; neighbours stay on their device
         return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
     def add(sums, part):
-        (_, metrics), gradients = value_and_gradients(params, part)
-        return jax.tree.map(jnp.add, sums, (gradients, metrics)), None
+        return jax.tree.map(jnp.add, sums, function(part)), None
 
     split_batch = jax.tree.map(split, batch)
-    first = jax.tree.map(lambda x: x[0], split_batch)
-    shapes = jax.eval_shape(value_and_gradients, params, first)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[1], shapes[0][1]))
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], split_batch))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.lax.scan(add, zeros, split_batch)[0]
 
 

@@ -71,14 +71,15 @@ def train(config, workdir, profile: tuple[int, int] | None = None) -> dict:
         workdir / runs.CHECKPOINTS, config.to_dict(), task.monitor, settings.keep, settings.keep_every
     )
     state = checkpoints.restore(sharding.with_shardings(abstract, shardings), data)
-    if state is not None:
-        ledger.resume(int(state.step))
-        _say(f"resuming {workdir} at step {int(state.step)}")
+    ledger.resume(0 if state is None else int(state.step))
+    if state is None:
+        state = _first_state(task, new, key, shardings, layout)
     else:
-        params = task.start(key, layout.put_leaf)
-        make = (lambda: new(task.init(key))) if params is None else functools.partial(new, params)
-        state = jax.jit(make, out_shardings=shardings)()
-        del params
+        _say(f"resuming {workdir} at step {int(state.step)}")
+    if int(state.step) > config.steps:
+        raise ValueError(
+            f"the run in {workdir} is at step {int(state.step)}, past steps={config.steps}: name more steps"
+        )
     frozen = task.frozen(layout.put_leaf, inputs.encoded_in_steps(config))
 
     # ---- programs
@@ -107,6 +108,14 @@ def train(config, workdir, profile: tuple[int, int] | None = None) -> dict:
         evaluation = run.loop(state, preemption, profile)
     _say(f"time went to: {ledger.describe()}")
     return evaluation
+
+
+def _first_state(task, new, key, shardings, layout):
+    """The state of a new run, made where it shall lie."""
+    params = task.start(key, layout.put_leaf)
+    if params is None:
+        return jax.jit(lambda: new(task.init(key)), out_shardings=shardings)()
+    return jax.jit(new, out_shardings=shardings, donate_argnums=0)(params)
 
 
 def _new_state(task, optimizer, ema, params):
@@ -142,6 +151,8 @@ class _Run:
         watchdog = processes.Watchdog(config.watchdog.seconds, config.watchdog.end)
         log = RunLog(self.workdir if processes.is_first() else None, config, self.ledger, start)
         tracer = Profiler(self.workdir / PROFILE, profile)
+        self.ledger.enter("step")
+        self.bad_batches = self._count_bad(start)
         try:
             for step in range(start, config.steps + 1):
                 watchdog.heard()
@@ -157,7 +168,7 @@ class _Run:
                     self._save(step, state, {} if asked else evaluation)
                 if last or asked:
                     break
-                tracer.at(step)
+                tracer.at(step, state)
                 state, metrics, flops = self._step(step, state, log)
                 pending = self._check(pending, log)
                 pending = step, metrics, flops
@@ -166,11 +177,11 @@ class _Run:
                 self.checkpoints.close()
             if asked and not last:
                 _say(f"asked to stop: saved at step {step}; the same command goes on from there")
+            self.ledger.write()
         finally:
             tracer.close()
             log.close()
             watchdog.close()
-            self.ledger.write()
         return evaluation
 
     def _step(self, step, state, log):
@@ -178,7 +189,7 @@ class _Run:
             batch = self.layout.put_batch(next(self.train_data), self.config.batch_size)
         flops, shape = self.task.flops(batch), tuple(sorted((name, x.shape) for name, x in batch.items()))
         with (
-            self.ledger.during("step" if log.has_seen(shape) else "compile"),
+            self.ledger.during("compile" if log.is_first(shape) else "step"),
             jax.profiler.StepTraceAnnotation("train", step_num=step),
         ):
             state, metrics = self.train_step(state, self.frozen, batch)
@@ -192,12 +203,20 @@ class _Run:
         if pending is None:
             return
         step, metrics, flops = pending
-        with self.ledger.during("step"):
-            metrics = jax.device_get(metrics)
+        metrics = jax.device_get(metrics)
         if metrics["bad"][0]:
             self._note_bad(step, metrics)
             metrics = {"bad": metrics["bad"]}
         log.add(step, metrics, flops)
+
+    def _count_bad(self, start) -> int:
+        """How many steps of this run were left out before `start`; what is noted of later ones will come again."""
+        path = self.workdir / BAD_BATCHES
+        lines = path.read_text().splitlines() if path.is_file() else []
+        kept = [line for line in lines if json.loads(line)["step"] < start]
+        if processes.is_first() and lines != kept:
+            path.write_text("".join(line + "\n" for line in kept))
+        return len(kept)
 
     def _note_bad(self, step, metrics) -> None:
         loss, norm = (float(metrics[name][0] / metrics[name][1]) for name in ("loss", "gradient_norm"))

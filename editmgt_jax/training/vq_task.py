@@ -9,13 +9,11 @@ Differs latents outside the edit mask are pulled together between source and tar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from editmgt_jax.config import VQConfig
-from editmgt_jax.convert import save_component
 from editmgt_jax.masking import covered_tokens
 from editmgt_jax.models.vq import VQModel
-from editmgt_jax.training.runs import run_params
+from editmgt_jax.training.runs import best_params
 from editmgt_jax.training.sharding import REPLICATED
 from editmgt_jax.training.step import once
 
@@ -78,10 +76,10 @@ class VQTask:
         """Parameters that are not random: those of another run, if any."""
         if not self.config.start_from:
             return None
-        params = run_params(self.config.start_from, self.config.optimizer.ema_decay > 0)
+        params = best_params(self.config.start_from, self.monitor)
         return jax.tree.map(lambda value: put("", value), params)
 
-    def frozen(self, _put, _pixels):
+    def frozen(self, _put, _encodes):
         """Nothing is needed that is not trained."""
         return {}
 
@@ -159,10 +157,6 @@ class VQTask:
     def evaluate(self, params, _frozen, batch, key):
         """-> metrics"""
         return self._forward(params, batch, jnp.bool_(True), key)[1][0]
-
-    def export(self, params, directory, _dtype=np.float32, verify: bool = False) -> None:
-        """Writes `vqvae/` of a model directory, always float32: a rounded tokenizer gives other ids."""
-        save_component(directory / "vqvae", self.model_config, params, np.float32, verify)
 
 
 def _quiet_residuals(params):

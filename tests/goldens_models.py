@@ -145,7 +145,7 @@ def _forced_step(params, request, tokens, row, draws, model, plan):
     """One step from given tokens [B L]. -> (tokens [B L], raw relevance [B K N])"""
     batch = len(tokens)
     predict = decode.with_region_hold(
-        editing.guided_model(params, request, model, plan),
+        editing.guided_model({"params": params}, request, model, plan),
         lambda aux: aux.keep.reshape(batch, -1),
         request.reference.reshape(batch, -1),
     )

@@ -19,7 +19,7 @@ from editmgt_jax import cli, directories, weights
 from editmgt_jax.config import LoRAConfig, MGTConfig
 from editmgt_jax.convert import weights_name
 from editmgt_jax.loading import abstract_params, load_mgt, make_module
-from editmgt_jax.lora import abstract_lora, merge
+from editmgt_jax.lora import abstract_lora, merge, save_lora
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.training.checkpoint import load_tree, save_tree
 from editmgt_jax.weights import WeightFiles, WeightsError
@@ -189,7 +189,7 @@ def test_verify_compares_what_was_written(with_llm, tmp_path, monkeypatch, form,
     config, mgt, _, tree = lora
     tiny.write_model(tmp_path / "model")
     (tmp_path / "lora").mkdir()
-    directories.save_lora(tmp_path / "lora", config, mgt.config, tree)
+    save_lora(tmp_path / "lora", config, mgt.config, tree)
     write = weights._write_file
     monkeypatch.setattr(weights, "_write_file", lambda path, tensors: (write(path, tensors), _flip(path)))
     with pytest.raises(ValueError, match="did not survive"):
@@ -243,7 +243,7 @@ def test_every_conversion_from_the_command_line(with_llm, tmp_path, monkeypatch,
     config, mgt, _, tree = lora
     tiny.write_model(Path("small"))
     Path("lora").mkdir()
-    directories.save_lora("lora", config, mgt.config, tree)
+    save_lora("lora", config, mgt.config, tree)
 
     def run(line):
         assert cli.main(line.split()) == 0, line
@@ -371,7 +371,7 @@ def _touch(module):
 
 def test_lora_names_and_merge_are_peft_s(lora, tmp_path):
     config, mgt, params, tree = lora
-    directories.save_lora(tmp_path, config, mgt.config, tree)
+    save_lora(tmp_path, config, mgt.config, tree)
     factors = load_file(tmp_path / "adapter_model.safetensors")
     assert "base_model.model.single_transformer_blocks.1.attn.to_q.lora_A.weight" in factors
     assert not [key for key in factors if "add_q" in key or "norm" in key]
@@ -390,7 +390,7 @@ def test_lora_there_and_back(lora, tmp_path):
     config, mgt, _, tree = lora
     tiny.write_model(tmp_path / "model")
     (tmp_path / "peft").mkdir()
-    directories.save_lora(tmp_path / "peft", config, mgt.config, tree)
+    save_lora(tmp_path / "peft", config, mgt.config, tree)
     directories.convert_lora(tmp_path / "peft", tmp_path / "orbax", tmp_path / "model", verify=True)
     directories.convert_lora(tmp_path / "orbax", tmp_path / "again", tmp_path / "model", verify=True)
     for name in ("adapter_model.safetensors", "lora_config.json"):

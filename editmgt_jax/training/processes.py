@@ -19,9 +19,11 @@ _QUESTIONS = itertools.count()
 
 
 class ProcessError(RuntimeError):
-    """A job that cannot be joined, or fell apart. A new start may well do better."""
+    """A job that cannot be joined, or fell apart. `transient`: whether a new start may well do better."""
 
-    transient = True
+    def __init__(self, message, transient: bool = False):
+        super().__init__(message)
+        self.transient = transient
 
 
 def join(heartbeat: int = 30) -> None:
@@ -52,7 +54,8 @@ def join(heartbeat: int = 30) -> None:
         first_line = str(error).splitlines()[0]
         raise ProcessError(
             f"the other processes of the job cannot be joined ({first_line}): outside of Cloud TPU and Slurm, set {ADDRESS}, "
-            f"{COUNT} and {NUMBER}"
+            f"{COUNT} and {NUMBER}",
+            transient=isinstance(error, RuntimeError),  # they may be on their way; a ValueError is about the settings
         ) from error
 
 
@@ -90,7 +93,9 @@ def all_agree(yes: bool) -> bool:
             client.blocking_key_value_get(f"{name}/{i}", LONGEST_WAIT * 1000) for i in range(jax.process_count())
         ]
     except jax.errors.JaxRuntimeError as error:
-        raise ProcessError(f"another process of the job did not come within {LONGEST_WAIT} s: {error}") from error
+        raise ProcessError(
+            f"another process of the job did not come within {LONGEST_WAIT} s: {error}", transient=True
+        ) from error
     return all(answer == "1" for answer in answers)
 
 

@@ -10,6 +10,7 @@ from editmgt_jax.presets import preset
 def get_config():
     config = base.get_config()
     config.task = "mgt"
+    config.sample_edits = 8
     config.batch_size = 256
     config.log_every = 50
     config.eval_every = 1_000

@@ -9,6 +9,7 @@ from configs import base
 def get_config():
     config = base.get_config()
     config.task = "mgt"
+    config.sample_edits = 8
     config.batch_size = 32
     config.mesh.update(data=-1, fsdp=1)  # a small model: whole on every device
     config.steps = 10_500

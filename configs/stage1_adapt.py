@@ -18,5 +18,6 @@ def get_config():
     config.start_from = "models/editmgt-base"
     config.data.update(tokens="data/captions", heldout="data/captions_heldout")
     config.model.reference = False
+    config.sample_edits = 0  # it does not edit yet
     config.optimizer.update(warmup_steps=500, total_steps=5_000)
     return config

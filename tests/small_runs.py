@@ -15,7 +15,7 @@ from editmgt_jax.training.trainer import make_task
 
 def vq_config(steps):
     config = scenes_vq.get_config()
-    config.update(batch_size=8, steps=steps, eval_every=2, eval_batches=1, log_every=1)
+    config.update(batch_size=8, steps=steps, eval_every=2, eval_batches=1, log_every=1, sample_edits=0)
     config.checkpoint.every = 2
     config.data.size = 32
     config.codebook.start_step = 1
@@ -25,7 +25,7 @@ def vq_config(steps):
 
 def mgt_config(vq, steps):
     config = scenes_mgt.get_config()
-    config.update(batch_size=8, steps=steps, eval_every=2, eval_batches=1, log_every=1)
+    config.update(batch_size=8, steps=steps, eval_every=2, eval_batches=1, log_every=1, sample_edits=0)
     config.checkpoint.every = 2
     config.data.size = 32
     config.model.vq = str(vq)
@@ -40,7 +40,7 @@ def mgt_config(vq, steps):
 def frozen_config(model, steps=4):
     """An MGT with the frozen encoders of a model directory of `tiny.py`, at its size."""
     config = scenes_mgt.get_config()
-    config.update(batch_size=8, steps=steps, eval_every=2, eval_batches=1, log_every=1)
+    config.update(batch_size=8, steps=steps, eval_every=2, eval_batches=1, log_every=1, sample_edits=0)
     config.checkpoint.every = 2
     config.data.size = 32
     config.model.scheduler = {}

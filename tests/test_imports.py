@@ -29,7 +29,10 @@ MAY_IMPORT = {
     "directories": {"config", "convert", "loading", "lora", "presets", "prompts", "training", "weights"},
     "pipeline": {"decode", "editing", "images", "loading", "prompts", "settings"},
     "data": {"config", "images"},
-    "training": {"config", "convert", "data", "loading", "lora", "masking", "models", "prompts", "weights"},
+    "training": {
+        *("config", "convert", "data", "editing", "images", "loading", "lora", "masking", "models", "prompts"),
+        *("settings", "weights"),
+    },
     "evaluation": {"data", "images", "localize", "masking", "pipeline"},
 }
 FREE = {"__init__", "cli", "commands"}  # import everything; only cli imports commands

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import tokens
+from PIL import Image
 from small_runs import frozen_config
 
 from editmgt_jax.training import trainer
@@ -40,7 +41,7 @@ def metrics_of(workdir):
 
 
 def test_a_run_says_what_it_does(config, tmp_path, capfd):
-    config.accumulate = 1
+    config.sample_edits = 3
     evaluation = trainer.train(config, tmp_path, profile=(1, 2))
     assert {"loss", "accuracy", "accuracy_changed"} <= evaluation.keys()
     lines = metrics_of(tmp_path)
@@ -51,6 +52,9 @@ def test_a_run_says_what_it_does(config, tmp_path, capfd):
     assert "time went to" in capfd.readouterr().err and (tmp_path / "goodput.json").is_file()
     assert list((tmp_path / trainer.PROFILE).rglob("*.xplane.pb"))
     assert list((tmp_path / "tensorboard").iterdir())
+    assert [path.name for path in sorted((tmp_path / "samples").iterdir())] == ["step_000002.png", "step_000003.png"]
+    with Image.open(tmp_path / "samples" / "step_000003.png") as picture:
+        assert picture.size == (4 * 32 + 3 * 4, 3 * 32 + 2 * 4)
     assert metrics_of(tmp_path)[-1]["eval/loss"] == pytest.approx(evaluation["loss"], rel=1e-5)
 
 

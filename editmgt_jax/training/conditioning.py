@@ -41,6 +41,10 @@ class TrainedText:
         """-> states [B T E], pooled [B P]"""
         return self.model.apply({"params": params}, inputs["text_ids"])
 
+    def words(self, batch):
+        """Weights [B T] of the tokens of an instruction's words, for its relevance."""
+        return _words(batch["text_ids"], self._tokenizer)
+
     def empty_ids(self):
         """[1 T]: start mark, end mark, padding."""
         ids = np.full((1, self.config.max_position_embeddings), self.config.pad_token_id, np.int32)
@@ -101,6 +105,17 @@ class FrozenText:
     def states(self, _params, inputs):
         """-> states [B T E], pooled [B P]"""
         return inputs["states"], inputs["pooled"]
+
+    def words(self, batch):
+        """Weights [B T] of the tokens of an instruction's words, for its relevance."""
+        name = list(self._tokenizers)[-1]  # of the encoder whose states the transformer attends to
+        return _words(batch[name], self._tokenizers[name])
+
+
+def _words(ids, tokenizer):
+    special = [value for name, value in tokenizer.special_ids().items() if name.endswith("_token_id")]
+    weights = (~jnp.isin(ids, jnp.array(special))).astype(jnp.float32)
+    return weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1.0)
 
 
 def text_of(config, mgt):

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from editmgt_jax.config import SchedulerConfig, write_json
+from editmgt_jax.config import write_json
 from editmgt_jax.convert import save_component
 from editmgt_jax.loading import load_vq
 from editmgt_jax.lora import save_lora
@@ -48,11 +48,4 @@ def _write_editor(target, config, task, params, dtype, verify) -> None:
     save_component(target / "vqvae", task.vq_config, load_vq(task.vq_directory)[1], np.float32, verify)
     shutil.copytree(config.model.tokenizer, target / "tokenizer")
     (target / "scheduler").mkdir()
-    scheduler = SchedulerConfig(
-        mask_token_id=task.mgt_config.mask_token_id,
-        timestep_convention=config.model.timestep_convention,
-        native_size=config.data.size,
-        negative_prompt="",
-        **config.model.scheduler,
-    )
-    write_json(scheduler, target / "scheduler" / "scheduler_config.json")
+    write_json(task.scheduler, target / "scheduler" / "scheduler_config.json")

@@ -69,11 +69,7 @@ class MGTTask:
             lora=self.lora,
         )
         self.text = text_of(config, self.mgt_config)
-        if config.model.encoders:
-            path = Path(config.model.encoders) / "scheduler" / "scheduler_config.json"
-            theirs = SchedulerConfig.from_json(path).timestep_convention
-            if theirs != config.model.timestep_convention:
-                raise ValueError(f"model.timestep_convention must be that of {path}, {theirs!r}")
+        self.scheduler = self._scheduler()
         if self.lora is not None and isinstance(self.text, TrainedText):
             raise ValueError(
                 "a LoRA is trained alone: name the model directory with its text encoders in model.encoders"
@@ -82,6 +78,23 @@ class MGTTask:
     def encode_prompts(self, texts) -> dict:
         """Strings -> {name: ids [B T]}, on the host."""
         return self.text.tokenizer(texts)
+
+    def _scheduler(self) -> SchedulerConfig:
+        """How the model is to be decoded: as the frozen encoders' directory says, or the config."""
+        convention = self.config.model.timestep_convention
+        if not self.config.model.encoders:
+            return SchedulerConfig(
+                mask_token_id=self.mgt_config.mask_token_id,
+                timestep_convention=convention,
+                native_size=self.config.data.size,
+                negative_prompt="",
+                **self.config.model.scheduler,
+            )
+        path = Path(self.config.model.encoders) / "scheduler" / "scheduler_config.json"
+        scheduler = SchedulerConfig.from_json(path)
+        if scheduler.timestep_convention != convention:
+            raise ValueError(f"model.timestep_convention must be that of {path}, {scheduler.timestep_convention!r}")
+        return scheduler
 
     # ---- parameters
 
@@ -200,8 +213,8 @@ class MGTTask:
         """[B Y X 3] in [0, 1] -> ids [B H W]."""
         return self.vq.apply({"params": vq_params}, pixels, method="encode")
 
-    def _ids(self, frozen, batch, side):
-        """The batch's ids of 'source' or 'target', encoded here only if the data is not tokenised."""
+    def ids(self, frozen, batch, side):
+        """The batch's ids [B H W] of 'source' or 'target', encoded here only if the data is not tokenised."""
         if f"{side}_ids" in batch:
             return batch[f"{side}_ids"].astype(jnp.int32)
         return self.encode_image(frozen["vq"], batch[side].astype(jnp.float32) / 255)
@@ -209,7 +222,7 @@ class MGTTask:
     def _prepare(self, frozen, batch, key, drop_rate) -> dict:
         """All of a step that has no gradient, for the whole batch. `drop_rate`: share of samples without instruction."""
         mask_key, drop_key = jax.random.split(key)
-        source, target = self._ids(frozen, batch, "source"), self._ids(frozen, batch, "target")
+        source, target = self.ids(frozen, batch, "source"), self.ids(frozen, batch, "target")
         size, grid = len(target), target.shape[1:]
         mask, rate = masking.random_mask(mask_key, size, grid[0] * grid[1], self.config.loss.min_masking_rate)
         dropped = jax.random.uniform(drop_key, (size, 1))[:, 0] < drop_rate

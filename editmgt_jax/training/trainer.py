@@ -13,12 +13,13 @@ from pathlib import Path
 import jax
 
 from editmgt_jax.data.loader import Batches
-from editmgt_jax.training import inputs, processes, runs, sharding
+from editmgt_jax.training import inputs, processes, runs, samples, sharding
 from editmgt_jax.training.checkpoint import Checkpoints
 from editmgt_jax.training.goodput import Ledger
 from editmgt_jax.training.metrics import Profiler, RunLog, Sums
 from editmgt_jax.training.mgt_task import MGTTask
 from editmgt_jax.training.optimizer import make_optimizer
+from editmgt_jax.training.samples import Samples
 from editmgt_jax.training.step import new_state, train_step
 from editmgt_jax.training.vq_task import VQTask
 
@@ -99,6 +100,7 @@ def train(config, workdir, profile: tuple[int, int] | None = None) -> dict:
         heldout_data=functools.partial(batches, "heldout"),
         checkpoints=checkpoints,
         ledger=ledger,
+        samples=_samples(config, workdir, task, layout),
     )
     if processes.is_first():
         runs.write_config(workdir, config)
@@ -108,6 +110,16 @@ def train(config, workdir, profile: tuple[int, int] | None = None) -> dict:
         evaluation = run.loop(state, preemption, profile)
     _say(f"time went to: {ledger.describe()}")
     return evaluation
+
+
+def _samples(config, workdir, task, layout) -> Samples | None:
+    count = min(config.sample_edits, config.batch_size)
+    if not count:
+        return None
+    if task.encode_prompts is None or not config.model.reference:
+        raise ValueError("sample_edits must be 0: only editors edit")
+    batches = inputs.make_batches(config, "heldout", task.encode_prompts, range(count))
+    return Samples(workdir / samples.FOLDER, task, layout, batches, count)
 
 
 def _first_state(task, new, key, shardings, layout):
@@ -143,6 +155,7 @@ class _Run:
     heldout_data: Callable
     checkpoints: Checkpoints
     ledger: Ledger
+    samples: Samples | None
     bad_batches: int = 0
 
     def loop(self, state, preemption, profile) -> dict:
@@ -161,7 +174,7 @@ class _Run:
                 if saving:
                     pending = self._check(pending, log)
                 if not asked and (saving or (step % config.eval_every == 0 and step > start)):
-                    evaluation = self._evaluate(state)
+                    evaluation = self._evaluate(step, state)
                     log.write(step, {f"eval/{name}": value for name, value in evaluation.items()})
                     watchdog.heard()
                 if saving:
@@ -235,7 +248,7 @@ class _Run:
             )
         _say(f"left out: {what}")
 
-    def _evaluate(self, state) -> dict:
+    def _evaluate(self, step, state) -> dict:
         """Means over `config.eval_batches` held-out batches, always the same ones, with the same draws."""
         sums, params = Sums(), state.params if state.ema is None else state.ema
         with self.ledger.during("eval"):
@@ -244,6 +257,8 @@ class _Run:
                 batch = self.layout.put_batch(next(batches), self.config.batch_size)
                 metrics = self.evaluate_step(params, self.frozen, batch, jax.random.fold_in(self.key, index))
                 sums.add(jax.device_get(metrics))
+            if self.samples is not None:
+                self.samples.write(step, params, self.frozen)
         return sums.means()
 
     def _save(self, step, state, metrics) -> None:

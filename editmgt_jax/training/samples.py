@@ -1,0 +1,89 @@
+"""Sample edits of a run under way: what its model makes of held-out pairs, as a picture with a row for each.
+
+A row is the source, the relevance over it, the edit and the target. All processes decode, since each holds a part of the
+parameters; the first one paints.
+
+Axes    B pairs, T text tokens; others as in `editmgt_jax.config`
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from editmgt_jax import editing, images
+from editmgt_jax.loading import load_vq
+from editmgt_jax.settings import Settings
+from editmgt_jax.training import processes
+
+FOLDER = "samples"
+_GAP = 4  # pixels between pictures
+
+
+class Samples:
+    """Edits the first pairs of the held-out data, always the same ones with the same draws.
+
+    Args:
+      directory: where pictures go; task: an MGTTask; layout: of the run; batches: the held-out data, of this process's rows
+        all of the first `count`.
+    """
+
+    def __init__(self, directory, task, layout, batches, count: int):
+        self._directory, self._task = Path(directory), task
+        batch = next(batches)
+        self._batch = {name: layout.put_leaf("", value[:count]) for name, value in batch.items()}
+        self._settings = Settings.resolve(task.scheduler, task.mgt_config.num_blocks)
+        self._edit = jax.jit(self._decode, out_shardings=layout.replicated)
+        self._vq = load_vq(task.vq_directory) if processes.is_first() else None
+
+    def write(self, step: int, params, frozen) -> Path:
+        """Draws `step_NNNNNN.png`. -> its path"""
+        source, target, edit = jax.device_get(self._edit(params, frozen, self._batch))
+        path = self._directory / f"step_{step:06d}.png"
+        if processes.is_first():
+            self._directory.mkdir(exist_ok=True)
+            images.save(self._picture(source, target, edit), path)
+        return path
+
+    def _decode(self, params, frozen, batch):
+        """-> source ids, target ids, TokenEdit"""
+        task, settings = self._task, self._settings
+        source, target = task.ids(frozen, batch, "source"), task.ids(frozen, batch, "target")
+        size, rows, columns = source.shape
+
+        def text(dropped):
+            inputs = task.text.inputs(frozen["text"], batch, jnp.full(size, dropped))
+            return task.text.states(params.get("text"), inputs)
+
+        request = editing.Request(
+            reference=source,
+            start=jnp.full_like(source, task.mgt_config.mask_token_id),
+            text=text(False),
+            negative=text(True),
+            size=jnp.array([columns, rows], jnp.float32) * task.vq_config.factor,
+            rows=task.text.words(batch)[:, None],
+            keys=jax.random.split(jax.random.key(0), size),
+            step_weights=jnp.full(settings.steps, 1 / settings.steps),
+            knobs=settings.knobs(task.scheduler.masking_schedule),
+        )
+        plan = settings.plan(task.scheduler.timestep_convention)
+        return source, target, editing.decode_edit(task.variables(params, frozen), request, task.mgt, plan)
+
+    def _picture(self, source, target, edit) -> Image.Image:
+        vq, vq_params = self._vq
+        painted = [
+            [images.to_image(pixels) for pixels in np.asarray(editing.detokenize(vq_params, jnp.asarray(ids), vq))]
+            for ids in (source, edit.tokens, target)
+        ]
+        rows = [
+            (before, images.overlay(before, scores), after, wanted)
+            for before, after, wanted, scores in zip(*painted, edit.scores, strict=True)
+        ]
+        width, height = rows[0][0].size
+        canvas = Image.new("RGB", ((width + _GAP) * len(rows[0]) - _GAP, (height + _GAP) * len(rows) - _GAP), "white")
+        for y, row in enumerate(rows):
+            for x, picture in enumerate(row):
+                canvas.paste(picture, (x * (width + _GAP), y * (height + _GAP)))
+        return canvas

@@ -94,8 +94,9 @@ def test_a_run_of_two_processes_goes_on_with_one_and_fewer_devices(home, undistu
     assert_close_parameters(tmp_path / "run", undisturbed)
 
 
-def test_a_job_that_is_killed_again_and_again_ends_as_one_that_is_not(home, tmp_path):
+@pytest.mark.parametrize("kills, steps", [(1, 12), pytest.param(5, 40, marks=pytest.mark.slow)])
+def test_a_job_that_is_killed_ends_as_one_that_is_not(home, tmp_path, kills, steps):
     """The short form of `tests/campaigns/kill.py`."""
     shutil.copytree(home / "tokens", tmp_path / "tokens")
     shutil.copy(home / "config.py", tmp_path)
-    kill.campaign(tmp_path, kills=5, steps=40, seed=0)
+    kill.campaign(tmp_path, kills, steps, seed=0)

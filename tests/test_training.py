@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from small_runs import mgt_config, vq_config
 
-from configs import scenes_mgt, scenes_vq
+from configs import scenes_vq
 from editmgt_jax.config import MGTConfig
 from editmgt_jax.convert import WEIGHTS_NAME
 from editmgt_jax.data.loader import batches
@@ -25,39 +26,16 @@ from editmgt_jax.training.checkpoint import CheckpointError, restore_params
 from editmgt_jax.training.export import export
 from editmgt_jax.training.initialise import copy_friendly
 from editmgt_jax.training.optimizer import decay_mask, learning_rate
+from editmgt_jax.training.runs import best_params
 from editmgt_jax.training.step import cross_entropy, loss_weights
 from editmgt_jax.training.token_job import tokenize_scenes
-
-
-def _vq_config(steps):
-    config = scenes_vq.get_config()
-    config.update(batch_size=8, steps=steps, eval_every=2, eval_batches=1, log_every=1)
-    config.checkpoint.every = 2
-    config.data.size = 32
-    config.codebook.start_step = 1
-    config.model.update(block_out_channels=(4, 4, 8), latent_channels=4, num_vq_embeddings=16)
-    return config
-
-
-def _mgt_config(vq, steps):
-    config = scenes_mgt.get_config()
-    config.update(batch_size=8, steps=steps, eval_every=2, eval_batches=1, log_every=1)
-    config.checkpoint.every = 2
-    config.data.size = 32
-    config.model.vq = str(vq)
-    config.model.mgt.update(
-        num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=4, axes_dims_rope=(4, 6, 6),
-        joint_attention_dim=16, pooled_projection_dim=16, codebook_size=16, vocab_size=20,
-    )  # fmt: skip
-    config.model.text.update(hidden_size=16, intermediate_size=32, projection_dim=16, num_attention_heads=2)
-    return config
 
 
 @pytest.fixture(scope="module")
 def vq_run(tmp_path_factory):
     """A tokenizer trained for 4 steps without a stop -> (workdir, exported `vqvae` folder)."""
     folder = tmp_path_factory.mktemp("vq")
-    trainer.train(_vq_config(4), folder / "run")
+    trainer.train(vq_config(4), folder / "run")
     export(folder / "run", folder / "export")
     return folder / "run", folder / "export" / "vqvae"
 
@@ -68,17 +46,17 @@ def _assert_same_parameters(one, other, **which):
 
 
 def test_a_resumed_tokenizer_run_equals_an_uninterrupted_one(vq_run, tmp_path):
-    trainer.train(_vq_config(2), tmp_path)
-    trainer.train(_vq_config(4), tmp_path)
+    trainer.train(vq_config(2), tmp_path)
+    trainer.train(vq_config(4), tmp_path)
     _assert_same_parameters(vq_run[0], tmp_path, step=4)
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps) and steps[-1] == 4
 
 
 def test_a_resumed_editor_run_equals_an_uninterrupted_one(vq_run, tmp_path):
-    trainer.train(_mgt_config(vq_run[1], 4), tmp_path / "whole")
-    trainer.train(_mgt_config(vq_run[1], 2), tmp_path / "parts")
-    trainer.train(_mgt_config(vq_run[1], 4), tmp_path / "parts")
+    trainer.train(mgt_config(vq_run[1], 4), tmp_path / "whole")
+    trainer.train(mgt_config(vq_run[1], 2), tmp_path / "parts")
+    trainer.train(mgt_config(vq_run[1], 4), tmp_path / "parts")
     for average in (False, True):
         _assert_same_parameters(tmp_path / "whole", tmp_path / "parts", step=4, average=average)
 
@@ -86,7 +64,7 @@ def test_a_resumed_editor_run_equals_an_uninterrupted_one(vq_run, tmp_path):
 def test_a_trained_editor_is_exported_and_edits(vq_run, tmp_path, monkeypatch):
     """Its averaged parameters, its tokenizer and its operating point, from any folder."""
     monkeypatch.chdir(vq_run[1].parent)
-    config = _mgt_config("vqvae", 2)
+    config = mgt_config("vqvae", 2)
     config.model.scheduler.update(default_steps=3, default_layers=(0,), default_hold_threshold=0.0)
     trainer.train(config, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
@@ -101,10 +79,10 @@ def test_a_trained_editor_is_exported_and_edits(vq_run, tmp_path, monkeypatch):
 
 
 def test_a_warm_start_takes_the_parameters_and_a_new_optimizer(vq_run, tmp_path):
-    config = _vq_config(0)
+    config = vq_config(0)
     config.start_from = str(vq_run[0])
     trainer.train(config, tmp_path)
-    before, after = (restore_params(run / "checkpoints") for run in (vq_run[0], tmp_path))
+    before, after = best_params(vq_run[0], ("psnr", "max")), restore_params(tmp_path / "checkpoints")
     jax.tree.map(np.testing.assert_array_equal, before, after)
     config.start_from = str(tmp_path / "typo")
     with pytest.raises(FileNotFoundError, match="start_from must be a folder"):
@@ -114,7 +92,7 @@ def test_a_warm_start_takes_the_parameters_and_a_new_optimizer(vq_run, tmp_path)
 
 def test_a_checkpoint_of_another_model_is_an_error(vq_run, tmp_path):
     shutil.copytree(vq_run[0], tmp_path / "run")
-    config = _vq_config(6)
+    config = vq_config(6)
     config.model.num_vq_embeddings = 32
     with pytest.raises(CheckpointError, match="does not fit this run"):
         trainer.train(config, tmp_path / "run")
@@ -122,7 +100,7 @@ def test_a_checkpoint_of_another_model_is_an_error(vq_run, tmp_path):
 
 def test_records_of_two_jobs_are_not_mixed(vq_run, tmp_path, monkeypatch):
     monkeypatch.setattr("editmgt_jax.data.tokenize.SHARD", 32)
-    config = _mgt_config(vq_run[1], 2)
+    config = mgt_config(vq_run[1], 2)
     tokenize_scenes(config, tmp_path / "tokens", 64)
     first, second = sorted((tmp_path / "tokens").glob("*.array_record"))
     whole = second.read_bytes()
@@ -135,14 +113,14 @@ def test_records_of_two_jobs_are_not_mixed(vq_run, tmp_path, monkeypatch):
     shutil.copytree(vq_run[1], tmp_path / "vqvae")
     weights = load_file(tmp_path / "vqvae" / WEIGHTS_NAME)
     save_file({name: value + 1 for name, value in weights.items()}, tmp_path / "vqvae" / WEIGHTS_NAME)
-    other = _mgt_config(tmp_path / "vqvae", 2)
+    other = mgt_config(tmp_path / "vqvae", 2)
     other.data.tokens = str(tmp_path / "tokens")
     with pytest.raises(ValueError, match="made with another image_tokenizer"):
         trainer.train(other, tmp_path / "run")
 
 
 def test_training_on_records_is_training_on_the_scenes(vq_run, tmp_path):
-    config = _mgt_config(vq_run[1], 2)
+    config = mgt_config(vq_run[1], 2)
     tokenize_scenes(config, tmp_path / "tokens", 32)
     assert read_manifest(tmp_path / "tokens")["examples"] == 32
     (source,) = TokenSet(tmp_path / "tokens").buckets.values()
@@ -152,7 +130,7 @@ def test_training_on_records_is_training_on_the_scenes(vq_run, tmp_path):
     encoded = vq.apply({"params": vq_params}, scene["target"][None].astype(np.float32) / 255, method="encode")[0]
     np.testing.assert_array_equal(source[5]["target_ids"], encoded)
     np.testing.assert_array_equal(source[5]["text_ids"], tokenizer([scene["instruction"]])[0])
-    config = _mgt_config(vq_run[1], 2)
+    config = mgt_config(vq_run[1], 2)
     config.data.tokens = str(tmp_path / "tokens")
     assert np.isfinite(trainer.train(config, tmp_path / "run")["loss"])
 
@@ -163,7 +141,7 @@ def test_export_never_overwrites(vq_run, tmp_path):
 
 
 def test_an_unknown_task_is_an_error(tmp_path):
-    config = _vq_config(1)
+    config = vq_config(1)
     config.task = "vae"
     with pytest.raises(ValueError, match="task must be one of"):
         trainer.train(config, tmp_path)

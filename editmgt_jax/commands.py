@@ -147,14 +147,12 @@ def tokenize(args) -> None:
         raise ConfigError("--examples and overrides of keys belong to --config, which needs --examples")
     _join(args)
     use_disk_cache()
-    if args.records is not None:
-        from editmgt_jax.training import token_job
+    from editmgt_jax.training import token_job
 
+    if args.records is not None:
         more = (args.batch_size, args.text_states, args.dtype)
         token_job.tokenize_pairs(args.records, args.model, args.output, *more)
         return
-    from editmgt_jax.training import token_job
-
     config = load_config(args.config, args.overrides)
     token_job.tokenize_scenes(config, args.output, args.examples)
 

@@ -33,7 +33,7 @@ def resolve(config, workdir, make: bool = True) -> None:
         config.data[name] = ",".join(f"{folder}:{weight:g}" for folder, weight in mixture)
     if config.task != "mgt":
         return
-    if config.data.tokens:
+    if config.data.tokens or config.data.heldout:
         _check_tokens(config)
     if not config.model.encoders:
         if not config.model.tokenizer:

@@ -194,10 +194,8 @@ class MGTTask:
     def flops(self, batch) -> int:
         """Of a step on a batch of arrays or shapes: forward, and backward twice that, or for a LoRA as much, since frozen
         weights have no gradients. The frozen encoders are left out."""
-        (size, *grid), text = (
-            self._ids_shape(batch["target_ids" if "target_ids" in batch else "target"]),
-            self.text_length(batch),
-        )
+        size, *grid = self._ids_shape(batch["target_ids" if "target_ids" in batch else "target"])
+        text = self.text_length(batch)
         passes = 3 if self.lora is None else 2
         return passes * size * forward_flops(self.mgt_config, tuple(grid), text, self.config.model.reference)
 
@@ -225,7 +223,7 @@ class MGTTask:
         source, target = self.ids(frozen, batch, "source"), self.ids(frozen, batch, "target")
         size, grid = len(target), target.shape[1:]
         mask, rate = masking.random_mask(mask_key, size, grid[0] * grid[1], self.config.loss.min_masking_rate)
-        dropped = jax.random.uniform(drop_key, (size, 1))[:, 0] < drop_rate
+        dropped = jax.random.uniform(drop_key, (size,)) < drop_rate
         changed = (target != source).reshape(size, -1)
         prepared = {
             "target": target.reshape(size, -1),

@@ -12,8 +12,6 @@ from jax._src import distributed  # its key-value store has no public name
 from jax.experimental import multihost_utils
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-
-
 LONGEST_WAIT = 1800  # seconds that processes wait for each other: one may encode a whole shard meanwhile
 _QUESTIONS = itertools.count()
 

@@ -172,7 +172,8 @@ class _Run:
                 last, asked = step == config.steps, preemption.reached(step)
                 saving = last or asked or (step % config.checkpoint.every == 0 and step > start)
                 if saving:
-                    pending = self._check(pending, log)
+                    self._check(pending, log)
+                    pending = None
                 if not asked and (saving or (step % config.eval_every == 0 and step > start)):
                     evaluation = self._evaluate(step, state)
                     log.write(step, {f"eval/{name}": value for name, value in evaluation.items()})
@@ -183,7 +184,7 @@ class _Run:
                     break
                 tracer.at(step, state)
                 state, metrics, flops = self._step(step, state, log)
-                pending = self._check(pending, log)
+                self._check(pending, log)
                 pending = step, metrics, flops
             with self.ledger.during("checkpoint"):
                 watchdog.heard()

@@ -284,6 +284,7 @@ def _add_exported(command):
     command.add_argument("--step", type=int, help="checkpoint of the run to take (default: the best one)")
     command.add_argument("--dtype", default="float32", type=_dtype, help="float32 (default), bfloat16 or float16")
     command.add_argument("--raw", action="store_true", help="the run's parameters, not their moving average")
+    command.add_argument("--merge", action="store_true", help="of a LoRA: the model that it adapts, with it merged in")
 
 
 def _add_settings(command, with_reference=True):

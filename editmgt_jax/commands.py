@@ -180,7 +180,7 @@ def data_stats(args) -> None:
 def export(args) -> None:
     from editmgt_jax.training.export import export as write_model
 
-    write_model(args.workdir, args.output, args.step, args.dtype, args.raw)
+    write_model(args.workdir, args.output, args.step, args.dtype, args.raw, merged=args.merge)
 
 
 def convert_orbax(args) -> None:
@@ -196,10 +196,10 @@ def convert_released(args) -> None:
     from editmgt_jax.training.runs import is_run
 
     if is_run(args.source):
-        write_model(args.source, args.output, args.step, args.dtype, args.raw, args.verify)
-    elif args.step is not None or args.raw or args.dtype != "float32":
+        write_model(args.source, args.output, args.step, args.dtype, args.raw, args.verify, args.merge)
+    elif args.step is not None or args.raw or args.merge or args.dtype != "float32":
         raise directories.DirectoryError(
-            f"--step, --raw and --dtype choose among what a training run keeps; {args.source} is no folder of a run"
+            f"--step, --raw, --merge and --dtype choose among what a training run keeps; {args.source} is no folder of a run"
         )
     else:
         directories.to_released(args.source, args.output, args.verify, args.strict)

@@ -418,7 +418,10 @@ class LoRAConfig(_JSONConfig):
         _require(self.scope in ("all", "reference"), "scope must be 'all' or 'reference'", self.scope)
 
     def to_dict(self) -> dict:
-        return {"peft_type": "LORA"} | dataclasses.asdict(self) | {"bias": "none"}
+        values = {"peft_type": "LORA"} | dataclasses.asdict(self) | {"bias": "none"}
+        if self.scope == "all":
+            del values["scope"]
+        return values
 
     @property
     def scale(self) -> float:

@@ -309,7 +309,7 @@ def convert_lora(source, output, model, verify: bool = False, strict: bool = Fal
     """Writes a LoRA in the other format: Orbax (folder `orbax`) to PEFT's safetensors, or back.
 
     Args:
-      source: folder with lora_config.json (or PEFT's adapter_config.json) and the weights; model: whose LoRA it is.
+      source: folder with a LoRA's config and weights; model: whose LoRA it is.
     """
     source = Path(source)
     config = adapters.read_config(source)
@@ -320,7 +320,7 @@ def convert_lora(source, output, model, verify: bool = False, strict: bool = Fal
             adapters.save_lora(target, config, mgt.config, lora, verify)
         else:
             save_tree(target / ORBAX, lora)
-            write_json(config, target / adapters.CONFIG_NAME)
+            adapters.write_config(config, target)
             if verify:
                 check_same(
                     WeightFiles(source, adapters.PREFIX), released_tensors(load_tree(target / ORBAX), mgt.config)

@@ -16,8 +16,8 @@ from editmgt_jax.config import LoRAConfig, MGTConfig, write_json
 from editmgt_jax.convert import is_linear, load_params, released_leaves, released_tensors
 from editmgt_jax.weights import write_weights
 
-CONFIG_NAME = "lora_config.json"
 PEFT_CONFIG_NAME = "adapter_config.json"
+CONFIG_NAME = "lora_config.json"  # of scopes that PEFT does not know: it would adapt all tokens
 WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of the names of modules
 BLOCKS = ("double_blocks", "single_blocks")
@@ -72,16 +72,21 @@ def init_lora(config: LoRAConfig, mgt: MGTConfig, abstract_params, key):
 
 
 def save_lora(directory, config: LoRAConfig, mgt: MGTConfig, lora, verify: bool = False) -> None:
-    """Writes a LoRA as PEFT does: `lora_A` and `lora_B` of each module; and lora_config.json."""
+    """Writes a LoRA as PEFT does: `lora_A` and `lora_B` of each module, and the config; under another name if its scope is not
+    all tokens."""
     Path(directory).mkdir(parents=True, exist_ok=True)
     tensors = {f"{PREFIX}{key}": tensor for key, tensor in released_tensors(lora, mgt).items()}
     write_weights(directory, WEIGHTS_NAME, tensors, verify)
-    write_json(config, Path(directory) / CONFIG_NAME)
+    write_config(config, directory)
 
 
 def load_lora(directory, config: LoRAConfig, mgt: MGTConfig, abstract_params, strict: bool = False):
     """Reads what `save_lora` or PEFT wrote, as host arrays. Errors: WeightsError, ValueError."""
     return load_params(directory, mgt, abstract_lora(config, mgt, abstract_params), None, None, strict, PREFIX)
+
+
+def write_config(config: LoRAConfig, directory) -> None:
+    write_json(config, Path(directory) / (PEFT_CONFIG_NAME if config.scope == "all" else CONFIG_NAME))
 
 
 def read_config(directory) -> LoRAConfig:

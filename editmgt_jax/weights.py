@@ -20,6 +20,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from editmgt_jax.paths import mounted
+
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 # What files may also hold, in tensors that are no weights, such as the position numbers of old CLIP files.
@@ -154,7 +156,7 @@ def new_directory(output, *sources):
       sources: folders that are read meanwhile; the new one must not lie in them.
     Errors: FileExistsError, WeightsError.
     """
-    output = Path(output)
+    output = mounted(output, "a new directory")
     if output.exists():
         raise FileExistsError(f"{output} exists: a new directory is written, name another one")
     for source in sources:

@@ -393,7 +393,7 @@ def test_lora_there_and_back(lora, tmp_path):
     save_lora(tmp_path / "peft", config, mgt.config, tree)
     directories.convert_lora(tmp_path / "peft", tmp_path / "orbax", tmp_path / "model", verify=True)
     directories.convert_lora(tmp_path / "orbax", tmp_path / "again", tmp_path / "model", verify=True)
-    for name in ("adapter_model.safetensors", "lora_config.json"):
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "peft" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     directories.merge_lora(tmp_path / "model", tmp_path / "merged", tmp_path / "orbax", verify=True)
     assert directories.inspect(tmp_path / "merged")["loads"]

@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "localize": set(),
     "images": set(),
     "prompts": set(),
-    "weights": set(),
+    "paths": set(),
+    "weights": {"paths"},
     "convert": {"config", "weights"},
     "settings": {"config", "decode", "localize", "masking"},
     "editing": {"config", "decode", "localize", "models", "settings"},
@@ -28,10 +29,10 @@ MAY_IMPORT = {
     "supervise": set(),
     "directories": {"config", "convert", "loading", "lora", "presets", "prompts", "training", "weights"},
     "pipeline": {"decode", "editing", "images", "loading", "prompts", "settings"},
-    "data": {"config", "images"},
+    "data": {"config", "images", "paths"},
     "training": {
-        *("config", "convert", "data", "editing", "images", "loading", "lora", "masking", "models", "prompts"),
-        *("settings", "weights"),
+        *("config", "convert", "data", "editing", "images", "loading", "lora", "masking", "models", "paths"),
+        *("prompts", "settings", "weights"),
     },
     "evaluation": {"data", "images", "localize", "masking", "pipeline"},
 }

@@ -102,16 +102,17 @@ def test_sums_add_up():
 
 def test_mfu_is_the_share_of_what_the_devices_could_do(tmp_path, monkeypatch, config):
     class Ledger:
-        seconds = {"data wait": 0.0}
+        seconds = {"data wait": 0.0, "eval": 0.0, "checkpoint": 0.0}
 
         def write(self):
             pass
 
     assert peak_flops() is None  # CPUs
     monkeypatch.setattr("editmgt_jax.training.metrics.peak_flops", lambda: 1000.0)
-    times = iter([0.0, 2.0, 2.0])
-    log = RunLog(tmp_path, config, Ledger(), 0, clock=lambda: next(times))
-    log.add(0, {"loss": (1.0, 1.0)}, 500)
+    times, ledger = iter([0.0, 5.0, 5.0]), Ledger()
+    log = RunLog(tmp_path, config, ledger, 0, clock=lambda: next(times))
+    ledger.seconds |= {"eval": 2.0, "checkpoint": 1.0}  # in which no sample was trained on
+    log.add(0, {"loss": (1.0, 1.0), "bad": (0.0, 1.0)}, 500)
     log.close()
     (line,) = metrics_of(tmp_path)
     assert line["mfu"] == 0.25 and line["flops_per_second"] == 250 and line["samples_per_second"] == 4

@@ -1,6 +1,7 @@
 """LoRA: trained alone, applied to the tokens of its scope, exported, merged."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,7 @@ def test_targets_that_cannot_be_adapted():
 
 @pytest.fixture(scope="module")
 def trained(tiny_model, tmp_path_factory):
-    """A LoRA run of two steps -> (workdir, export)"""
+    """A LoRA run of two steps -> (workdir, export, the frozen arrays that its steps were given)"""
     folder = tmp_path_factory.mktemp("lora")
     tokens.write_random(folder / "tokens", tiny_model)
     config = frozen_config(tiny_model, steps=2)
@@ -96,18 +97,18 @@ def trained(tiny_model, tmp_path_factory):
     config.data.update(tokens=str(folder / "tokens"), heldout=str(folder / "tokens"))
     config.lora.update(rank=3, alpha=6.0, scope="reference")
     config.optimizer.learning_rate = 0.05
-    trainer.train(config, folder / "run")
+    runs, set_up = [], trainer._set_up
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "_set_up", lambda *given: runs.append(set_up(*given)) or runs[-1])
+        trainer.train(config, folder / "run")
     export(folder / "run", folder / "export", raw=True, verify=True)
-    return folder / "run", folder / "export", config
+    return folder / "run", folder / "export", runs[0][0].frozen
 
 
 def test_only_the_lora_is_trained_and_saved(trained, base):
     params = run_params(trained[0], average=False)
     assert set(params) == {"lora"} and np.abs(params["lora"]["double_blocks"]["to_q"]["lora_b"]).max() > 0
-    before = jax.tree.map(np.array, base[1])
-    task = trainer.make_task(trained[2])
-    frozen = task.frozen(lambda _, value: jnp.asarray(value), {"empty text"})
-    jax.tree.map(np.testing.assert_array_equal, before, frozen["mgt"])
+    jax.tree.map(np.testing.assert_array_equal, base[1], trained[2]["mgt"])
 
 
 def test_the_export_has_peft_s_names_and_comes_back(trained):
@@ -120,6 +121,26 @@ def test_the_export_has_peft_s_names_and_comes_back(trained):
     assert json.loads((folder / "lora_config.json").read_text())["peft_type"] == "LORA"
     back = load_lora(folder, config, tiny.MGT_CONFIG, abstract_params(MGT(tiny.MGT_CONFIG)))
     jax.tree.map(np.testing.assert_array_equal, back, run_params(trained[0], average=False)["lora"])
+
+
+def test_a_merged_export_edits_as_the_lora_does(tiny_model, trained, tmp_path):
+    with pytest.raises(ValueError, match="scope 'all' can be merged"):
+        export(trained[0], tmp_path / "merged", merged=True)
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    (run / "config.json").write_text(
+        (run / "config.json").read_text().replace('"scope": "reference"', '"scope": "all"')
+    )
+    export(run, tmp_path / "lora")
+    export(run, tmp_path / "merged", merged=True, verify=True)
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert "scope" not in config and config["r"] == 3  # PEFT knows no scope
+    picture = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    unmerged = EditPipeline.from_pretrained(tiny_model, lora=tmp_path / "lora")
+    results = [
+        pipe(picture, "make it red", seed=1) for pipe in (unmerged, EditPipeline.from_pretrained(tmp_path / "merged"))
+    ]
+    np.testing.assert_array_equal(results[0].token_ids, results[1].token_ids)
 
 
 def test_a_pipeline_edits_with_a_lora(tiny_model, tmp_path):

@@ -200,7 +200,7 @@ def test_nothing_kept_is_an_error_and_other_file_systems_too(tmp_path):
     (tmp_path / "pairs.jsonl").write_text("{}\n")
     with pytest.raises(PrepareError, match="no pair of .* is kept.*bad_line"):
         prepare(tmp_path, tmp_path / "set", CONFIG)
-    with pytest.raises(PrepareError, match="file system that all workers mount"):
+    with pytest.raises(ValueError, match="the output must lie in a file system that this machine mounts"):
         prepare("scenes:3", "gs://bucket/set", CONFIG)
 
 

@@ -102,7 +102,20 @@ class Batches:
                 "batches must be drawn as before the stop: the records, the mixture, the batch size or the seed changed "
                 f"({state['drawn']!r} became {self._drawn!r})"
             )
-        self._step, self._iterator = int(state["step"]), None
+        self._go_to(int(state["step"]))
+
+    def rewind(self) -> None:
+        """The next batch is the first one again; until then nothing is read ahead."""
+        self._go_to(0)
+
+    def close(self) -> None:
+        """Ends reading ahead; a next batch begins it again."""
+        self._go_to(self._step)
+
+    def _go_to(self, step: int) -> None:
+        if self._iterator is not None and self._workers:
+            self._iterator.close()  # else its processes would outlive it
+        self._step, self._iterator = step, None
 
     # What Orbax asks of an object that is saved beside arrays.
 

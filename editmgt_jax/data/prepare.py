@@ -38,6 +38,7 @@ from editmgt_jax.data.records import (
     write_text,
 )
 from editmgt_jax.data.sources import open_source
+from editmgt_jax.paths import mounted
 
 NEEDED = ("apache_beam", "pyarrow", "tensorflow_datasets")  # of the extra `prepare`
 STAGING = "staging"
@@ -89,11 +90,9 @@ def prepare(where, output, config: PrepareConfig, mapping=None, flags: list[str]
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise PrepareError(f"preparing data needs {', '.join(missing)}: pip install 'editmgt_jax[prepare]'")
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    if "://" in str(output):
-        raise PrepareError(f"the output must be on a file system that all workers mount; got {output}")
     where = where if ":" in str(where) else str(Path(where).resolve())
     parts = open_source(where, mapping, config.resolution)
-    output = Path(output).resolve()
+    output = mounted(output, "the output").resolve()
     tasks, options = _tasks(parts, output, config), _beam_options(flags, workers)
     if not tasks:
         raise PrepareError(f"{where} has no rows")

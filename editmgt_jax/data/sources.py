@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from editmgt_jax.paths import mounted
+
 # Columns (fields of a JSON line) by what they mean; the first that a table has counts.
 COLUMNS = {
     "source": ("input_img", "input", "image_file", "source"),
@@ -78,9 +80,7 @@ def open_source(where: str, mapping: dict[str, str] | None = None, resolution: i
         return _scene_parts(rest, resolution)
     if kind == "tfds":
         return _tfds_parts(rest, mapping)
-    if "://" in str(where):
-        raise SourceError(f"a source must be on a file system that this machine mounts; got {where}")
-    path = Path(where)
+    path = mounted(where, "a source")
     if path.is_file() and path.suffix == ".parquet":
         return _parquet_parts(path.parent, [path], mapping)
     if not path.is_dir():

@@ -2,7 +2,7 @@
 
 A checkpoint holds the train state, the data iterator and, as metadata, the run's config: a run resumed from it equals
 one that was never stopped. It is whole or not there (Orbax renames it into place), and damage that comes later is seen: the
-sizes of its files are noted beside the checkpoints, and a fingerprint of the state's bits inside.
+sizes of its files are noted beside the checkpoints, and fingerprints of the state's bits inside.
 """
 
 import functools
@@ -26,6 +26,7 @@ SIZES = "checkpoint_sizes.json"  # {step: {file: bytes}}, beside the folder of c
 DAMAGED = "damaged"  # suffix of a checkpoint that was put aside
 _SLICE = 1 << 20  # bytes of an array below which devices that hold copies do not share its writing: slicing is compiled
 _IN_FLIGHT = 1 << 30  # bytes that a whole tree is written and read with
+_TRIES = 2  # to read a checkpoint before it counts as damaged: file systems stutter
 
 
 class CheckpointError(RuntimeError):
@@ -94,13 +95,12 @@ class Checkpoints:
                 f"checkpoint {step} needs {needed / 2**20:.0f} MiB in {self._directory}, which has {free / 2**20:.0f} MiB "
                 f"left: make room and start again; {self._last_whole()}"
             )
-        found = int(fingerprint(arrays))
         try:
             response = self._checkpointer.save_checkpointables_async(
                 step,
                 {"state": arrays, "data": data},
                 metrics={self._monitor: metrics[self._monitor]} if self._monitor in metrics else None,
-                custom_metadata=self._about | {"fingerprint": found, "batches": data.get_state()},
+                custom_metadata=self._about | {"fingerprints": fingerprints(arrays), "batches": data.get_state()},
                 force=True,
             )
         except Exception as error:  # noqa: BLE001  (file systems raise many kinds)
@@ -143,13 +143,12 @@ class Checkpoints:
         """
         steps, problems = sorted((c.step for c in self._checkpointer.checkpoints), reverse=True), {}
         for step in steps:
-            problem, state = self._problem_of_sizes(step), None
-            if all_agree(problem is None):
+            problem = self._problem_of_sizes(step)
+            for _ in range(_TRIES if all_agree(problem is None) else 0):
                 state, problem = self._load(step, abstract_state, data)
-            if all_agree(problem is None):
-                if problems:
+                if all_agree(problem is None):
                     self._put_aside(problems)
-                return state
+                    return state
             problems[step] = problem or "another process cannot read it"
         if not steps:
             return None
@@ -166,7 +165,7 @@ class Checkpoints:
             noted = self._checkpointer.metadata(step).custom_metadata or {}
         except Exception as error:  # noqa: BLE001  (damaged files raise many kinds)
             return None, str(error) or type(error).__name__
-        if noted.get("fingerprint") != int(fingerprint(loaded["state"])):
+        if noted.get("fingerprints") != fingerprints(loaded["state"]):
             return None, "its numbers are not those that were saved"
         if noted.get("batches") != data.get_state():
             return None, "its place in the data is not that which was saved"
@@ -174,6 +173,8 @@ class Checkpoints:
 
     def _put_aside(self, problems) -> None:
         """Renames damaged checkpoints, which are in the way of new ones of their steps."""
+        if not problems:
+            return
         for number, problem in problems.items():
             if jax.process_index() == 0:
                 print(f"editmgt: checkpoint {number} is damaged, put aside: {problem}", file=sys.stderr)
@@ -232,21 +233,29 @@ def _read_sizes(path) -> dict:
         return {}
 
 
-@jax.jit
-def fingerprint(tree):
-    """A number of all bits of a tree of arrays, uint32: whatever mesh they lie on, one flipped bit changes it."""
+def fingerprints(parts: dict) -> dict[str, int]:
+    """The fingerprint of each of several trees."""
+    return {name: fingerprint(tree) for name, tree in parts.items()}
 
-    def of_leaf(x):
-        bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
-        place = jnp.zeros(x.shape, jnp.uint32)
-        for axis in range(x.ndim):
-            place = place * np.uint32(0x01000193) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        return jnp.sum(bits.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)  # odd weights lose no bit
 
-    total = jnp.uint32(0)
-    for leaf in jax.tree.leaves(tree):
-        total = total * np.uint32(0x85EBCA6B) + of_leaf(leaf)
+def fingerprint(tree) -> int:
+    """A number below 2**32 of all bits of a tree of arrays: whatever mesh they lie on, one flipped bit changes it.
+
+    Arrays of the host are moved to a device one at a time.
+    """
+    total = 0
+    for found in jax.device_get([_fingerprint_of_leaf(leaf) for leaf in jax.tree.leaves(tree)]):
+        total = (total * 0x85EBCA6B + int(found)) % 2**32
     return total
+
+
+@jax.jit
+def _fingerprint_of_leaf(x):
+    bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis in range(x.ndim):
+        place = place * np.uint32(0x01000193) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    return jnp.sum(bits.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)  # odd weights lose no bit
 
 
 def restore_params(directory, step: int | None = None, monitor=None, average: bool = False):
@@ -266,12 +275,18 @@ def restore_params(directory, step: int | None = None, monitor=None, average: bo
         if step not in steps:
             raise CheckpointError(f"step {step} is not kept in {directory}; there are {sorted(steps)}")
         name = "ema" if average else "params"
-        metadata = checkpointer.metadata(step).metadata
-        abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata[name])
+        about = checkpointer.metadata(step)
+        abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), about.metadata[name])
         partly = ocp.Context()
         partly.pytree.loading.partial_load = True
-        with partly:
-            return checkpointer.load(step, {name: abstract})[name]
+        try:
+            with partly:
+                params = checkpointer.load(step, {name: abstract})[name]
+        except Exception as error:  # noqa: BLE001  (damaged files raise many kinds)
+            raise CheckpointError(f"checkpoint {step} in {directory} cannot be read: {error}") from error
+    if (about.custom_metadata or {}).get("fingerprints", {}).get(name) != fingerprint(params):
+        raise CheckpointError(f"checkpoint {step} in {directory} is damaged: its numbers are not those that were saved")
+    return params
 
 
 def _best(checkpoints, monitor) -> int:

@@ -9,30 +9,38 @@ import numpy as np
 from editmgt_jax.config import write_json
 from editmgt_jax.convert import save_component
 from editmgt_jax.loading import load_vq
-from editmgt_jax.lora import save_lora
+from editmgt_jax.lora import merge, save_lora
 from editmgt_jax.training.conditioning import TrainedText
 from editmgt_jax.training.runs import run_config, run_params
 from editmgt_jax.training.trainer import make_task
 from editmgt_jax.weights import new_directory
 
 
-def export(workdir, output, step: int | None = None, dtype="float32", raw: bool = False, verify: bool = False) -> None:
-    """Writes a step of a run (by default the best) as a model directory; of a LoRA, as PEFT does.
+def export(workdir, output, step=None, dtype="float32", raw=False, verify=False, merged=False) -> None:
+    """Writes a step of a run as a model directory; of a LoRA, as PEFT does.
 
     Args:
+      step: int, or None for the best one; dtype: of the transformer and of the text encoder.
       raw: whether to write the parameters even if the run keeps their moving average.
       verify: whether to read the result back and compare every tensor.
+      merged: whether to write the model that a LoRA adapts with the LoRA in its weights, in place of the LoRA alone.
+    Errors: FileNotFoundError, FileExistsError, CheckpointError; ValueError when there is no LoRA that can be merged.
     """
     config = run_config(workdir)
     task = make_task(config)
+    if merged and getattr(task, "lora", None) is None:
+        raise ValueError(f"only the run of a LoRA has something to merge; {workdir} is none")
     average = config.optimizer.ema_decay > 0 and not raw
     params = run_params(workdir, average, step, task.monitor)
     with new_directory(output, workdir) as target:
         if config.task == "vq":  # always float32: a rounded tokenizer gives other ids
             save_component(target / "vqvae", task.model_config, params, np.float32, verify)
-        elif task.lora is not None:
+        elif task.lora is not None and not merged:
             save_lora(target, task.lora, task.mgt_config, params["lora"], verify)
         else:
+            if merged:
+                base = task.base(lambda _, value: np.asarray(value))
+                params = {"mgt": merge(base, params["lora"], task.lora)}
             _write_editor(target, config, task, params, jnp.dtype(dtype), verify)
 
 

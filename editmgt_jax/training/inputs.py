@@ -6,6 +6,7 @@ from pathlib import Path
 from editmgt_jax.data.loader import Batches, Mixture, batches, token_batches
 from editmgt_jax.data.records import TOKENS, read_manifest
 from editmgt_jax.data.scenes import SceneConfig, SceneSource, instruction_corpus
+from editmgt_jax.paths import mounted
 from editmgt_jax.prompts import train_tokenizer
 
 
@@ -43,7 +44,7 @@ def resolve(config, workdir, make: bool = True) -> None:
 
 
 def _folder(path, name) -> str:
-    path = Path(path).absolute()
+    path = mounted(path, f"the config's {name}")
     if not path.is_dir():
         raise FileNotFoundError(f"the config's {name} must be a folder; there is none at {path}")
     return str(path)

@@ -82,18 +82,20 @@ class MetricsWriter:
 
 
 class RunLog:
-    """Gathers the metrics of steps and writes their means every `log_every` steps, with what the machine did meanwhile.
+    """Gathers the metrics of steps and writes their means every `log_every` steps, with what the machine did meanwhile,
+    evaluations and checkpoints aside.
 
     samples_per_second, flops_per_second (of the model, counted from its shapes), mfu (their share of what the devices could
     do), data_wait (share of the time in which the loop waited for a batch; the devices may have been busy), memory.
 
     Args:
-      directory: None writes nothing; ledger: where the time went; start: the step that the run goes on from.
+      directory: None writes nothing; ledger: where the time went; start: the step that the run goes on from; left_out: how
+        many steps before it were.
     """
 
-    def __init__(self, directory, config, ledger, start: int, clock=time.monotonic):
+    def __init__(self, directory, config, ledger, start: int, left_out: int = 0, clock=time.monotonic):
         self._clock, self._config, self._ledger = clock, config, ledger
-        self._schedule = learning_rate(config.optimizer)
+        self._schedule, self._left_out = learning_rate(config.optimizer), left_out
         self._writer = MetricsWriter(directory, start)
         self._peak, self._shapes = peak_flops(), set()
         quiet = None if directory is not None else True  # None: bars are for terminals
@@ -104,7 +106,7 @@ class RunLog:
 
     def _begin(self):
         self._sums, self._steps, self._flops = Sums(), 0, 0
-        self._since, self._waited = self._clock(), self._ledger.seconds["data wait"]
+        self._since, self._spent = self._clock(), dict(self._ledger.seconds)
 
     def is_first(self, shape) -> bool:
         """Notes a batch's shapes. -> whether none came before that had them: their program is compiled now"""
@@ -119,17 +121,20 @@ class RunLog:
         self._flops += flops or 0
         if (step + 1) % self._config.log_every == 0:
             means = self._sums.means()
-            self._writer.write(step + 1, means | {"learning_rate": float(self._schedule(step))} | self._machine())
+            rate = float(self._schedule(step - self._left_out))  # by updates: steps that are left out are none
+            self._writer.write(step + 1, means | {"learning_rate": rate} | self._machine())
             self._bar.set_postfix({name: f"{means[name]:.4g}" for name in ("loss", "accuracy") if name in means})
             self._ledger.write()
             self._begin()
+        self._left_out += int(metrics["bad"][0])
         self._bar.update()
 
     def _machine(self) -> dict:
-        seconds = self._clock() - self._since
+        spent = {kind: seconds - self._spent[kind] for kind, seconds in self._ledger.seconds.items()}
+        seconds = self._clock() - self._since - spent["eval"] - spent["checkpoint"]
         found = {
             "samples_per_second": self._steps * self._config.batch_size / seconds,
-            "data_wait": (self._ledger.seconds["data wait"] - self._waited) / seconds,
+            "data_wait": spent["data wait"] / seconds,
             "flops_per_second": self._flops / seconds if self._flops else None,
             "mfu": self._flops / seconds / self._peak if self._peak and self._flops else None,
             "memory": memory_in_use(),

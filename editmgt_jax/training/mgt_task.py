@@ -161,8 +161,12 @@ class MGTTask:
         if "images" in encodes:
             _, frozen["vq"] = load_vq(self.vq_directory, place=lambda path, value: put("", value))
         if self.lora is not None:
-            frozen["mgt"] = self._read(self.config.start_from, put)["mgt"]
+            frozen["mgt"] = self.base(put)
         return frozen
+
+    def base(self, put):
+        """The parameters of the transformer that a LoRA adapts."""
+        return self._read(self.config.start_from, put)["mgt"]
 
     def variables(self, params, frozen) -> dict:
         """What the transformer is applied with."""

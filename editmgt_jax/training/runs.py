@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from editmgt_jax.paths import mounted
 from editmgt_jax.training.checkpoint import restore_params
 
 CHECKPOINTS = "checkpoints"
@@ -18,7 +19,7 @@ def is_run(folder) -> bool:
 
 def run_config(workdir) -> ConfigDict:
     """The config that a run was last started with; the run may have been moved since. Errors: FileNotFoundError."""
-    workdir = Path(workdir).absolute()
+    workdir = mounted(workdir, "a run")
     if not is_run(workdir):
         raise FileNotFoundError(f"a run is a folder with {CONFIG} and {CHECKPOINTS}; {workdir} is none")
     config = ConfigDict(json.loads((workdir / CONFIG).read_text()))

@@ -33,6 +33,7 @@ class Samples:
     def __init__(self, directory, task, layout, batches, count: int):
         self._directory, self._task = Path(directory), task
         batch = next(batches)
+        batches.close()
         self._batch = {name: layout.put_leaf("", value[:count]) for name, value in batch.items()}
         self._settings = Settings.resolve(task.scheduler, task.mgt_config.num_blocks)
         self._edit = jax.jit(self._decode, out_shardings=layout.replicated)

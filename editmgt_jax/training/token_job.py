@@ -1,7 +1,6 @@
 """Encoding training data once: procedural scenes by a run's config, or prepared pairs by a model directory."""
 
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from editmgt_jax.data.records import PAIRS, PairSource, read_manifest
 from editmgt_jax.data.tokenize import Encoders
 from editmgt_jax.data.tokenize import tokenize as write_tokens
 from editmgt_jax.loading import find_model, load_model, load_vq
+from editmgt_jax.paths import mounted
 from editmgt_jax.prompts import PromptTokenizer
 from editmgt_jax.training import inputs, processes
 from editmgt_jax.training.inputs import identity
@@ -30,7 +30,7 @@ def _image_encoder(vq, params):
 
 def tokenize_scenes(config, output, examples: int) -> None:
     """Writes the first `examples` training pairs of an `mgt` config as token records into `output`."""
-    output = Path(output)
+    output = mounted(output, "the output")
     processes.check_joined()
     with processes.first_then_others():
         inputs.resolve(config, output, make=processes.is_first())
@@ -52,6 +52,7 @@ def tokenize_pairs(records, model, output, batch_size: int = 32, text_states: bo
     Returns: what `data.tokenize.tokenize` returns.
     Errors: ValueError when records or model do not fit.
     """
+    output = mounted(output, "the output")
     processes.check_joined()
     manifest = read_manifest(records, PAIRS)
     if batch_size < 1 or 2 * batch_size % jax.local_device_count():

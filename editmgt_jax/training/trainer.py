@@ -3,6 +3,7 @@
 A run is a function of (config, data): resuming at step k gives bit-identical parameters to never having stopped.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 import jax
 
 from editmgt_jax.data.loader import Batches
+from editmgt_jax.paths import mounted
 from editmgt_jax.training import inputs, processes, runs, samples, sharding
 from editmgt_jax.training.checkpoint import Checkpoints
 from editmgt_jax.training.goodput import Ledger
@@ -46,9 +48,20 @@ def train(config, workdir, profile: tuple[int, int] | None = None) -> dict:
     Returns: the last evaluation.
     Errors: ValueError, FileNotFoundError for the config; CheckpointError, TrainingError, DataError.
     """
-    workdir = Path(workdir).absolute()
+    workdir = mounted(workdir, "the workdir")
     processes.check_joined()
     ledger = Ledger(workdir if processes.is_first() else None)
+    with contextlib.closing(processes.Watchdog(config.watchdog.seconds, config.watchdog.end)) as watchdog:
+        watchdog.heard()
+        run, state = _set_up(config, workdir, ledger, watchdog)
+        with run.layout.active(), processes.Preemption() as preemption:
+            evaluation = run.loop(state, preemption, profile)
+    _say(f"time went to: {ledger.describe()}")
+    return evaluation
+
+
+def _set_up(config, workdir, ledger, watchdog):
+    """-> (_Run, the state that it goes on from)"""
     with processes.first_then_others():
         inputs.resolve(config, workdir, make=processes.is_first())
 
@@ -57,8 +70,7 @@ def train(config, workdir, profile: tuple[int, int] | None = None) -> dict:
     layout = sharding.Layout(sharding.make_mesh(config.mesh), task.rules)
     layout.check_batch(config.batch_size, config.accumulate)
     rows = layout.local_rows(config.batch_size)
-    batches = functools.partial(inputs.make_batches, config, encode_text=task.encode_prompts, rows=rows)
-    data = batches("train")
+    data, heldout = (inputs.make_batches(config, split, task.encode_prompts, rows) for split in ("train", "heldout"))
 
     # ---- state: the latest checkpoint's, or new
     optimizer, key = make_optimizer(config.optimizer), jax.random.key(config.seed)
@@ -97,19 +109,16 @@ def train(config, workdir, profile: tuple[int, int] | None = None) -> dict:
         train_step=jax.jit(one_step, donate_argnums=0, out_shardings=(shardings, layout.replicated)),
         evaluate_step=jax.jit(task.evaluate, out_shardings=layout.replicated),
         train_data=data,
-        heldout_data=functools.partial(batches, "heldout"),
+        heldout_data=heldout,
         checkpoints=checkpoints,
         ledger=ledger,
+        watchdog=watchdog,
         samples=_samples(config, workdir, task, layout),
     )
     if processes.is_first():
         runs.write_config(workdir, config)
 
-    # ---- loop
-    with layout.active(), processes.Preemption() as preemption:
-        evaluation = run.loop(state, preemption, profile)
-    _say(f"time went to: {ledger.describe()}")
-    return evaluation
+    return run, state
 
 
 def _samples(config, workdir, task, layout) -> Samples | None:
@@ -152,23 +161,23 @@ class _Run:
     train_step: Callable
     evaluate_step: Callable
     train_data: Batches
-    heldout_data: Callable
+    heldout_data: Batches
     checkpoints: Checkpoints
     ledger: Ledger
+    watchdog: processes.Watchdog
     samples: Samples | None
     bad_batches: int = 0
 
     def loop(self, state, preemption, profile) -> dict:
         """Evaluate, save, draw a batch, step, log. Returns: the last evaluation."""
         config, start, evaluation, pending = self.config, int(state.step), {}, None
-        watchdog = processes.Watchdog(config.watchdog.seconds, config.watchdog.end)
-        log = RunLog(self.workdir if processes.is_first() else None, config, self.ledger, start)
+        self.bad_batches = self._count_bad(start)
+        log = RunLog(self.workdir if processes.is_first() else None, config, self.ledger, start, self.bad_batches)
         tracer = Profiler(self.workdir / PROFILE, profile)
         self.ledger.enter("step")
-        self.bad_batches = self._count_bad(start)
         try:
             for step in range(start, config.steps + 1):
-                watchdog.heard()
+                self.watchdog.heard()
                 last, asked = step == config.steps, preemption.reached(step)
                 saving = last or asked or (step % config.checkpoint.every == 0 and step > start)
                 if saving:
@@ -177,7 +186,7 @@ class _Run:
                 if not asked and (saving or (step % config.eval_every == 0 and step > start)):
                     evaluation = self._evaluate(step, state)
                     log.write(step, {f"eval/{name}": value for name, value in evaluation.items()})
-                    watchdog.heard()
+                    self.watchdog.heard()
                 if saving:
                     self._save(step, state, {} if asked else evaluation)
                 if last or asked:
@@ -187,7 +196,7 @@ class _Run:
                 self._check(pending, log)
                 pending = step, metrics, flops
             with self.ledger.during("checkpoint"):
-                watchdog.heard()
+                self.watchdog.heard()
                 self.checkpoints.close()
             if asked and not last:
                 _say(f"asked to stop: saved at step {step}; the same command goes on from there")
@@ -195,7 +204,7 @@ class _Run:
         finally:
             tracer.close()
             log.close()
-            watchdog.close()
+            self.train_data.close()
         return evaluation
 
     def _step(self, step, state, log):
@@ -253,11 +262,11 @@ class _Run:
         """Means over `config.eval_batches` held-out batches, always the same ones, with the same draws."""
         sums, params = Sums(), state.params if state.ema is None else state.ema
         with self.ledger.during("eval"):
-            batches = self.heldout_data()
             for index in range(self.config.eval_batches):
-                batch = self.layout.put_batch(next(batches), self.config.batch_size)
+                batch = self.layout.put_batch(next(self.heldout_data), self.config.batch_size)
                 metrics = self.evaluate_step(params, self.frozen, batch, jax.random.fold_in(self.key, index))
                 sums.add(jax.device_get(metrics))
+            self.heldout_data.rewind()
             if self.samples is not None:
                 self.samples.write(step, params, self.frozen)
         return sums.means()

@@ -63,9 +63,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", nargs="+", help="config files (default: the three stages)")
     parser.add_argument("--devices", type=int, nargs="+", default=[16, 64, 256])
-    parser.add_argument(
-        "--fsdp", type=int, default=64, help="at most so many devices share the parameters (default 64)"
-    )
     parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak that is reached (default 0.4)")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the process has its devices
     args = parser.parse_args()

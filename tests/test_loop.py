@@ -1,5 +1,6 @@
 """What the training loop does when a step is bad, slow, or watched."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from PIL import Image
 from small_runs import frozen_config
 
 from editmgt_jax.training import trainer
-from editmgt_jax.training.metrics import RunLog, Sums, peak_flops
+from editmgt_jax.training.metrics import MetricsWriter, RunLog, Sums, peak_flops
 from editmgt_jax.training.runs import run_params
 from editmgt_jax.training.trainer import BAD_BATCHES, TrainingError
 
@@ -77,6 +78,20 @@ def test_bad_steps_can_be_left_out(config, tmp_path, tiny_model):
     jax.tree.map(np.testing.assert_array_equal, run_params(tmp_path, False)["mgt"], load_mgt(tiny_model / "editmgt")[1])
     assert len((tmp_path / BAD_BATCHES).read_text().splitlines()) == 3
     assert [line["bad"] for line in metrics_of(tmp_path) if "bad" in line] == [1, 1, 1]
+
+
+def test_a_full_disk_is_told(config, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(MetricsWriter, "write", full)
+    with pytest.raises(TrainingError, match="No space left on device.*make room.*checkpoints are as they were"):
+        trainer.train(config, tmp_path)
+
+
+def test_a_bucket_s_address_is_no_workdir(config):
+    with pytest.raises(ValueError, match="the workdir must lie in a file system that this machine mounts"):
+        trainer.train(config, "gs://bucket/run")
 
 
 def test_a_step_that_hangs_is_shown_and_ended():

@@ -51,33 +51,31 @@ class MetricsWriter:
     """
 
     def __init__(self, directory, resume_step: int = 0):
-        self._file = None
+        self._path = None
         if directory is None:
             return
         from tensorboardX import SummaryWriter
 
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resume_step]
-            temporary = path.with_suffix(".tmp")
+        self._path = directory / "metrics.jsonl"
+        if self._path.exists():
+            kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= resume_step]
+            temporary = self._path.with_suffix(".tmp")
             temporary.write_text("".join(line + "\n" for line in kept))
-            temporary.replace(path)
-        self._file = path.open("a")
+            temporary.replace(self._path)
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, values: dict) -> None:
-        if self._file is None:
+        if self._path is None:
             return
-        self._file.write(json.dumps({"step": step} | {k: _rounded(v) for k, v in values.items()}) + "\n")
-        self._file.flush()
+        with self._path.open("a") as file:  # closed each time: buckets keep only what was closed
+            file.write(json.dumps({"step": step} | {k: _rounded(v) for k, v in values.items()}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, float(value), step)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._path is not None:
             self._board.close()
 
 

@@ -5,6 +5,7 @@ A run is a function of (config, data): resuming at step k gives bit-identical pa
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import sys
@@ -53,11 +54,24 @@ def train(config, workdir, profile: tuple[int, int] | None = None) -> dict:
     ledger = Ledger(workdir if processes.is_first() else None)
     with contextlib.closing(processes.Watchdog(config.watchdog.seconds, config.watchdog.end)) as watchdog:
         watchdog.heard()
-        run, state = _set_up(config, workdir, ledger, watchdog)
-        with run.layout.active(), processes.Preemption() as preemption:
-            evaluation = run.loop(state, preemption, profile)
+        with _told_of_full_disks(workdir):
+            run, state = _set_up(config, workdir, ledger, watchdog)
+            with run.layout.active(), processes.Preemption() as preemption:
+                evaluation = run.loop(state, preemption, profile)
     _say(f"time went to: {ledger.describe()}")
     return evaluation
+
+
+@contextlib.contextmanager
+def _told_of_full_disks(workdir):
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TrainingError(
+            f"{workdir} cannot be written to ({error.strerror}): make room and start again; the checkpoints are as they were"
+        ) from error
 
 
 def _set_up(config, workdir, ledger, watchdog):

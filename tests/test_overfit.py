@@ -12,7 +12,7 @@ from editmgt_jax.training import inputs, trainer
 from editmgt_jax.training.runs import run_params
 from editmgt_jax.training.token_job import tokenize_scenes
 
-EDITS, STEPS = 64, 400
+EDITS, STEPS = 64, 160
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ def get_config():
     config.eval_every = 1_000
     config.checkpoint.update(every=500, keep=2, keep_every=10_000)
     config.watchdog.update(seconds=1_800.0, end=True)
+    config.guard.max_loss = 20.0  # a uniform guess among the codes costs 9
     config.mesh.update(data=-1, fsdp=16)  # 16 chips hold a copy; more of them, or slices, hold more copies
     config.data.update(size=1024, tokens="data/tokens", heldout="data/heldout", workers=4, threads=8)
     config.optimizer.update(

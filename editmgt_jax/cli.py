@@ -4,6 +4,7 @@ import argparse
 import errno
 import os
 import sys
+import traceback
 import warnings
 
 from editmgt_jax import commands as run
@@ -18,7 +19,7 @@ def main(argv=None) -> int:
     """-> exit code: 0, 2 after an error of the user's, told in a line, or TRANSIENT after one that may not come again."""
     parser = make_parser()
     args, extra = parser.parse_known_args(argv)
-    args.overrides = extra
+    args.overrides, args.end_job = extra, lambda code: None  # what ends the other processes of a job with this one
     if extra and not args.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(extra)}")
     with warnings.catch_warnings():
@@ -27,12 +28,16 @@ def main(argv=None) -> int:
             args.run(args)
         except KeyboardInterrupt:
             print("editmgt: interrupted", file=sys.stderr)
+            args.end_job(130)
             return 130
         except Exception as error:
             if not _is_for_users(error):
-                raise
+                traceback.print_exc()
+                args.end_job(1)
+                return 1
             print(f"editmgt: error: {error}", file=sys.stderr)
             passing = getattr(error, "transient", False) or getattr(error, "errno", None) in PASSING
+            args.end_job(TRANSIENT if passing else FINAL)
             return TRANSIENT if passing else FINAL
     return 0
 
@@ -42,7 +47,11 @@ def _is_for_users(error) -> bool:
     frame = error.__traceback__
     while frame.tb_next is not None:
         frame = frame.tb_next
-    is_ours = frame.tb_frame.f_globals.get("__name__", "").startswith("editmgt_jax.")
+    raised_by, kind = (
+        frame.tb_frame.f_globals.get("__name__") or "",
+        type(error).__module__,
+    )  # a data worker's has no frame
+    is_ours = raised_by.startswith("editmgt_jax.") or kind.startswith("editmgt_jax.")
     return isinstance(error, OSError) or is_ours and isinstance(error, (ValueError, RuntimeError))
 
 

@@ -101,8 +101,10 @@ def scenes(args) -> None:
 def train(args) -> None:
     from editmgt_jax.training.config_files import load_config
 
-    config = load_config(args.config, args.overrides)
-    _join(args)
+    try:
+        config = load_config(args.config, args.overrides)
+    finally:  # even if only this process cannot: the others hear of it
+        _join(args)
     use_disk_cache()
     from editmgt_jax.training import trainer
 
@@ -121,6 +123,7 @@ def _join(args) -> None:
         from editmgt_jax.training import processes
 
         processes.join(args.heartbeat)
+        args.end_job = processes.end_job
 
 
 def prepare(args) -> None:

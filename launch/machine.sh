@@ -4,7 +4,7 @@
 #   machine.sh setup BUCKET     data, models and runs of this checkout become folders of the bucket
 #   machine.sh train ARGUMENTS  of `editmgt train`, under a supervisor, in the background
 #   machine.sh status           new, running, stopped (by SIGTERM), or "ended CODE"
-#   machine.sh stop             saves and ends, on all machines
+#   machine.sh stop             saves and ends
 set -euo pipefail
 checkout=$(cd "$(dirname "$0")/.." && pwd)
 environment=$HOME/editmgt-venv
@@ -60,7 +60,7 @@ status)
         echo running
     elif [ ! -f "$code" ]; then
         echo new
-    elif grep --quiet "asked to stop" "$log"; then
+    elif grep --quiet "asked to stop" "$log" || [ "$(cat "$code")" = 143 ]; then # 143: before it could save
         echo stopped
     else
         echo "ended $(cat "$code")"
@@ -70,7 +70,7 @@ stop)
     if running; then
         pid=$(cat "$supervisor")
         # shellcheck disable=SC2046  # one or more numbers
-        kill -TERM $(cat "/proc/$pid/task/$pid/children") # the supervisor passes it on
+        kill -TERM $(cat "/proc/$pid/task/$pid/children") || ! running # the supervisor passes it on
     fi
     ;;
 *)

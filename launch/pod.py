@@ -11,6 +11,7 @@ Every machine runs machine.sh; training is `editmgt train --distributed` under `
 """
 
 import argparse
+import re
 import shlex
 import subprocess
 import sys
@@ -77,27 +78,43 @@ class Pod:
         self._on_all(_machine("train", *arguments))
 
     def stop(self) -> None:
-        self._on_first(_machine("stop"))  # the others are told by their job
+        self._on_all(f"test ! -d editmgt || {_machine('stop')}")
 
     def status(self) -> str:
-        """What machine.sh says on the first machine."""
-        return self._on_first(f"test -d editmgt && {_machine('status')} || echo new", read=True).strip()
+        """What machine.sh says on all machines, as `combine` puts it."""
+        return combine(self._on_all(f"test -d editmgt && {_machine('status')} || echo new", read=True))
 
     def log(self, lines: int) -> None:
-        self._on_first(f"tail -n {lines} editmgt.log")
+        self._gcloud("ssh", "--worker=0", "--node=0", "--command", f"tail -n {lines} editmgt.log")
 
     def delete(self) -> None:
         self._gcloud("delete", "--force", "--quiet")
 
-    def _on_all(self, command: str) -> None:
-        self._gcloud("ssh", "--worker=all", "--node=all", "--command", command)
-
-    def _on_first(self, command: str, read: bool = False) -> str:
-        return self._gcloud("ssh", "--worker=0", "--node=0", "--command", command, read=read)
+    def _on_all(self, command: str, read: bool = False) -> str:
+        return self._gcloud("ssh", "--worker=all", "--node=all", "--command", command, read=read)
 
     def _gcloud(self, verb, *flags, before=(), after="", read=False) -> str:
         command = ["gcloud", "compute", "tpus", "queued-resources", verb, *before, self._name + after]
         return _run([*command, *self._where, *flags], read)
+
+
+def combine(said: str) -> str:
+    """One status from a line of each machine; lines that are no status are left out.
+
+    Returns: running, partly (some machines run, others are new), new (some are, none runs), stopped, or the worst "ended CODE".
+    Errors: PodError when no line is a status.
+    """
+    said = {line.strip() for line in said.splitlines()}
+    if "running" in said:
+        return "partly" if "new" in said else "running"
+    # Of stopped machines the first alone says so: the others say that they ended with 0.
+    for status in ("new", "stopped"):
+        if status in said:
+            return status
+    codes = [int(line.removeprefix("ended ")) for line in said if re.fullmatch(r"ended \d+", line)]
+    if not codes:
+        raise PodError("no machine says what it does")
+    return f"ended {max(codes)}"
 
 
 def keep(pod: Pod, wanted: dict, bucket: str, arguments: list[str], wait: float) -> None:
@@ -129,7 +146,10 @@ def _advance(pod: Pod, bucket: str, arguments: list[str]) -> bool:
     """Sets machines up and starts training, where that is to be done. -> whether the run has ended"""
     try:
         status = pod.status()
-        if status in ("new", "stopped"):  # stopped machines may have started anew since
+        if status == "partly":  # a machine alone started anew: the others wait for it in vain
+            _say("only some machines train: stopping them")
+            pod.stop()
+        elif status in ("new", "stopped"):  # stopped machines may have started anew since
             _say("setting up")
             pod.setup(bucket)
             _say("training")

@@ -15,7 +15,7 @@ import pytest
 from configs import base
 from editmgt_jax.data.loader import batches
 from editmgt_jax.training import checkpoint
-from editmgt_jax.training.checkpoint import SIZES, CheckpointError, Checkpoints, fingerprint
+from editmgt_jax.training.checkpoint import SIZES, CheckpointError, Checkpoints, fingerprint, restore_params
 from editmgt_jax.training.optimizer import make_optimizer
 from editmgt_jax.training.sharding import Layout, make_mesh, with_shardings
 from editmgt_jax.training.step import new_state
@@ -133,9 +133,37 @@ def test_an_array_that_changed_unnoticed_by_the_format_is_seen(tmp_path, monkeyp
 
 def test_a_changed_place_in_the_data_is_seen(tmp_path, capfd):
     write(tmp_path)
-    (path,) = (tmp_path / "checkpoints" / "4").rglob("batches.json")
+    (path,) = (tmp_path / "checkpoints" / "4").rglob("_CHECKPOINT_METADATA")
     path.write_text(path.read_text().replace('"step": 2', '"step": 3'))
-    assert restored(tmp_path) == (2.0, 1) and "place in the data" in capfd.readouterr().err
+    assert restored(tmp_path) == (2.0, 1) and "is not what was saved" in capfd.readouterr().err
+
+
+def test_a_file_system_that_stutters_is_asked_again(tmp_path, monkeypatch, capfd):
+    write(tmp_path)
+    read, answers = Checkpoints._read, [(None, None, "[Errno 5] Input/output error: d/1")]
+    monkeypatch.setattr(Checkpoints, "_read", lambda *given: answers.pop() if answers else read(*given))
+    monkeypatch.setattr(checkpoint, "_PAUSE", 0.0)
+    assert restored(tmp_path) == (4.0, 2) and "damaged" not in capfd.readouterr().err
+
+
+def test_parameters_are_those_of_the_best_step_and_damage_is_seen(tmp_path):
+    write(tmp_path)  # the first has the higher accuracy
+    params, _ = restore_params(tmp_path / "checkpoints")
+    assert params["kernel"][0, 0] == 2.0 and restore_params(tmp_path / "checkpoints", 4)[0]["bias"][0] == 4.0
+    flip(tmp_path / "checkpoints" / "2")
+    with pytest.raises(CheckpointError, match="checkpoint 2 in .* (cannot be read|is damaged)"):
+        restore_params(tmp_path / "checkpoints")
+
+
+def test_a_state_means_nothing_without_its_identity(tmp_path):
+    write(tmp_path, identity={"rank": (1, 2)})
+    for rank in ((1, 2), (1, 3)):
+        run = open_run(tmp_path, identity={"rank": rank})
+        if rank == (1, 2):
+            assert run.restore(placed(8)[1], batches(Numbers(), 4)) is not None
+            continue
+        with pytest.raises(CheckpointError, match=r"was begun with .*\[1, 2\].* got .*\[1, 3\]"):
+            run.restore(placed(8)[1], batches(Numbers(), 4))
 
 
 def test_saves_leave_no_file_open(tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,21 +12,32 @@ import pytest
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 
-# One machine, whose home is $MACHINE. The state of the queued resource is a file; creating it makes it ACTIVE.
+# The machines' homes are $CLOUD/machine0 and so on. The state of the queued resource is a file; creating it makes it ACTIVE.
 GCLOUD = """#!/bin/bash
-echo "$@" >> "$MACHINE/../calls"
-verb=$4
+echo "$@" >> "$CLOUD/calls"
+verb=$4 archive=$5
+case "$*" in
+*"--worker=all --node=all"*) homes=("$CLOUD"/machine*) ;;
+*"--worker=0 --node=0"*) homes=("$CLOUD/machine0") ;;
+esac
 case $verb in
-list) [ ! -f "$MACHINE/../state" ] || printf 'pod\\t%s\\n' "$(cat "$MACHINE/../state")" ;;
-create) echo ACTIVE > "$MACHINE/../state" ;;
-delete) rm -rf "$MACHINE/../state" "$MACHINE"; mkdir "$MACHINE" ;;
-scp) cp "$5" "$MACHINE/editmgt.tar.gz" ;;
+list) [ ! -f "$CLOUD/state" ] || printf 'pod\\t%s\\n' "$(cat "$CLOUD/state")" ;;
+create) echo ACTIVE > "$CLOUD/state" ;;
+delete)
+    homes=("$CLOUD"/machine*)
+    rm -rf "$CLOUD/state" "${homes[@]}"
+    mkdir "${homes[@]}" ;;
+scp) for home in "${homes[@]}"; do cp "$archive" "$home/editmgt.tar.gz"; done ;;
 ssh)
     while [ "$1" != --command ]; do shift; done
-    cd "$MACHINE" && HOME=$MACHINE bash -c "$2" ;;
+    code=0
+    for home in "${homes[@]}"; do
+        (cd "$home" && HOME=$home bash -c "$2") || code=$?
+    done
+    exit $code ;;
 esac
 """
-# `python3 -m uv pip install` installs an editmgt that ends as $MACHINE/ends says, or at SIGTERM.
+# `python3 -m uv pip install` installs an editmgt that ends as $CLOUD/ends says, or at SIGTERM: at once where $CLOUD/joining is.
 PYTHON = """#!/bin/bash
 case "$*" in
 *"uv venv"*) mkdir -p "$HOME/editmgt-venv/bin" ;;
@@ -33,9 +45,13 @@ case "$*" in
     cat > "$HOME/editmgt-venv/bin/editmgt" <<'END'
 #!/bin/bash
 echo "$PWD: $@"
-trap 'echo "editmgt: asked to stop: saved at step 7"; exit 0' TERM
-while [ ! -f "$MACHINE/ends" ]; do sleep 0.05; done
-exit "$(cat "$MACHINE/ends")"
+stop() {
+    [ "$HOME" != "$CLOUD/machine0" ] || echo "editmgt: asked to stop: saved at step 7"
+    exit 0
+}
+[ -f "$CLOUD/joining" ] || trap stop TERM
+while [ ! -f "$CLOUD/ends" ]; do sleep 0.05; done
+exit "$(cat "$CLOUD/ends")"
 END
     chmod +x "$HOME/editmgt-venv/bin/editmgt" ;;
 esac
@@ -55,8 +71,8 @@ def launcher():
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """The home of the machine; gcloud's calls are in `calls` beside it."""
-    programs, home = tmp_path / "programs", tmp_path / "machine"
+    """The home of the first machine; gcloud's calls are in `calls` beside it."""
+    programs, home = tmp_path / "programs", tmp_path / "machine0"
     programs.mkdir()
     home.mkdir()
     stand_ins = {"gcloud": GCLOUD, "python3": PYTHON, "mountpoint": MOUNTED, "gcsfuse": GCSFUSE}
@@ -64,9 +80,34 @@ def machine(tmp_path, monkeypatch):
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("MACHINE", str(home))
+    monkeypatch.setenv("CLOUD", str(tmp_path))
     yield home
-    subprocess.run(["bash", LAUNCH / "machine.sh", "stop"], env=os.environ | {"HOME": str(home)}, check=True)
+    for home in tmp_path.glob("machine*"):
+        stop(home)
+
+
+@pytest.fixture
+def machines(machine):
+    """The homes of two machines."""
+    second = machine.parent / "machine1"
+    second.mkdir()
+    return machine, second
+
+
+def stop(machine):
+    subprocess.run(["bash", LAUNCH / "machine.sh", "stop"], env=os.environ | {"HOME": str(machine)}, check=True)
+
+
+def lose(machine):
+    """The machine's processes are gone, and what was in its home."""
+    lost = machine.rename(machine.parent / "lost")
+    machine.mkdir()
+    os.killpg(int((lost / "editmgt.pid").read_text()), signal.SIGKILL)
+
+
+def keep(*flags):
+    command = ["keep", "pod", "--zone", "z", "--type", "v6e-8", *flags, "--bucket", "b", "--wait", "0.1", "--", *RUN]
+    return subprocess.Popen([sys.executable, LAUNCH / "pod.py", *command], stderr=subprocess.PIPE, text=True)
 
 
 def calls(machine) -> list[str]:
@@ -125,24 +166,89 @@ def test_a_pod_is_set_up_and_trains_until_it_is_stopped(launcher, machine, capfd
 
 
 def test_machines_that_are_taken_away_are_asked_for_again(launcher, machine):
-    command = ["keep", "pod", "--zone", "z", "--type", "v6e-8", "--spot", "--bucket", "b", "--wait", "0.1", "--", *RUN]
-    keeping = subprocess.Popen([sys.executable, LAUNCH / "pod.py", *command], stderr=subprocess.PIPE, text=True)
+    keeping = keep("--spot")
     try:
         wait_for(lambda: log_says(machine, "train"))
-        subprocess.run(["bash", LAUNCH / "machine.sh", "stop"], env=os.environ | {"HOME": str(machine)}, check=True)
+        stop(machine)
         wait_for(lambda: (machine / "editmgt.log.before").exists())  # an event of maintenance: it went on
-        subprocess.run(["bash", LAUNCH / "machine.sh", "stop"], env=os.environ | {"HOME": str(machine)}, check=True)
+        wait_for(lambda: log_says(machine, "train"))
+        stop(machine)
         (machine.parent / "state").write_text("SUSPENDED")
         wait_for(lambda: sum(" create " in call for call in calls(machine)) == 2 and log_says(machine, "train"))
-        (machine / "ends").write_text("0")
+        (machine.parent / "ends").write_text("0")
         assert keeping.wait(20) == 0
     finally:
         keeping.kill()
     assert sum(" delete " in call for call in calls(machine)) == 1
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_when_one_machine_starts_anew_all_train_again(machines, which):
+    lost, left = machines[which], machines[1 - which]
+    keeping = keep()
+    try:
+        wait_for(lambda: all(log_says(machine, "train") for machine in machines))
+        lose(lost)
+        wait_for(lambda: (left / "editmgt.log.before").exists())
+        wait_for(lambda: all(log_says(machine, "train") for machine in machines))
+        (lost.parent / "ends").write_text("0")
+        assert keeping.wait(20) == 0
+    finally:
+        keeping.kill()
+    assert "only some machines train: stopping them" in keeping.stderr.read()
+    assert not any(" delete " in call for call in calls(lost))
+
+
+@pytest.mark.parametrize("joining", [False, True])
+def test_stop_ends_all_machines_whatever_the_first_does(launcher, machines, capfd, joining):
+    def pod(*command):
+        return launcher.main([command[0], "pod", "--zone", "z", *command[1:]])
+
+    def status():
+        capfd.readouterr()
+        assert pod("status") == 0
+        return capfd.readouterr().out.strip()
+
+    first, second = machines
+    if joining:
+        (first.parent / "joining").touch()
+    assert pod("create", "--type", "v6e-8") == 0 and pod("stop") == 0 and status() == "ACTIVE new"
+    assert pod("setup", "--bucket", "b") == 0 and pod("train", "--", *RUN) == 0
+    wait_for(lambda: all(log_says(machine, "train") for machine in machines))
+    stop(first)
+    wait_for(lambda: (first / "editmgt.exit").exists())
+    assert status() == "ACTIVE running"
+    assert pod("stop") == 0
+    wait_for(lambda: status() == "ACTIVE stopped")
+    assert pod("train", "--", *RUN) == 0
+    wait_for(lambda: all(log_says(machine, "train") for machine in machines))
+    assert status() == "ACTIVE running"
+
+
+@pytest.mark.parametrize(
+    "said, status",
+    [
+        ("running\r\nrunning\r\n", "running"),
+        ("SSH: Attempting to connect\nrunning\nended 0\n", "running"),
+        ("running\nnew\nended 0\n", "partly"),
+        ("new\nnew\n", "new"),
+        ("stopped\nnew\nended 1\n", "new"),
+        ("ended 0\nstopped\nended 0\n", "stopped"),
+        ("ended 0\nended 0\n", "ended 0"),
+        ("ended 0\nended 2\nended 0\n", "ended 2"),
+    ],
+)
+def test_one_status_of_all_machines(launcher, said, status):
+    assert launcher.combine(said) == status
+
+
+def test_no_status(launcher):
+    with pytest.raises(launcher.PodError, match="no machine says"):
+        launcher.combine("welcome\n")
+
+
 def test_training_that_fails_ends_the_keeping(launcher, machine, capfd):
-    (machine / "ends").write_text("2")
+    (machine.parent / "ends").write_text("2")
     command = ["keep", "pod", "--zone", "z", "--type", "v6e-8", "--bucket", "b", "--wait", "0.1", "--", *RUN]
     assert launcher.main(command) == 1
     assert "training ended 2: see the log" in capfd.readouterr().err

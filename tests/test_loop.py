@@ -4,6 +4,7 @@ import errno
 import json
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -14,7 +15,8 @@ from PIL import Image
 from small_runs import frozen_config
 
 from editmgt_jax.training import trainer
-from editmgt_jax.training.metrics import MetricsWriter, RunLog, Sums, peak_flops
+from editmgt_jax.training.checkpoint import SIZES, Checkpoints
+from editmgt_jax.training.metrics import MetricsWriter, RunLog, Sums, keep_lines, peak_flops
 from editmgt_jax.training.runs import run_params
 from editmgt_jax.training.trainer import BAD_BATCHES, TrainingError
 
@@ -78,6 +80,28 @@ def test_bad_steps_can_be_left_out(config, tmp_path, tiny_model):
     jax.tree.map(np.testing.assert_array_equal, run_params(tmp_path, False)["mgt"], load_mgt(tiny_model / "editmgt")[1])
     assert len((tmp_path / BAD_BATCHES).read_text().splitlines()) == 3
     assert [line["bad"] for line in metrics_of(tmp_path) if "bad" in line] == [1, 1, 1]
+
+
+def test_a_run_that_fails_waits_for_its_last_checkpoint(config, tmp_path, monkeypatch):
+    note, add = Checkpoints._note_sizes, RunLog.add
+    monkeypatch.setattr(Checkpoints, "_note_sizes", lambda *given: (time.sleep(1.5), note(*given)))
+
+    def failing(self, step, *more):
+        if step == 2:
+            raise TrainingError("step 2 failed")
+        add(self, step, *more)
+
+    monkeypatch.setattr(RunLog, "add", failing)
+    with pytest.raises(TrainingError, match="step 2 failed"):
+        trainer.train(config, tmp_path)
+    assert list(json.loads((tmp_path / SIZES).read_text())) == ["2"]
+
+
+def test_what_was_noted_of_bad_batches_may_be_cut_off(tmp_path):
+    path = tmp_path / BAD_BATCHES
+    path.write_text('{"step": 1}\n{"step": 5}\n{"st')
+    assert len(keep_lines(path, 3, write=False)) == 1 and path.read_text().count("\n") == 2
+    assert len(keep_lines(path, 3)) == 1 and path.read_text() == '{"step": 1}\n'
 
 
 def test_a_full_disk_is_told(config, tmp_path, monkeypatch):

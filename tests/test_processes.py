@@ -8,6 +8,7 @@ import time
 import jobs
 import pytest
 from campaigns import kill
+from campaigns.kill import Kill
 from jobs import finish, start
 from small_runs import distances
 
@@ -25,7 +26,7 @@ def home(tiny_model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(home):
     """A run of two processes, not stopped."""
-    started = start(arguments(home, home / "whole"), logs=home / "logs")
+    started = start(arguments(home, home / "whole", "--config.sample_edits=2"), logs=home / "logs")
     assert finish(started) == [0, 0], (home / "logs" / "0.log").read_text()[-3000:]
     return home / "whole"
 
@@ -51,8 +52,10 @@ def wait_for(condition, started, seconds=240):
 def test_two_processes_train_as_one_does(home, undisturbed, tmp_path):
     steps = [json.loads(line)["step"] for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps) and steps[-1] == STEPS  # one process writes
-    started = start(arguments(home, tmp_path / "one"), processes=1, devices=8, logs=tmp_path / "logs")
-    assert finish(started) == [0]
+    one = arguments(home, tmp_path / "one", "--config.sample_edits=2")
+    assert finish(start(one, processes=1, devices=8, logs=tmp_path / "logs")) == [0]
+    pictures = [run / "samples" / "step_000006.png" for run in (undisturbed, tmp_path / "one")]
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
     assert_close_parameters(tmp_path / "one", undisturbed)
 
 
@@ -81,6 +84,38 @@ def test_sigterm_to_one_makes_all_save_the_same_step_and_one_process_goes_on(hom
         finish(started, 1)
     (step,) = (int(path.name) for path in (tmp_path / "run" / CHECKPOINTS).iterdir() if path.name.isdigit())
     assert f"saved at step {step}" in (tmp_path / "logs" / "0.log").read_text()
+    alone = start([*slow, f"--config.steps={step + 1}"], processes=1, devices=8, logs=tmp_path / "logs_alone")
+    assert finish(alone) == [0] and f"at step {step}" in (tmp_path / "logs_alone" / "0.log").read_text()
+
+
+def test_an_error_in_one_process_ends_all_of_them(home, tmp_path):
+    """With its exit code, so that no supervisor starts again what would fail again."""
+    shutil.copytree(home, tmp_path / "home")
+    config = tmp_path / "home" / "config.py"
+    wrong = "os.environ.get('JAX_PROCESS_ID') == '1' and '/nowhere' or"
+    config.write_text("import os\n" + config.read_text().replace("'start_from': ", f"'start_from': {wrong} "))
+    started = start(
+        arguments(tmp_path / "home", tmp_path / "run"),
+        before=["supervise", "--", *jobs.EDITMGT],
+        logs=tmp_path / "logs",
+    )
+    assert finish(started, 120) == [2, 2]
+    first, second = ((tmp_path / "logs" / f"{i}.log").read_text() for i in (0, 1))
+    assert "start_from must be a folder; there is none at /nowhere" in second and "starting again" not in first + second
+    assert "an error in another process of the job ends this one" in first
+
+
+def test_damage_that_one_process_sees_puts_the_checkpoint_aside(home, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    parts = (tmp_path / "run" / CHECKPOINTS / str(STEPS)).rglob("ocdbt.process_1/d/*")
+    path = max(parts, key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    started = start(arguments(home, tmp_path / "run"), logs=tmp_path / "logs")
+    assert finish(started, 120) == [0, 0]
+    assert f"checkpoint {STEPS} is damaged, put aside" in (tmp_path / "logs" / "0.log").read_text()
+    assert_close_parameters(tmp_path / "run", undisturbed)
 
 
 @pytest.mark.slow
@@ -94,9 +129,9 @@ def test_a_run_of_two_processes_goes_on_with_one_and_fewer_devices(home, undistu
     assert_close_parameters(tmp_path / "run", undisturbed)
 
 
-@pytest.mark.parametrize("kills, steps", [(1, 12), pytest.param(5, 40, marks=pytest.mark.slow)])
-def test_a_job_that_is_killed_ends_as_one_that_is_not(home, tmp_path, kills, steps):
+def test_a_job_that_is_killed_ends_as_one_that_is_not(home, tmp_path):
     """The short form of `tests/campaigns/kill.py`."""
     shutil.copytree(home / "tokens", tmp_path / "tokens")
     shutil.copy(home / "config.py", tmp_path)
-    kill.campaign(tmp_path, kills, steps, seed=0)
+    kills = [Kill((0,), True), Kill((0, 1), False), Kill((1,), True), Kill((0, 1), True), Kill((1,), False)]
+    kill.campaign(tmp_path, kills, steps=30)

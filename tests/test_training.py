@@ -3,7 +3,6 @@
 import json
 import shutil
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +21,11 @@ from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.prompts import PromptTokenizer
 from editmgt_jax.training import inputs, trainer
-from editmgt_jax.training.checkpoint import CheckpointError, restore_params
+from editmgt_jax.training.checkpoint import CheckpointError
 from editmgt_jax.training.export import export
 from editmgt_jax.training.initialise import copy_friendly
 from editmgt_jax.training.optimizer import decay_mask, learning_rate
-from editmgt_jax.training.runs import best_params
+from editmgt_jax.training.runs import best_params, run_params
 from editmgt_jax.training.step import cross_entropy, loss_weights
 from editmgt_jax.training.token_job import tokenize_scenes
 
@@ -41,7 +40,7 @@ def vq_run(tmp_path_factory):
 
 
 def _assert_same_parameters(one, other, **which):
-    ours, theirs = (restore_params(Path(run) / "checkpoints", **which) for run in (one, other))
+    ours, theirs = (run_params(run, **{"average": False} | which) for run in (one, other))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
@@ -70,7 +69,7 @@ def test_a_trained_editor_is_exported_and_edits(vq_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     export(tmp_path / "run", tmp_path / "model", dtype=np.float16, verify=True)
     pipe = EditPipeline.from_pretrained(tmp_path / "model")
-    average = restore_params(tmp_path / "run" / "checkpoints", average=True)["mgt"]
+    average = run_params(tmp_path / "run", average=True)["mgt"]
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), average, pipe.model.mgt_params)
     result = pipe(np.zeros((32, 32, 3), np.uint8), "remove the cat")
     assert result.settings.steps == 3 and result.settings.layers == (0,)
@@ -82,7 +81,7 @@ def test_a_warm_start_takes_the_parameters_and_a_new_optimizer(vq_run, tmp_path)
     config = vq_config(0)
     config.start_from = str(vq_run[0])
     trainer.train(config, tmp_path)
-    before, after = best_params(vq_run[0], ("psnr", "max")), restore_params(tmp_path / "checkpoints")
+    before, after = best_params(vq_run[0]), run_params(tmp_path, average=False)
     jax.tree.map(np.testing.assert_array_equal, before, after)
     config.start_from = str(tmp_path / "typo")
     with pytest.raises(FileNotFoundError, match="start_from must be a folder"):

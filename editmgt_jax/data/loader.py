@@ -10,7 +10,6 @@ Axes    B examples of this process
 import dataclasses
 import functools
 import hashlib
-import json
 import sys
 from collections.abc import Callable, Sequence
 
@@ -19,8 +18,6 @@ import numpy as np
 from absl import flags
 
 from editmgt_jax.data.records import TOKENS, RecordError, TokenSet, read_manifest
-
-STATE = "batches.json"
 
 
 class DataError(RuntimeError):
@@ -41,7 +38,7 @@ class Mixture:
 
 
 class Batches:
-    """An endless iterator of batches that can be saved and restored, in a file or with `get_state` and `set_state`.
+    """An endless iterator of batches that can be saved and restored.
 
     Its state is the number of the next batch, so it can be restored for any number of hosts, threads or workers; and what the
     batches are drawn from and how, for they are others otherwise.
@@ -116,23 +113,6 @@ class Batches:
         if self._iterator is not None and self._workers:
             self._iterator.close()  # else its processes would outlive it
         self._step, self._iterator = step, None
-
-    # What Orbax asks of an object that is saved beside arrays.
-
-    async def save(self, directory):
-        state = json.dumps(self.get_state())
-
-        async def write():
-            path = await directory.await_creation()
-            (path / STATE).write_text(state)
-
-        return write()
-
-    async def load(self, directory):
-        async def read():
-            self.set_state(json.loads((directory / STATE).read_text()))
-
-        return read()
 
 
 def batches(

@@ -1,6 +1,6 @@
 """Saving and restoring runs. The one module that talks to Orbax.
 
-A checkpoint holds the train state, the data iterator and, as metadata, the run's config: a run resumed from it equals
+A checkpoint holds the train state and, as metadata, the place in the data and the run's config: a run resumed from it equals
 one that was never stopped. It is whole or not there (Orbax renames it into place), and damage that comes later is seen: the
 sizes of its files are noted beside the checkpoints, and fingerprints of the state's bits inside.
 """
@@ -20,13 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from editmgt_jax.training.processes import all_agree, wait_for_all
+from editmgt_jax.training.processes import any_problem, wait_for_all
 
+STATE = "state"
 SIZES = "checkpoint_sizes.json"  # {step: {file: bytes}}, beside the folder of checkpoints
 DAMAGED = "damaged"  # suffix of a checkpoint that was put aside
 _SLICE = 1 << 20  # bytes of an array below which devices that hold copies do not share its writing: slicing is compiled
 _IN_FLIGHT = 1 << 30  # bytes that a whole tree is written and read with
-_TRIES = 2  # to read a checkpoint before it counts as damaged: file systems stutter
+_STUTTERS = ("EIO", "ESTALE", "ETIMEDOUT", "Input/output error", "Stale file handle", "timed out")  # may not come again
+_PAUSE = 10.0  # seconds before a file system that stuttered is asked again
+_PATIENCE = 600.0  # seconds that a run which fails waits for its last checkpoint
 
 
 class CheckpointError(RuntimeError):
@@ -43,11 +46,12 @@ class Checkpoints:
     Args:
       directory: folder of the run's checkpoints (created).
       config: JSON-able dict stored in every checkpoint, with a hash of the code that wrote it.
+      identity: JSON-able dict of what a state means nothing without; it must be the same when a run goes on.
       monitor: (metric name, "max" or "min") that decides which checkpoint is best.
       keep: how many of the latest are kept, besides the best; keep_every: steps whose multiples are kept too, 0 is none.
     """
 
-    def __init__(self, directory, config: dict, monitor: tuple[str, str], keep: int = 2, keep_every: int = 0):
+    def __init__(self, directory, config: dict, monitor: tuple[str, str], keep=2, keep_every=0, identity=None):
         name, direction = monitor
         policies = ocp.training.preservation_policies
         kept = [
@@ -63,7 +67,8 @@ class Checkpoints:
             kept.append(policies.EveryNSteps(keep_every))
         self._directory, self._monitor = Path(directory), name
         self._writing, self._failure = None, None  # the thread that sees a save to its end, and what went wrong in it
-        self._about = {"config": config, "code": _code_version()}
+        self._identity = json.loads(json.dumps(identity or {}))  # as it is read back
+        self._about = {"config": config, "code": _code_version(), "monitor": list(monitor)}
         context = ocp.Context()
         context.array.saving.min_slice_bytes_for_replica_parallel = _SLICE
         self._checkpointer = ocp.training.Checkpointer(
@@ -81,7 +86,7 @@ class Checkpoints:
         return None if latest is None else latest.step
 
     def save(self, step: int, state, data, metrics: dict) -> None:
-        """Saves state and data iterator together; returns while the files are still being written.
+        """Saves the state and its place in the data together; returns while the files are still being written.
 
         Args:
           metrics: of an evaluation of this state, or {}.
@@ -96,11 +101,12 @@ class Checkpoints:
                 f"left: make room and start again; {self._last_whole()}"
             )
         try:
+            facts = {"fingerprints": fingerprints(arrays), "batches": data.get_state(), "identity": self._identity}
             response = self._checkpointer.save_checkpointables_async(
                 step,
-                {"state": arrays, "data": data},
+                {STATE: arrays},
                 metrics={self._monitor: metrics[self._monitor]} if self._monitor in metrics else None,
-                custom_metadata=self._about | {"fingerprints": fingerprints(arrays), "batches": data.get_state()},
+                custom_metadata=self._about | facts | {"seal": _seal(facts)},
                 force=True,
             )
         except Exception as error:  # noqa: BLE001  (file systems raise many kinds)
@@ -117,9 +123,17 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until all is written. Errors: CheckpointError."""
+        self.settle(None)
+        self.check()
+
+    def settle(self, seconds: float | None = _PATIENCE) -> None:
+        """Waits for a write under way, whether it succeeds or not."""
         if self._writing is not None:
-            self._writing.join()
+            self._writing.join(seconds)
             self._writing = None
+
+    def check(self) -> None:
+        """Errors: CheckpointError when a write has failed since the last call."""
         if self._failure is not None:
             error, self._failure = self._failure, None
             raise self._not_written(error) from error
@@ -143,13 +157,12 @@ class Checkpoints:
         """
         steps, problems = sorted((c.step for c in self._checkpointer.checkpoints), reverse=True), {}
         for step in steps:
-            problem = self._problem_of_sizes(step)
-            for _ in range(_TRIES if all_agree(problem is None) else 0):
-                state, problem = self._load(step, abstract_state, data)
-                if all_agree(problem is None):
-                    self._put_aside(problems)
-                    return state
-            problems[step] = problem or "another process cannot read it"
+            problems[step] = any_problem(self._problem_of_sizes(step))
+            if problems[step] is None:
+                state, problems[step] = self._load(step, abstract_state, data)
+            if problems[step] is None:
+                self._put_aside({number: problem for number, problem in problems.items() if problem is not None})
+                return state
         if not steps:
             return None
         newest = steps[0]
@@ -159,38 +172,68 @@ class Checkpoints:
         )
 
     def _load(self, step, abstract_state, data):
-        """-> (state, None) or (None, what is wrong)"""
-        try:
-            loaded = self._checkpointer.load_checkpointables(step, {"state": _arrays(abstract_state), "data": data})
-            noted = self._checkpointer.metadata(step).custom_metadata or {}
-        except Exception as error:  # noqa: BLE001  (damaged files raise many kinds)
-            return None, str(error) or type(error).__name__
-        if noted.get("fingerprints") != fingerprints(loaded["state"]):
+        """-> (state, None) or (None, what is wrong, in whichever process)"""
+        for again in (True, False):
+            arrays, noted, problem = self._read(step, _arrays(abstract_state))
+            problem = any_problem(problem)
+            if problem is None or not (again and any(stutter in problem for stutter in _STUTTERS)):
+                break
+            time.sleep(_PAUSE)
+        if problem is not None:
+            return None, problem
+        if noted["fingerprints"] != fingerprints(arrays):
             return None, "its numbers are not those that were saved"
-        if noted.get("batches") != data.get_state():
-            return None, "its place in the data is not that which was saved"
-        return abstract_state.replace(**loaded["state"]), None
+        if noted["identity"] != self._identity:
+            raise CheckpointError(
+                f"the run in {self._directory.parent} was begun with {noted['identity']}; got {self._identity}. Go on with what "
+                "it was begun with, or take a new workdir"
+            )
+        data.set_state(noted["batches"])
+        return abstract_state.replace(**arrays), None
+
+    def _read(self, step, abstract):
+        """This process's part of the arrays, and the metadata. -> (arrays, metadata, None) or (None, None, what is wrong)"""
+        alone = (
+            ocp.Context()
+        )  # else Orbax lets the processes wait for each other, five minutes long when one cannot read
+        alone.multiprocessing.primary_host = jax.process_index()
+        alone.multiprocessing.active_processes = {jax.process_index()}
+        path = self._directory / str(step)
+        try:
+            with alone:
+                arrays = ocp.load_checkpointables(path, {STATE: abstract})[STATE]
+                noted = ocp.metadata(path).custom_metadata or {}
+        except Exception as error:  # noqa: BLE001  (damaged files raise many kinds)
+            return None, None, str(error) or type(error).__name__
+        facts = {name: noted.get(name) for name in ("fingerprints", "batches", "identity")}
+        if noted.get("seal") != _seal(facts):
+            return None, None, "what is noted of it is not what was saved"
+        return arrays, facts, None
 
     def _put_aside(self, problems) -> None:
         """Renames damaged checkpoints, which are in the way of new ones of their steps."""
         if not problems:
             return
-        for number, problem in problems.items():
-            if jax.process_index() == 0:
+        if jax.process_index() == 0:
+            for number, problem in problems.items():
                 print(f"editmgt: checkpoint {number} is damaged, put aside: {problem}", file=sys.stderr)
                 path = self._directory / str(number)
                 path.rename(path.with_name(f"{number}.{DAMAGED}.{time.time_ns()}"))
+            self._write_sizes({})
         wait_for_all()
         self._checkpointer.reload()
 
     def _note_sizes(self, step) -> None:
         if jax.process_index() == 0:
-            path = self._directory.with_name(SIZES)
-            sizes = {n: files for n, files in _read_sizes(path).items() if (self._directory / n).is_dir()}
-            sizes[str(step)] = _file_sizes(self._directory / str(step))
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(sizes))
-            temporary.replace(path)
+            self._write_sizes({str(step): _file_sizes(self._directory / str(step))})
+
+    def _write_sizes(self, more) -> None:
+        """Adds to what is noted, and drops what is noted of checkpoints that are gone."""
+        path = self._directory.with_name(SIZES)
+        sizes = {n: files for n, files in _read_sizes(path).items() if (self._directory / n).is_dir()}
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(sizes | more))
+        temporary.replace(path)
 
     def _problem_of_sizes(self, step) -> str | None:
         noted = _read_sizes(self._directory.with_name(SIZES)).get(str(step))
@@ -218,6 +261,10 @@ def _code_version() -> str:
     return found.hexdigest()[:16]
 
 
+def _seal(facts: dict) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _bytes(tree) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
@@ -243,14 +290,23 @@ def fingerprint(tree) -> int:
 
     Arrays of the host are moved to a device one at a time.
     """
+    leaves = jax.tree.leaves(tree)
+    if all(isinstance(leaf, jax.Array) for leaf in leaves):
+        found = _of_leaves(leaves)  # one program: processes must not run the parts of many in different orders
+    else:
+        found = [_of_leaves([leaf])[0] for leaf in leaves]
     total = 0
-    for found in jax.device_get([_fingerprint_of_leaf(leaf) for leaf in jax.tree.leaves(tree)]):
-        total = (total * 0x85EBCA6B + int(found)) % 2**32
+    for number in jax.device_get(found):
+        total = (total * 0x85EBCA6B + int(number)) % 2**32
     return total
 
 
 @jax.jit
-def _fingerprint_of_leaf(x):
+def _of_leaves(leaves):
+    return [_of_leaf(leaf) for leaf in leaves]
+
+
+def _of_leaf(x):
     bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
     place = jnp.zeros(x.shape, jnp.uint32)
     for axis in range(x.ndim):
@@ -258,11 +314,13 @@ def _fingerprint_of_leaf(x):
     return jnp.sum(bits.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)  # odd weights lose no bit
 
 
-def restore_params(directory, step: int | None = None, monitor=None, average: bool = False):
+def restore_params(directory, step: int | None = None, average: bool = False):
     """Reads only the parameters (or their moving average) of a run's checkpoint, as host arrays.
 
     Args:
-      step: which; None is the best by `monitor` (metric name, "max" or "min"), or without monitor the latest.
+      step: which; None is the best by the metric that the run was monitored by, or the latest if none has it.
+    Returns: (parameters, identity of the run; see `Checkpoints`)
+    Errors: CheckpointError, also for a damaged one.
     """
     if not Path(directory).is_dir():
         raise CheckpointError(f"a run needs a folder of checkpoints; there is none at {directory}")
@@ -271,7 +329,7 @@ def restore_params(directory, step: int | None = None, monitor=None, average: bo
         if not steps:
             raise CheckpointError(f"a run needs a checkpoint; none in {directory}")
         if step is None:
-            step = _best(steps.values(), monitor) if monitor else max(steps)
+            step = _best(steps.values(), checkpointer.metadata(max(steps)).custom_metadata["monitor"])
         if step not in steps:
             raise CheckpointError(f"step {step} is not kept in {directory}; there are {sorted(steps)}")
         name = "ema" if average else "params"
@@ -284,9 +342,9 @@ def restore_params(directory, step: int | None = None, monitor=None, average: bo
                 params = checkpointer.load(step, {name: abstract})[name]
         except Exception as error:  # noqa: BLE001  (damaged files raise many kinds)
             raise CheckpointError(f"checkpoint {step} in {directory} cannot be read: {error}") from error
-    if (about.custom_metadata or {}).get("fingerprints", {}).get(name) != fingerprint(params):
+    if about.custom_metadata["fingerprints"][name] != fingerprint(params):
         raise CheckpointError(f"checkpoint {step} in {directory} is damaged: its numbers are not those that were saved")
-    return params
+    return params, about.custom_metadata["identity"]
 
 
 def _best(checkpoints, monitor) -> int:

@@ -11,7 +11,7 @@ from editmgt_jax.convert import save_component
 from editmgt_jax.loading import load_vq
 from editmgt_jax.lora import merge, save_lora
 from editmgt_jax.training.conditioning import TrainedText
-from editmgt_jax.training.runs import run_config, run_params
+from editmgt_jax.training.runs import run_config, run_identity, run_params
 from editmgt_jax.training.trainer import make_task
 from editmgt_jax.weights import new_directory
 
@@ -31,7 +31,7 @@ def export(workdir, output, step=None, dtype="float32", raw=False, verify=False,
     if merged and getattr(task, "lora", None) is None:
         raise ValueError(f"only the run of a LoRA has something to merge; {workdir} is none")
     average = config.optimizer.ema_decay > 0 and not raw
-    params = run_params(workdir, average, step, task.monitor)
+    params = run_params(workdir, average, step)
     with new_directory(output, workdir) as target:
         if config.task == "vq":  # always float32: a rounded tokenizer gives other ids
             save_component(target / "vqvae", task.model_config, params, np.float32, verify)
@@ -40,6 +40,8 @@ def export(workdir, output, step=None, dtype="float32", raw=False, verify=False,
         else:
             if merged:
                 base = task.base(lambda _, value: np.asarray(value))
+                if task.identity({"mgt": base}) != run_identity(workdir, step):
+                    raise ValueError(f"{config.start_from} is no longer the model that the LoRA was trained on")
                 params = {"mgt": merge(base, params["lora"], task.lora)}
             _write_editor(target, config, task, params, jnp.dtype(dtype), verify)
 

@@ -59,11 +59,7 @@ class MetricsWriter:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / "metrics.jsonl"
-        if self._path.exists():
-            kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= resume_step]
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text("".join(line + "\n" for line in kept))
-            temporary.replace(self._path)
+        keep_lines(self._path, resume_step)
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, values: dict) -> None:
@@ -188,6 +184,21 @@ def memory_in_use() -> float | None:
 def _rounded(value) -> float | None:
     """Six significant digits; JSON has no word for NaN and infinity."""
     return float(f"{float(value):.6g}") if np.isfinite(value) else None
+
+
+def keep_lines(path, last_step: int, write: bool = True) -> list[str]:
+    """Drops the lines of a JSONL file that are of steps after `last_step`, or cut off. -> those that are left
+
+    Args:
+      write: whether the file is changed, too.
+    """
+    lines = path.read_text().splitlines() if path.is_file() else []
+    kept = [line for line in lines if _step_of(line) <= last_step]
+    if write and kept != lines:
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        temporary.replace(path)
+    return kept
 
 
 def _step_of(line: str) -> int:

@@ -19,6 +19,7 @@ from editmgt_jax.loading import find_model, load_clip, load_mgt, load_vq
 from editmgt_jax.lora import init_lora
 from editmgt_jax.models.flops import forward_flops
 from editmgt_jax.models.mgt import MGT, init_mgt
+from editmgt_jax.training.checkpoint import fingerprint
 from editmgt_jax.training.conditioning import TrainedText, text_of
 from editmgt_jax.training.initialise import copy_friendly
 from editmgt_jax.training.runs import best_params, is_run, run_config
@@ -133,7 +134,11 @@ class MGTTask:
         if is_run(directory):
             before = MGTConfig.from_dict(run_config(directory).model.mgt.to_dict())
             self._check_same(before, directory)
-            params = best_params(directory, self.monitor)
+            params = best_params(directory)
+            if "mgt" not in params:
+                raise ValueError(
+                    f"{directory} is the run of a LoRA: name a model directory with it merged (editmgt export --merge)"
+                )
             return _placed({name: params[name] for name in self._trained()}, put)
         directory, mgt_directory = find_model(directory)
         mgt, params = load_mgt(mgt_directory, place=lambda path, value: put(f"mgt/{path}", value))
@@ -167,6 +172,10 @@ class MGTTask:
     def base(self, put):
         """The parameters of the transformer that a LoRA adapts."""
         return self._read(self.config.start_from, put)["mgt"]
+
+    def identity(self, frozen) -> dict:
+        """What the states mean nothing without: of a LoRA, how it adapts which model."""
+        return {} if self.lora is None else {"lora": self.lora.to_dict(), "base": fingerprint(frozen["mgt"])}
 
     def variables(self, params, frozen) -> dict:
         """What the transformer is applied with."""

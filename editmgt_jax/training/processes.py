@@ -1,10 +1,12 @@
-"""A job of one process or of many: joining it, being asked to stop, hanging."""
+"""A job of one process or of many: joining it, ending together, being asked to stop, hanging."""
 
+import atexit
 import contextlib
 import faulthandler
 import itertools
 import os
 import signal
+import sys
 import threading
 
 import jax
@@ -13,6 +15,8 @@ from jax.experimental import multihost_utils
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 LONGEST_WAIT = 1800  # seconds that processes wait for each other: one may encode a whole shard meanwhile
+LAST_WORDS = 10  # seconds that the first process waits for the others when a job ends with an error
+_ENDING, _HEARD = "editmgt/ending", "editmgt/heard"
 _QUESTIONS = itertools.count()
 
 
@@ -55,6 +59,46 @@ def join(heartbeat: int = 30) -> None:
             f"{COUNT} and {NUMBER}",
             transient=isinstance(error, RuntimeError),  # they may be on their way; a ValueError is about the settings
         ) from error
+    if jax.process_count() > 1:
+        quiet = threading.Event()
+        watcher = threading.Thread(target=_end_with_others, args=(quiet,), daemon=True)
+        watcher.start()
+        atexit.register(lambda: (quiet.set(), watcher.join()))  # before jax leaves the job
+
+
+def end_job(code: int) -> None:
+    """Ends every process of the job with an exit code, for an error in one of them; returns if there is one process only.
+
+    Without it, the others would wait for this one until jax ends them all, with a code that says nothing.
+    """
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+        return
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one may have said so first
+        distributed.global_state.client.key_value_set(_ENDING, str(code))
+    _leave(code)
+
+
+def _end_with_others(quiet) -> None:
+    client = distributed.global_state.client
+    while not quiet.wait(1.0):
+        try:
+            code = client.key_value_try_get(_ENDING)
+        except jax.errors.JaxRuntimeError:  # not said, or the job falls apart: jax ends this process then
+            continue
+        print("editmgt: an error in another process of the job ends this one", file=sys.stderr)
+        _leave(int(code))
+
+
+def _leave(code: int) -> None:
+    """Ends this process at once. The first one, which the others hear through, lets them go before."""
+    client = distributed.global_state.client
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        client.key_value_set(f"{_HEARD}/{jax.process_index()}", "")
+        for i in range(jax.process_count() if is_first() else 0):
+            client.blocking_key_value_get(f"{_HEARD}/{i}", LAST_WORDS * 1000)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def is_first() -> bool:
@@ -74,18 +118,19 @@ def first_then_others():
 
 def wait_for_all() -> None:
     """Until every process has come here."""
-    all_agree(True)
+    any_problem(None)
 
 
-def all_agree(yes: bool) -> bool:
-    """Whether every process says yes. All must ask, in the same order; no device takes part.
+def any_problem(problem: str | None) -> str | None:
+    """What the first process that has a problem says of it; None if none has any. All must ask, in the same order; no device
+    takes part.
 
     Errors: ProcessError when one of them does not come.
     """
     if jax.process_count() == 1:
-        return yes
-    client, name = distributed.global_state.client, f"editmgt/agree/{next(_QUESTIONS)}"
-    client.key_value_set(f"{name}/{jax.process_index()}", str(int(yes)))
+        return problem
+    client, name = distributed.global_state.client, f"editmgt/problem/{next(_QUESTIONS)}"
+    client.key_value_set(f"{name}/{jax.process_index()}", problem or "")
     try:
         answers = [
             client.blocking_key_value_get(f"{name}/{i}", LONGEST_WAIT * 1000) for i in range(jax.process_count())
@@ -94,7 +139,7 @@ def all_agree(yes: bool) -> bool:
         raise ProcessError(
             f"another process of the job did not come within {LONGEST_WAIT} s: {error}", transient=True
         ) from error
-    return all(answer == "1" for answer in answers)
+    return next((answer for answer in answers if answer), None)
 
 
 def check_joined() -> None:

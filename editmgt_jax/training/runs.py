@@ -36,12 +36,16 @@ def write_config(workdir, config) -> None:
     temporary.replace(path)
 
 
-def best_params(workdir, monitor):
+def best_params(workdir):
     """What `editmgt export` would write of a run: the best step's parameters, averaged if the run keeps an average."""
-    return run_params(workdir, run_config(workdir).optimizer.ema_decay > 0, monitor=monitor)
+    return run_params(workdir, run_config(workdir).optimizer.ema_decay > 0)
 
 
-def run_params(workdir, average: bool, step: int | None = None, monitor=None):
-    """Parameters of a run, or their moving average, as host arrays: those of `step`, of the best one by `monitor`, or of the
-    latest."""
-    return restore_params(Path(workdir).absolute() / CHECKPOINTS, step, monitor, average)
+def run_params(workdir, average: bool, step: int | None = None):
+    """Parameters of a run, or their moving average, as host arrays: those of `step`, or of the best one."""
+    return restore_params(Path(workdir).absolute() / CHECKPOINTS, step, average)[0]
+
+
+def run_identity(workdir, step: int | None = None) -> dict:
+    """What the states of a run mean nothing without, such as the model that a LoRA adapts."""
+    return restore_params(Path(workdir).absolute() / CHECKPOINTS, step)[1]

@@ -1,7 +1,7 @@
 """Sample edits of a run under way: what its model makes of held-out pairs, as a picture with a row for each.
 
 A row is the source, the relevance over it, the edit and the target. All processes decode, since each holds a part of the
-parameters; the first one paints.
+parameters; the first one writes.
 
 Axes    B pairs, T text tokens; others as in `editmgt_jax.config`
 """
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from PIL import Image
 
 from editmgt_jax import editing, images
@@ -37,19 +36,19 @@ class Samples:
         self._batch = {name: layout.put_leaf("", value[:count]) for name, value in batch.items()}
         self._settings = Settings.resolve(task.scheduler, task.mgt_config.num_blocks)
         self._edit = jax.jit(self._decode, out_shardings=layout.replicated)
-        self._vq = load_vq(task.vq_directory) if processes.is_first() else None
+        _, self._vq_params = load_vq(task.vq_directory, place=lambda _, value: layout.put_leaf("", value))
 
     def write(self, step: int, params, frozen) -> Path:
         """Draws `step_NNNNNN.png`. -> its path"""
-        source, target, edit = jax.device_get(self._edit(params, frozen, self._batch))
+        *pictures, scores = jax.device_get(self._edit(params, frozen, self._vq_params, self._batch))
         path = self._directory / f"step_{step:06d}.png"
         if processes.is_first():
             self._directory.mkdir(exist_ok=True)
-            images.save(self._picture(source, target, edit), path)
+            images.save(_grid([[images.to_image(one) for one in column] for column in pictures], scores), path)
         return path
 
-    def _decode(self, params, frozen, batch):
-        """-> source ids, target ids, TokenEdit"""
+    def _decode(self, params, frozen, vq_params, batch):
+        """-> pixels [B Y X 3] of the sources, of the edits and of the targets, relevance [B H W]"""
         task, settings = self._task, self._settings
         source, target = task.ids(frozen, batch, "source"), task.ids(frozen, batch, "target")
         size, rows, columns = source.shape
@@ -70,21 +69,23 @@ class Samples:
             knobs=settings.knobs(task.scheduler.masking_schedule),
         )
         plan = settings.plan(task.scheduler.timestep_convention)
-        return source, target, editing.decode_edit(task.variables(params, frozen), request, task.mgt, plan)
+        edit = editing.decode_edit(task.variables(params, frozen), request, task.mgt, plan)
 
-    def _picture(self, source, target, edit) -> Image.Image:
-        vq, vq_params = self._vq
-        painted = [
-            [images.to_image(pixels) for pixels in np.asarray(editing.detokenize(vq_params, jnp.asarray(ids), vq))]
-            for ids in (source, edit.tokens, target)
-        ]
-        rows = [
-            (before, images.overlay(before, scores), after, wanted)
-            for before, after, wanted, scores in zip(*painted, edit.scores, strict=True)
-        ]
-        width, height = rows[0][0].size
-        canvas = Image.new("RGB", ((width + _GAP) * len(rows[0]) - _GAP, (height + _GAP) * len(rows) - _GAP), "white")
-        for y, row in enumerate(rows):
-            for x, picture in enumerate(row):
-                canvas.paste(picture, (x * (width + _GAP), y * (height + _GAP)))
-        return canvas
+        def paint(ids):  # one at a time: a picture's activations are large
+            return jax.lax.map(lambda one: editing.detokenize(vq_params, one[None], task.vq)[0], ids)
+
+        return paint(source), paint(edit.tokens), paint(target), edit.scores
+
+
+def _grid(columns, scores) -> Image.Image:
+    """Sources, edits and targets, with the relevance over the source beside it."""
+    rows = [
+        (before, images.overlay(before, relevance), after, wanted)
+        for before, after, wanted, relevance in zip(*columns, scores, strict=True)
+    ]
+    width, height = rows[0][0].size
+    canvas = Image.new("RGB", ((width + _GAP) * len(rows[0]) - _GAP, (height + _GAP) * len(rows) - _GAP), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            canvas.paste(picture, (x * (width + _GAP), y * (height + _GAP)))
+    return canvas

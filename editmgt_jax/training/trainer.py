@@ -19,7 +19,7 @@ from editmgt_jax.paths import mounted
 from editmgt_jax.training import inputs, processes, runs, samples, sharding
 from editmgt_jax.training.checkpoint import Checkpoints
 from editmgt_jax.training.goodput import Ledger
-from editmgt_jax.training.metrics import Profiler, RunLog, Sums
+from editmgt_jax.training.metrics import Profiler, RunLog, Sums, keep_lines
 from editmgt_jax.training.mgt_task import MGTTask
 from editmgt_jax.training.optimizer import make_optimizer
 from editmgt_jax.training.samples import Samples
@@ -91,11 +91,17 @@ def _set_up(config, workdir, ledger, watchdog):
     new = functools.partial(_new_state, task, optimizer, config.optimizer.ema_decay > 0)
     abstract = jax.eval_shape(lambda: new(task.init(key)))
     shardings = layout.of(abstract)
+    frozen = task.frozen(layout.put_leaf, inputs.encoded_in_steps(config))
     with processes.first_then_others():
         workdir.mkdir(parents=True, exist_ok=True)
     settings = config.checkpoint
     checkpoints = Checkpoints(
-        workdir / runs.CHECKPOINTS, config.to_dict(), task.monitor, settings.keep, settings.keep_every
+        workdir / runs.CHECKPOINTS,
+        config.to_dict(),
+        task.monitor,
+        settings.keep,
+        settings.keep_every,
+        task.identity(frozen),
     )
     state = checkpoints.restore(sharding.with_shardings(abstract, shardings), data)
     ledger.resume(0 if state is None else int(state.step))
@@ -107,7 +113,6 @@ def _set_up(config, workdir, ledger, watchdog):
         raise ValueError(
             f"the run in {workdir} is at step {int(state.step)}, past steps={config.steps}: name more steps"
         )
-    frozen = task.frozen(layout.put_leaf, inputs.encoded_in_steps(config))
 
     # ---- programs
     def one_step(state, frozen, batch):
@@ -192,17 +197,19 @@ class _Run:
         try:
             for step in range(start, config.steps + 1):
                 self.watchdog.heard()
+                self.checkpoints.check()
                 last, asked = step == config.steps, preemption.reached(step)
                 saving = last or asked or (step % config.checkpoint.every == 0 and step > start)
+                evaluating = not asked and (last or (step % config.eval_every == 0 and step > start))
                 if saving:
                     self._check(pending, log)
                     pending = None
-                if not asked and (saving or (step % config.eval_every == 0 and step > start)):
+                if evaluating:
                     evaluation = self._evaluate(step, state)
                     log.write(step, {f"eval/{name}": value for name, value in evaluation.items()})
                     self.watchdog.heard()
                 if saving:
-                    self._save(step, state, {} if asked else evaluation)
+                    self._save(step, state, evaluation if evaluating else {})
                 if last or asked:
                     break
                 tracer.at(step, state)
@@ -215,6 +222,9 @@ class _Run:
             if asked and not last:
                 _say(f"asked to stop: saved at step {step}; the same command goes on from there")
             self.ledger.write()
+        except Exception:
+            self.checkpoints.settle()  # what is being written is good
+            raise
         finally:
             tracer.close()
             log.close()
@@ -248,12 +258,8 @@ class _Run:
 
     def _count_bad(self, start) -> int:
         """How many steps of this run were left out before `start`; what is noted of later ones will come again."""
-        path = self.workdir / BAD_BATCHES
-        lines = path.read_text().splitlines() if path.is_file() else []
-        kept = [line for line in lines if json.loads(line)["step"] < start]
-        if processes.is_first() and lines != kept:
-            path.write_text("".join(line + "\n" for line in kept))
-        return len(kept)
+        with processes.first_then_others():
+            return len(keep_lines(self.workdir / BAD_BATCHES, start - 1, write=processes.is_first()))
 
     def _note_bad(self, step, metrics) -> None:
         loss, norm = (float(metrics[name][0] / metrics[name][1]) for name in ("loss", "gradient_norm"))

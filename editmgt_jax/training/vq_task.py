@@ -76,11 +76,15 @@ class VQTask:
         """Parameters that are not random: those of another run, if any."""
         if not self.config.start_from:
             return None
-        params = best_params(self.config.start_from, self.monitor)
+        params = best_params(self.config.start_from)
         return jax.tree.map(lambda value: put("", value), params)
 
     def frozen(self, _put, _encodes):
         """Nothing is needed that is not trained."""
+        return {}
+
+    def identity(self, _frozen) -> dict:
+        """Its states need nothing to mean something."""
         return {}
 
     def flops(self, _batch) -> None:

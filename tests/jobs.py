@@ -33,7 +33,7 @@ def write_home(folder: Path, model=None) -> Path:
     config.start_from = str(folder / "model")
     config.model.mgt.update(tiny.MGT_CONFIG.to_dict())
     config.data.update(tokens=str(folder / "tokens"), heldout=str(folder / "tokens"))
-    config.mesh.update(data=2, fsdp=-1)
+    config.mesh.update(data=1, fsdp=-1)  # each process writes a part of every checkpoint
     text = f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({config.to_dict()!r})\n"
     (folder / "config.py").write_text(text)
     return folder

@@ -8,7 +8,7 @@ Data    captioned pictures, prepared as pairs of a picture with itself:
 Start   editmgt convert editor MEISSONIC models/editmgt-base --llm-encoder GEMMA_2_2B
 Run     editmgt train --config configs/stage1_adapt.py --workdir runs/stage1 --distributed
 Needs   5 000 steps of 256: on 64 TPU v5e 0.4 h at 40 % of their peak, of which nothing is measured yet;
-        `python benchmarks/stages.py --config configs/stage1_adapt.py` prints FLOPs, hours and memory for other chips
+        `python benchmarks/stages.py --config configs/stage1_adapt.py` prints FLOPs, hours and the state's memory on other chips
 """
 
 from configs import editmgt_1024

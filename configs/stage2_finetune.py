@@ -5,10 +5,9 @@ Data    mkdir crisp_heldout && mv CrispEdit-2M/data/*_00000.parquet crisp_heldou
         editmgt tokenize --records pairs --model models/editmgt-base --output data/edits
         editmgt prepare crisp_heldout --output heldout_pairs
         editmgt tokenize --records heldout_pairs --model models/editmgt-base --output data/edits_heldout
-Run     editmgt export --workdir runs/stage1 --output models/stage1
-        editmgt train --config configs/stage2_finetune.py --workdir runs/stage2 --distributed
+Run     editmgt train --config configs/stage2_finetune.py --workdir runs/stage2 --distributed
 Needs   50 000 steps of 256: on 64 TPU v5e 7.3 h at 40 % of their peak, of which nothing is measured yet;
-        `python benchmarks/stages.py --config configs/stage2_finetune.py` prints FLOPs, hours and memory for other chips
+        `python benchmarks/stages.py --config configs/stage2_finetune.py` prints FLOPs, hours and the state's memory on other chips
 """
 
 from configs import editmgt_1024

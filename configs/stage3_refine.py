@@ -5,7 +5,7 @@ Data    as in stage 2, of the chosen pairs: data/best, data/best_heldout. Mixed 
 Run     editmgt train --config configs/stage3_refine.py --workdir runs/stage3 --distributed
         editmgt export --workdir runs/stage3 --output models/editmgt
 Needs   1 000 steps of 256: on 64 TPU v5e 0.15 h at 40 % of their peak, of which nothing is measured yet;
-        `python benchmarks/stages.py --config configs/stage3_refine.py` prints FLOPs, hours and memory for other chips
+        `python benchmarks/stages.py --config configs/stage3_refine.py` prints FLOPs, hours and the state's memory on other chips
 """
 
 from configs import editmgt_1024

@@ -14,6 +14,8 @@ import tokens
 from PIL import Image
 from small_runs import frozen_config
 
+from editmgt_jax.cli import _is_for_users
+from editmgt_jax.data.loader import DataError
 from editmgt_jax.training import trainer
 from editmgt_jax.training.checkpoint import SIZES, Checkpoints
 from editmgt_jax.training.metrics import MetricsWriter, RunLog, Sums, keep_lines, peak_flops
@@ -102,6 +104,22 @@ def test_what_was_noted_of_bad_batches_may_be_cut_off(tmp_path):
     path.write_text('{"step": 1}\n{"step": 5}\n{"st')
     assert len(keep_lines(path, 3, write=False)) == 1 and path.read_text().count("\n") == 2
     assert len(keep_lines(path, 3)) == 1 and path.read_text() == '{"step": 1}\n'
+
+
+def test_a_bfloat16_first_moment_and_undecayed_norms_survive_a_stop(config, tmp_path):
+    config.optimizer.update(first_moment="bfloat16", undecayed="no_norms")
+    for run, steps in (("whole", 3), ("parts", 2), ("parts", 3)):
+        config.steps = steps
+        trainer.train(config, tmp_path / run)
+    ours, theirs = (run_params(tmp_path / run, True, step=3) for run in ("whole", "parts"))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_errors_of_data_workers_are_for_users_too():
+    """They come without the frames that raised them."""
+    with pytest.raises(DataError) as caught:
+        exec("raise error", {"error": DataError("too many")})
+    assert _is_for_users(caught.value)
 
 
 def test_a_full_disk_is_told(config, tmp_path, monkeypatch):

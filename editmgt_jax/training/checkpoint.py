@@ -192,10 +192,11 @@ class Checkpoints:
         return abstract_state.replace(**arrays), None
 
     def _read(self, step, abstract):
-        """This process's part of the arrays, and the metadata. -> (arrays, metadata, None) or (None, None, what is wrong)"""
-        alone = (
-            ocp.Context()
-        )  # else Orbax lets the processes wait for each other, five minutes long when one cannot read
+        """This process's part of the arrays, and the metadata. -> (arrays, metadata, None) or (None, None, what is wrong)
+
+        Each process reads alone: Orbax would let them wait for each other, for minutes when one of them cannot read.
+        """
+        alone = ocp.Context()
         alone.multiprocessing.primary_host = jax.process_index()
         alone.multiprocessing.active_processes = {jax.process_index()}
         path = self._directory / str(step)

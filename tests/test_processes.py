@@ -76,8 +76,9 @@ def test_two_processes_tokenise_as_one_does(home, tmp_path):
 
 
 def test_sigterm_to_one_makes_all_save_the_same_step_and_one_process_goes_on(home, undisturbed, tmp_path):
-    slow = arguments(home, tmp_path / "run", "--config.steps=1000000", "--config.checkpoint.every=1000000")
-    started = start(slow, logs=tmp_path / "logs")
+    """A run that starts from another run's best step, as a stage does."""
+    long = arguments(home, tmp_path / "run", f"--config.start_from={undisturbed}", "--config.checkpoint.every=1000000")
+    started = start([*long, "--config.steps=1000000"], logs=tmp_path / "logs")
     try:
         log = tmp_path / "run" / "metrics.jsonl"
         wait_for(lambda: log.exists() and log.read_text().count("\n") > 1, started)
@@ -87,7 +88,7 @@ def test_sigterm_to_one_makes_all_save_the_same_step_and_one_process_goes_on(hom
         finish(started, 1)
     (step,) = (int(path.name) for path in (tmp_path / "run" / CHECKPOINTS).iterdir() if path.name.isdigit())
     assert f"saved at step {step}" in (tmp_path / "logs" / "0.log").read_text()
-    alone = start([*slow, f"--config.steps={step + 1}"], processes=1, devices=8, logs=tmp_path / "logs_alone")
+    alone = start([*long, f"--config.steps={step + 1}"], processes=1, devices=8, logs=tmp_path / "logs_alone")
     assert finish(alone) == [0] and f"at step {step}" in (tmp_path / "logs_alone" / "0.log").read_text()
 
 

@@ -4,7 +4,6 @@ import argparse
 import errno
 import os
 import sys
-import traceback
 import warnings
 
 from editmgt_jax import commands as run
@@ -19,7 +18,10 @@ def main(argv=None) -> int:
     """-> exit code: 0, 2 after an error of the user's, told in a line, or TRANSIENT after one that may not come again."""
     parser = make_parser()
     args, extra = parser.parse_known_args(argv)
-    args.overrides, args.end_job = extra, lambda code: None  # what ends the other processes of a job with this one
+    args.overrides, args.end_job = (
+        extra,
+        lambda code, defect=None: None,
+    )  # what ends a job's processes, once one has joined
     if extra and not args.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(extra)}")
     with warnings.catch_warnings():
@@ -32,9 +34,8 @@ def main(argv=None) -> int:
             return 130
         except Exception as error:
             if not _is_for_users(error):
-                traceback.print_exc()
-                args.end_job(1)
-                return 1
+                args.end_job(1, error)
+                raise
             print(f"editmgt: error: {error}", file=sys.stderr)
             passing = getattr(error, "transient", False) or getattr(error, "errno", None) in PASSING
             args.end_job(TRANSIENT if passing else FINAL)

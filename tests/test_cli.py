@@ -213,7 +213,7 @@ def trainer(monkeypatch):
     calls = []
     for module, name in (("trainer", "train"), ("export", "export"), ("token_job", "tokenize_scenes")):
         where = f"editmgt_jax.training.{module}.{name}"
-        monkeypatch.setattr(where, lambda *args, name=name: calls.append((name, *args)))
+        monkeypatch.setattr(where, lambda *args, name=name, **more: calls.append((name, *args, *more.values())))
     monkeypatch.setattr("editmgt_jax.training.runs.is_run", lambda folder: folder == "run")
     return calls
 
@@ -296,17 +296,17 @@ def test_bad_override_is_a_line(folder, trainer, config_file, capfd):
 def test_tokenize_and_export(folder, trainer, config_file):
     assert cli.main(["tokenize", "--config", str(config_file), "--output", "tokens", "--examples", "64"]) == 0
     assert cli.main(["export", "--workdir", "run", "--output", "model", "--dtype", "float16"]) == 0
-    assert cli.main(["export", "--workdir", "run", "--output", "model", "--step", "7", "--raw"]) == 0
+    assert cli.main(["export", "--workdir", "run", "--output", "model", "--step", "7", "--raw", "--merge"]) == 0
     assert trainer[0][0] == "tokenize_scenes" and trainer[0][2:] == ("tokens", 64)
     assert trainer[1:] == [
-        ("export", "run", "model", None, "float16", False),
-        ("export", "run", "model", 7, "float32", True),
+        ("export", "run", "model", None, "float16", False, False),
+        ("export", "run", "model", 7, "float32", True, True),
     ]
 
 
 def test_convert_released_takes_a_run(folder, trainer, capfd):
     assert cli.main("convert released run model --step 7 --raw --verify".split()) == 0
-    assert trainer == [("export", "run", "model", 7, "float32", True, True)]
+    assert trainer == [("export", "run", "model", 7, "float32", True, True, False)]
     assert cli.main("convert released other model --step 7".split()) == 2
     assert "other is no folder of a run" in capfd.readouterr().err
 

@@ -10,6 +10,7 @@ from editmgt_jax.config import write_json
 from editmgt_jax.convert import save_component
 from editmgt_jax.loading import load_vq
 from editmgt_jax.lora import merge, save_lora
+from editmgt_jax.training.checkpoint import fingerprint
 from editmgt_jax.training.conditioning import TrainedText
 from editmgt_jax.training.runs import run_config, run_identity, run_params
 from editmgt_jax.training.trainer import make_task
@@ -40,7 +41,7 @@ def export(workdir, output, step=None, dtype="float32", raw=False, verify=False,
         else:
             if merged:
                 base = task.base(lambda _, value: np.asarray(value))
-                if task.identity({"mgt": base}) != run_identity(workdir, step):
+                if fingerprint(base) != run_identity(workdir, step)["base"]:
                     raise ValueError(f"{config.start_from} is no longer the model that the LoRA was trained on")
                 params = {"mgt": merge(base, params["lora"], task.lora)}
             _write_editor(target, config, task, params, jnp.dtype(dtype), verify)

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 
 import jax
 from jax._src import distributed  # its key-value store has no public name
@@ -66,15 +67,20 @@ def join(heartbeat: int = 30) -> None:
         atexit.register(lambda: (quiet.set(), watcher.join()))  # before jax leaves the job
 
 
-def end_job(code: int) -> None:
+def end_job(code: int, defect: Exception | None = None) -> None:
     """Ends every process of the job with an exit code, for an error in one of them; returns if there is one process only.
 
     Without it, the others would wait for this one until jax ends them all, with a code that says nothing.
+
+    Args:
+      defect: is printed with its traceback.
     """
     if not jax.distributed.is_initialized() or jax.process_count() == 1:
         return
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one may have said so first
         distributed.global_state.client.key_value_set(_ENDING, str(code))
+    if defect is not None:
+        traceback.print_exception(defect)
     _leave(code)
 
 

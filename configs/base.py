@@ -17,7 +17,9 @@ def get_config() -> ConfigDict:
             sample_edits=0,  # held-out pairs that are edited at each evaluation, into the folder `samples`
             accumulate=1,  # parts that a batch is computed in, one after another
             mesh=dict(data=1, fsdp=-1, tensor=1, context=1),  # devices along each axis; -1 is what is left
-            checkpoint=dict(every=500, keep=2, keep_every=0),  # keep: the latest; the best one is kept besides
+            checkpoint=dict(
+                every=500, keep=2, keep_every=0
+            ),  # keep: the latest; besides, of those saved at evaluations, the best
             watchdog=dict(
                 seconds=0.0, end=False
             ),  # after how long without a step stacks are printed; end the process, too

@@ -18,4 +18,5 @@ def get_config():
     config.data.update(tokens="data/best", heldout="data/best_heldout")
     config.optimizer.update(learning_rate=2e-5, schedule="cosine", warmup_steps=50, total_steps=1_000, ema_decay=0.999)
     config.checkpoint.update(every=250, keep_every=0)
+    config.eval_every = 250
     return config

@@ -31,6 +31,10 @@ class PodError(RuntimeError):
     """What cannot be launched, and why."""
 
 
+class TrainingFailed(PodError):
+    """Training has ended with an error."""
+
+
 class Pod:
     """Slices of Cloud TPU under one name, a queued resource."""
 
@@ -122,24 +126,34 @@ def keep(pod: Pod, wanted: dict, bucket: str, arguments: list[str], wait: float)
 
     Args:
       wanted: arguments of `Pod.create`; wait: seconds between looks.
-    Errors: PodError when training has ended with an error, which a new start would not mend.
+    Errors: TrainingFailed when training has ended with an error, which a new start would not mend; PodError when the first look
+    fails. Later ones may fail: the network stutters.
     """
-    state = pod.state()
-    while True:
-        if state in GONE:
-            _say(f"{state.lower()}: deleting")
-            pod.delete()
-        elif state is None:
-            _say("creating")
-            pod.create(**wanted)
-        elif state == "ACTIVE" and _advance(pod, bucket, arguments):
-            return
-        time.sleep(wait)
+    ended = works = False
+    while not ended:
         try:
-            state = pod.state()
-        except PodError as error:  # the network stutters
+            ended = _look(pod, wanted, bucket, arguments)
+            works = True
+        except TrainingFailed:
+            raise
+        except PodError as error:
+            if not works:  # the first look tells whether what was asked for can be had at all
+                raise
             _say(str(error))
-            state = "UNKNOWN"
+        if not ended:
+            time.sleep(wait)
+
+
+def _look(pod: Pod, wanted: dict, bucket: str, arguments: list[str]) -> bool:
+    """Does what is to be done now. -> whether the run has ended"""
+    state = pod.state()
+    if state in GONE:
+        _say(f"{state.lower()}: deleting")
+        pod.delete()
+    elif state is None:
+        _say("creating")
+        pod.create(**wanted)
+    return state == "ACTIVE" and _advance(pod, bucket, arguments)
 
 
 def _advance(pod: Pod, bucket: str, arguments: list[str]) -> bool:
@@ -158,7 +172,7 @@ def _advance(pod: Pod, bucket: str, arguments: list[str]) -> bool:
         _say(str(error))
         return False
     if status.startswith("ended") and status != "ended 0":
-        raise PodError(f"training {status}: see the log; the machines are left as they are")
+        raise TrainingFailed(f"training {status}: see the log; the machines are left as they are")
     return status == "ended 0"
 
 

@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 import tiny
 import tokens
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from small_runs import frozen_config
 
 from editmgt_jax.config import LoRAConfig
+from editmgt_jax.convert import WEIGHTS_NAME
 from editmgt_jax.loading import abstract_params, load_mgt, load_model
 from editmgt_jax.lora import init_lora, load_lora, merge, read_config, save_lora
 from editmgt_jax.models.mgt import MGT
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.training import trainer
+from editmgt_jax.training.checkpoint import CheckpointError
 from editmgt_jax.training.export import export
-from editmgt_jax.training.runs import run_params
+from editmgt_jax.training.runs import run_config, run_params
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,33 @@ def test_a_merged_export_edits_as_the_lora_does(tiny_model, trained, tmp_path):
         pipe(picture, "make it red", seed=1) for pipe in (unmerged, EditPipeline.from_pretrained(tmp_path / "merged"))
     ]
     np.testing.assert_array_equal(results[0].token_ids, results[1].token_ids)
+    before, after = (load_file(folder / "editmgt" / WEIGHTS_NAME) for folder in (tiny_model, tmp_path / "merged"))
+    assert {name.rsplit(".", 2)[1] for name in before if (before[name] != after[name]).any()} == {
+        "to_q",
+        "to_k",
+        "to_v",
+    }
+
+
+def test_a_lora_is_of_one_model(trained, tiny_model, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    tensors = load_file(other / "editmgt" / WEIGHTS_NAME)
+    name = next(name for name in tensors if name.endswith("to_q.weight"))
+    save_file(tensors | {name: tensors[name] + 1}, other / "editmgt" / WEIGHTS_NAME)
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    text = (run / "config.json").read_text().replace(f'"start_from": "{tiny_model}"', f'"start_from": "{other}"')
+    (run / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="is no longer the model that the LoRA was trained on"):
+        export(run, tmp_path / "merged", merged=True)
+    config = run_config(run)
+    config.steps = 3
+    with pytest.raises(CheckpointError, match="was begun with"):
+        trainer.train(config, run)
+    config.start_from = str(trained[0])
+    with pytest.raises(ValueError, match="is the run of a LoRA: name a model directory with it merged"):
+        trainer.train(config, tmp_path / "next")
 
 
 def test_a_pipeline_edits_with_a_lora(tiny_model, tmp_path):

@@ -92,11 +92,12 @@ def test_sigterm_to_one_makes_all_save_the_same_step_and_one_process_goes_on(hom
     assert finish(alone) == [0] and f"at step {step}" in (tmp_path / "logs_alone" / "0.log").read_text()
 
 
-def test_an_error_in_one_process_ends_all_of_them(home, tmp_path):
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_error_in_one_process_ends_all_of_them(home, tmp_path, number):
     """With its exit code, so that no supervisor starts again what would fail again."""
     shutil.copytree(home, tmp_path / "home")
     config = tmp_path / "home" / "config.py"
-    wrong = "os.environ.get('JAX_PROCESS_ID') == '1' and '/nowhere' or"
+    wrong = f"os.environ.get('JAX_PROCESS_ID') == '{number}' and '/nowhere' or"
     config.write_text("import os\n" + config.read_text().replace("'start_from': ", f"'start_from': {wrong} "))
     started = start(
         arguments(tmp_path / "home", tmp_path / "run"),
@@ -104,9 +105,10 @@ def test_an_error_in_one_process_ends_all_of_them(home, tmp_path):
         logs=tmp_path / "logs",
     )
     assert finish(started, 120) == [2, 2]
-    first, second = ((tmp_path / "logs" / f"{i}.log").read_text() for i in (0, 1))
-    assert "start_from must be a folder; there is none at /nowhere" in second and "starting again" not in first + second
-    assert "an error in another process of the job ends this one" in first
+    logs = [(tmp_path / "logs" / f"{i}.log").read_text() for i in (0, 1)]
+    assert "start_from must be a folder; there is none at /nowhere" in logs[number]
+    assert [("an error in another process" in log) for log in logs] == [number == 1, number == 0]
+    assert "starting again" not in logs[0] + logs[1]
 
 
 def test_damage_that_one_process_sees_puts_the_checkpoint_aside(home, undisturbed, tmp_path):
@@ -137,5 +139,5 @@ def test_a_job_that_is_killed_ends_as_one_that_is_not(home, tmp_path):
     """The short form of `tests/campaigns/kill.py`."""
     shutil.copytree(home / "tokens", tmp_path / "tokens")
     shutil.copy(home / "config.py", tmp_path)
-    kills = [Kill((0,), True), Kill((0, 1), False), Kill((1,), True), Kill((0, 1), True), Kill((1,), False)]
+    kills = [Kill((0,), True), Kill((0, 1), False, 2), Kill((1,), True), Kill((0, 1), True), Kill((1,), False, 1)]
     kill.campaign(tmp_path, kills, steps=30)

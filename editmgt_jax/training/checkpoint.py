@@ -100,8 +100,8 @@ class Checkpoints:
                 f"checkpoint {step} needs {needed / 2**20:.0f} MiB in {self._directory}, which has {free / 2**20:.0f} MiB "
                 f"left: make room and start again; {self._last_whole()}"
             )
+        facts = {"fingerprints": fingerprints(arrays), "batches": data.get_state(), "identity": self._identity}
         try:
-            facts = {"fingerprints": fingerprints(arrays), "batches": data.get_state(), "identity": self._identity}
             response = self._checkpointer.save_checkpointables_async(
                 step,
                 {STATE: arrays},
@@ -203,12 +203,9 @@ class Checkpoints:
         try:
             with alone:
                 arrays = ocp.load_checkpointables(path, {STATE: abstract})[STATE]
-                noted = ocp.metadata(path).custom_metadata or {}
+                facts = _facts(ocp.metadata(path).custom_metadata)
         except Exception as error:  # noqa: BLE001  (damaged files raise many kinds)
             return None, None, str(error) or type(error).__name__
-        facts = {name: noted.get(name) for name in ("fingerprints", "batches", "identity")}
-        if noted.get("seal") != _seal(facts):
-            return None, None, "what is noted of it is not what was saved"
         return arrays, facts, None
 
     def _put_aside(self, problems) -> None:
@@ -260,6 +257,14 @@ def _code_version() -> str:
     for path in sorted(package.rglob("*.py")):
         found.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
     return found.hexdigest()[:16]
+
+
+def _facts(noted) -> dict:
+    """What a checkpoint's metadata say of its state. Errors: ValueError when they are not what was saved."""
+    facts = {name: (noted or {}).get(name) for name in ("fingerprints", "batches", "identity")}
+    if (noted or {}).get("seal") != _seal(facts):
+        raise ValueError("what is noted of it is not what was saved")
+    return facts
 
 
 def _seal(facts: dict) -> str:
@@ -330,28 +335,36 @@ def restore_params(directory, step: int | None = None, average: bool = False):
         if not steps:
             raise CheckpointError(f"a run needs a checkpoint; none in {directory}")
         if step is None:
-            step = _best(steps.values(), checkpointer.metadata(max(steps)).custom_metadata["monitor"])
+            step = _best(checkpointer)
         if step not in steps:
             raise CheckpointError(f"step {step} is not kept in {directory}; there are {sorted(steps)}")
         name = "ema" if average else "params"
-        about = checkpointer.metadata(step)
-        abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), about.metadata[name])
         partly = ocp.Context()
         partly.pytree.loading.partial_load = True
         try:
+            about = checkpointer.metadata(step)
+            facts = _facts(about.custom_metadata)
+            abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), about.metadata[name])
             with partly:
                 params = checkpointer.load(step, {name: abstract})[name]
         except Exception as error:  # noqa: BLE001  (damaged files raise many kinds)
             raise CheckpointError(f"checkpoint {step} in {directory} cannot be read: {error}") from error
-    if about.custom_metadata["fingerprints"][name] != fingerprint(params):
+    if facts["fingerprints"][name] != fingerprint(params):
         raise CheckpointError(f"checkpoint {step} in {directory} is damaged: its numbers are not those that were saved")
-    return params, about.custom_metadata["identity"]
+    return params, facts["identity"]
 
 
-def _best(checkpoints, monitor) -> int:
-    name, direction = monitor
-    sign = 1 if direction == "max" else -1
-    return max(checkpoints, key=lambda c: (sign * (c.metrics or {}).get(name, -sign * math.inf), c.step)).step
+def _best(checkpointer) -> int:
+    """The step that is best by what the run was monitored by, the latest one of equals."""
+    checkpoints = sorted(checkpointer.checkpoints, key=lambda c: c.step)
+    for checkpoint in reversed(checkpoints):
+        try:
+            name, direction = checkpointer.metadata(checkpoint.step).custom_metadata["monitor"]
+        except Exception:  # noqa: BLE001  (damaged; another one tells, too)
+            continue
+        sign = 1 if direction == "max" else -1
+        return max(checkpoints, key=lambda c: (sign * (c.metrics or {}).get(name, -sign * math.inf), c.step)).step
+    raise CheckpointError(f"none of the checkpoints {[c.step for c in checkpoints]} can be read")
 
 
 def save_tree(directory, tree) -> None:

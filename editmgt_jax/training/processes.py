@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import faulthandler
 import itertools
+import multiprocessing
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PR
 LONGEST_WAIT = 1800  # seconds that processes wait for each other: one may encode a whole shard meanwhile
 LAST_WORDS = 10  # seconds that the first process waits for the others when a job ends with an error
 _ENDING, _HEARD = "editmgt/ending", "editmgt/heard"
+_LEAVING = threading.Lock()  # held by the thread that ends this process, never released
 _QUESTIONS = itertools.count()
 
 
@@ -77,8 +79,13 @@ def end_job(code: int, defect: Exception | None = None) -> None:
     """
     if not jax.distributed.is_initialized() or jax.process_count() == 1:
         return
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one may have said so first
-        distributed.global_state.client.key_value_set(_ENDING, str(code))
+    client = distributed.global_state.client
+    _LEAVING.acquire()  # if the watcher has it, this process ends now
+    try:
+        client.key_value_set(_ENDING, str(code))
+    except jax.errors.JaxRuntimeError:  # another one was first: this error may well come of its end
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            code = int(client.key_value_try_get(_ENDING))
     if defect is not None:
         traceback.print_exception(defect)
     _leave(code)
@@ -91,17 +98,21 @@ def _end_with_others(quiet) -> None:
             code = client.key_value_try_get(_ENDING)
         except jax.errors.JaxRuntimeError:  # not said, or the job falls apart: jax ends this process then
             continue
+        if not _LEAVING.acquire(blocking=False):
+            return
         print("editmgt: an error in another process of the job ends this one", file=sys.stderr)
         _leave(int(code))
 
 
 def _leave(code: int) -> None:
-    """Ends this process at once. The first one, which the others hear through, lets them go before."""
+    """Ends this process and its data workers at once. The first one, which the others hear through, lets them go before."""
     client = distributed.global_state.client
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         client.key_value_set(f"{_HEARD}/{jax.process_index()}", "")
         for i in range(jax.process_count() if is_first() else 0):
             client.blocking_key_value_get(f"{_HEARD}/{i}", LAST_WORDS * 1000)
+    for worker in multiprocessing.active_children():
+        worker.kill()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -229,6 +229,7 @@ class _Run:
             tracer.close()
             log.close()
             self.train_data.close()
+            self.heldout_data.close()
         return evaluation
 
     def _step(self, step, state, log):

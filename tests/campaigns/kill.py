@@ -87,9 +87,9 @@ def campaign(home: Path, kills: list[Kill], steps: int) -> None:
     try:
         for number, one in enumerate(kills, 1):
             while not (hit := strike(one, workdir, started)):
-                assert all(process.poll() is None for process in started), (
-                    "the job ended too early: more steps are needed"
-                )
+                alive = all(process.poll() is None for process in started)
+                assert alive, "the job ended too early: more steps are needed"
+                time.sleep(0.02)
             print(f"kill {number}: {hit}", flush=True)
         assert jobs.finish(started, PATIENCE) == [0, 0], (home / "logs_killed" / "0.log").read_text()[-3000:]
     finally:

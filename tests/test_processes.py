@@ -111,6 +111,7 @@ def test_an_error_in_one_process_ends_all_of_them(home, tmp_path, number):
     assert "starting again" not in logs[0] + logs[1]
 
 
+@pytest.mark.slow
 def test_damage_that_one_process_sees_puts_the_checkpoint_aside(home, undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "run")
     parts = (tmp_path / "run" / CHECKPOINTS / str(STEPS)).rglob("ocdbt.process_1/d/*")

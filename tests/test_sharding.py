@@ -46,6 +46,7 @@ def test_accumulating_four_parts_is_one_batch(alone, tiny_model):
     assert_same_step(first_step(config, token_batch(), jax.devices()[:2], fsdp=2), alone)
 
 
+@pytest.mark.slow
 def test_the_mean_over_samples_adds_up_over_parts_too(tiny_model):
     config = frozen_config(tiny_model)
     config.loss.mean = "sample"

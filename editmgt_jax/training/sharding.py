@@ -140,9 +140,9 @@ def make_mesh(sizes: dict, devices=None) -> Mesh:
     known = math.prod(size for size in sizes.values() if size != -1)
     if list(sizes.values()).count(-1) > 1 or known < 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise ValueError(f"sizes of mesh axes must be positive, or one of them -1 for what is left; got {sizes}")
-    sizes = {axis: len(devices) // known if size == -1 else size for axis, size in sizes.items()}
+    given, sizes = sizes, {axis: len(devices) // known if size == -1 else size for axis, size in sizes.items()}
     if math.prod(sizes.values()) != len(devices):
-        raise ValueError(f"the sizes of the mesh axes must multiply to the {len(devices)} devices; got {sizes}")
+        raise ValueError(f"the sizes of the mesh axes must multiply to the {len(devices)} devices; got {given}")
     slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
     if sizes["data"] % slices:
         raise ValueError(f"mesh axis data must be a multiple of the {slices} slices; got {sizes}")

@@ -141,4 +141,4 @@ def test_a_job_that_is_killed_ends_as_one_that_is_not(home, tmp_path):
     shutil.copytree(home / "tokens", tmp_path / "tokens")
     shutil.copy(home / "config.py", tmp_path)
     kills = [Kill((0,), True), Kill((0, 1), False, 2), Kill((1,), True), Kill((0, 1), True), Kill((1,), False, 1)]
-    kill.campaign(tmp_path, kills, steps=30)
+    kill.campaign(tmp_path, kills, steps=24)

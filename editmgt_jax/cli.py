@@ -18,10 +18,8 @@ def main(argv=None) -> int:
     """-> exit code: 0, 2 after an error of the user's, told in a line, or TRANSIENT after one that may not come again."""
     parser = make_parser()
     args, extra = parser.parse_known_args(argv)
-    args.overrides, args.end_job = (
-        extra,
-        lambda code, defect=None: None,
-    )  # what ends a job's processes, once one has joined
+    args.overrides = extra
+    args.end_job = lambda code, defect=None: None  # a command that joins a job puts what ends its processes here
     if extra and not args.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(extra)}")
     with warnings.catch_warnings():
@@ -48,10 +46,8 @@ def _is_for_users(error) -> bool:
     frame = error.__traceback__
     while frame.tb_next is not None:
         frame = frame.tb_next
-    raised_by, kind = (
-        frame.tb_frame.f_globals.get("__name__") or "",
-        type(error).__module__,
-    )  # a data worker's has no frame
+    raised_by = frame.tb_frame.f_globals.get("__name__") or ""  # errors of data workers come without their frames
+    kind = type(error).__module__
     is_ours = raised_by.startswith("editmgt_jax.") or kind.startswith("editmgt_jax.")
     return isinstance(error, OSError) or is_ours and isinstance(error, (ValueError, RuntimeError))
 

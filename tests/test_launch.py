@@ -110,6 +110,24 @@ def keep(*flags):
     return subprocess.Popen([sys.executable, LAUNCH / "pod.py", *command], stderr=subprocess.PIPE, text=True)
 
 
+@pytest.fixture
+def pod(launcher):
+    """Runs a command of pod.py on the pod."""
+    return lambda name, *more: launcher.main([name, "pod", "--zone", "z", *more])
+
+
+@pytest.fixture
+def status(pod, capfd):
+    """What `pod.py status` prints."""
+
+    def ask():
+        capfd.readouterr()
+        assert pod("status") == 0
+        return capfd.readouterr().out.strip()
+
+    return ask
+
+
 def calls(machine) -> list[str]:
     return (machine.parent / "calls").read_text().splitlines()
 
@@ -139,15 +157,7 @@ def test_slices_are_asked_for(launcher, machine):
         assert calls(machine)[-1] == f"compute tpus queued-resources create pod --zone z --accelerator-type {wanted}"
 
 
-def test_a_pod_is_set_up_and_trains_until_it_is_stopped(launcher, machine, capfd):
-    def pod(*command):
-        return launcher.main([command[0], "pod", "--zone", "z", *command[1:]])
-
-    def status():
-        capfd.readouterr()
-        assert pod("status") == 0
-        return capfd.readouterr().out.strip()
-
+def test_a_pod_is_set_up_and_trains_until_it_is_stopped(pod, status, machine, capfd):
     assert pod("create", "--type", "v6e-8") == 0 and status() == "ACTIVE new"
     assert pod("setup", "--bucket", "b") == 0
     assert (machine / "editmgt" / "runs").resolve() == machine / "editmgt-bucket" / "runs"
@@ -200,15 +210,7 @@ def test_when_one_machine_starts_anew_all_train_again(machines, which):
 
 
 @pytest.mark.parametrize("joining", [False, True])
-def test_stop_ends_all_machines_whatever_the_first_does(launcher, machines, capfd, joining):
-    def pod(*command):
-        return launcher.main([command[0], "pod", "--zone", "z", *command[1:]])
-
-    def status():
-        capfd.readouterr()
-        assert pod("status") == 0
-        return capfd.readouterr().out.strip()
-
+def test_stop_ends_all_machines_whatever_the_first_does(pod, status, machines, joining):
     first, second = machines
     if joining:
         (first.parent / "joining").touch()

@@ -36,21 +36,27 @@ class Samples:
         self._batch = {name: layout.put_leaf("", value[:count]) for name, value in batch.items()}
         self._settings = Settings.resolve(task.scheduler, task.mgt_config.num_blocks)
         self._edit = jax.jit(self._decode, out_shardings=layout.replicated)
+        self._show = jax.jit(self._given, out_shardings=layout.replicated)
+        self._shown = None  # pictures of the sources and of the targets, painted once
         _, self._vq_params = load_vq(task.vq_directory, place=lambda _, value: layout.put_leaf("", value))
 
     def write(self, step: int, params, frozen) -> Path:
         """Draws `step_NNNNNN.png`. -> its path"""
-        *pictures, scores = jax.device_get(self._edit(params, frozen, self._vq_params, self._batch))
+        if self._shown is None:
+            self._shown = jax.device_get(self._show(frozen, self._vq_params, self._batch))
+        edits, scores = jax.device_get(self._edit(params, frozen, self._vq_params, self._batch))
         path = self._directory / f"step_{step:06d}.png"
         if processes.is_first():
             self._directory.mkdir(exist_ok=True)
-            images.save(_grid([[images.to_image(one) for one in column] for column in pictures], scores), path)
+            sources, targets = self._shown
+            columns = [[images.to_image(one) for one in pixels] for pixels in (sources, edits, targets)]
+            images.save(_grid(columns, scores), path)
         return path
 
     def _decode(self, params, frozen, vq_params, batch):
-        """-> pixels [B Y X 3] of the sources, of the edits and of the targets, relevance [B H W]"""
+        """-> pixels of the edits [B Y X 3], relevance [B H W]"""
         task, settings = self._task, self._settings
-        source, target = task.ids(frozen, batch, "source"), task.ids(frozen, batch, "target")
+        source = task.ids(frozen, batch, "source")
         size, rows, columns = source.shape
 
         def text(dropped):
@@ -70,11 +76,15 @@ class Samples:
         )
         plan = settings.plan(task.scheduler.timestep_convention)
         edit = editing.decode_edit(task.variables(params, frozen), request, task.mgt, plan)
+        return self._paint(vq_params, edit.tokens), edit.scores
 
-        def paint(ids):  # one at a time: a picture's activations are large
-            return jax.lax.map(lambda one: editing.detokenize(vq_params, one[None], task.vq)[0], ids)
+    def _given(self, frozen, vq_params, batch):
+        """-> pixels [B Y X 3] of the sources, of the targets"""
+        return tuple(self._paint(vq_params, self._task.ids(frozen, batch, side)) for side in ("source", "target"))
 
-        return paint(source), paint(edit.tokens), paint(target), edit.scores
+    def _paint(self, vq_params, ids):
+        """One picture at a time: its activations are large."""
+        return jax.lax.map(lambda one: editing.detokenize(vq_params, one[None], self._task.vq)[0], ids)
 
 
 def _grid(columns, scores) -> Image.Image:

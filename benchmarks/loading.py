@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from editmgt_jax.loading import load_model
+from editmgt_jax.weights.loading import load_model
 
 
 def resident(field: str) -> int:

@@ -6,7 +6,7 @@ The caches are warmed with as many other pairs first. Single process, so the fig
 import argparse
 import time
 
-from editmgt_jax.data import scenes
+from editmgt_jax.data.scenes import source as scenes
 
 
 def pairs_per_second(config, pairs):

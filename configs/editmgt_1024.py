@@ -4,7 +4,7 @@ Source  the released trainer; the paper's three stages. `python benchmarks/stage
 """
 
 from configs import base
-from editmgt_jax.presets import preset
+from editmgt_jax.weights.presets import preset
 
 
 def get_config():

@@ -8,15 +8,15 @@ import importlib
 _HOMES = {
     "EditPipeline": "pipeline",
     "Result": "pipeline",
-    "EncodedText": "loading",
-    "LoadedModel": "loading",
-    "load_model": "loading",
-    "TokenEdit": "editing",
-    "Settings": "settings",
-    "SettingsError": "settings",
+    "EncodedText": "models.text",
+    "LoadedModel": "weights.loading",
+    "load_model": "weights.loading",
+    "TokenEdit": "sampling.edit",
+    "Settings": "sampling.settings",
+    "SettingsError": "sampling.settings",
     "ImageError": "images",
-    "PromptError": "prompts",
-    "WeightsError": "weights",
+    "PromptError": "models.prompts",
+    "WeightsError": "weights.files",
 }
 
 __all__ = list(_HOMES)

@@ -17,12 +17,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from editmgt_jax import decode, editing, images
-from editmgt_jax.editing import Request, TokenEdit
+from editmgt_jax import images
 from editmgt_jax.images import ImageError
-from editmgt_jax.loading import EncodedText, LoadedModel, load_model
-from editmgt_jax.prompts import PromptError
-from editmgt_jax.settings import Settings, SettingsError, check_integer
+from editmgt_jax.models.prompts import PromptError
+from editmgt_jax.models.text import EncodedText
+from editmgt_jax.sampling import decode
+from editmgt_jax.sampling.edit import Request, TokenEdit, decode_edit, detokenize, tokenize
+from editmgt_jax.sampling.settings import Settings, SettingsError, check_integer
+from editmgt_jax.weights.loading import LoadedModel, load_model
 
 MAX_SEED = 2**32 - 1
 # Settings that have no meaning without a source image.
@@ -117,7 +119,7 @@ class EditPipeline:
           negative_prompt: what guidance leads away from; None is the model's own, "" the empty prompt.
           composite: where anything is held, take the regions whose tokens came out as the source's, the held ones and
             others, from the input picture, past a feathered seam.
-          settings: see `editmgt_jax.settings.Settings`; None or absent is the model's own default.
+          settings: see `editmgt_jax.sampling.settings.Settings`; None or absent is the model's own default.
         Errors: SettingsError, PromptError, ImageError, FileNotFoundError, before any decoding.
         """
         settings, progress = self._checked(seed, num_images, settings), progress or _silent
@@ -226,11 +228,11 @@ class EditPipeline:
 
     def tokenize(self, pixels) -> jax.Array:
         """float [B Y X 3] in [0, 1] -> ids int32 [B H W]"""
-        return editing.tokenize(self._vq_params, jnp.asarray(pixels, jnp.float32), self.model.vq)
+        return tokenize(self._vq_params, jnp.asarray(pixels, jnp.float32), self.model.vq)
 
     def detokenize(self, ids) -> jax.Array:
         """ids [B H W] -> float32 [B Y X 3] in [0, 1]"""
-        return editing.detokenize(self._vq_params, jnp.asarray(ids, jnp.int32), self.model.vq)
+        return detokenize(self._vq_params, jnp.asarray(ids, jnp.int32), self.model.vq)
 
     def edit_tokens(
         self,
@@ -302,7 +304,7 @@ class EditPipeline:
             grid = " x ".join(str(side) for side in reversed(request.start.shape[1:]))
             cached = "cached on disk afterwards" if jax.config.jax_compilation_cache_dir else "for this process"
             tqdm.write(f"compiling for {grid} tokens, first use of these shapes; {cached}", file=sys.stderr)
-            lowered = editing.decode_edit.lower(self._mgt_variables, request, self.model.mgt, plan)
+            lowered = decode_edit.lower(self._mgt_variables, request, self.model.mgt, plan)
             self._programs[key] = lowered.compile()
         progress("decode")
         return self._programs[key](self._mgt_variables, request)

@@ -19,8 +19,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import pytest  # noqa: E402  (the flags come first)
 import tiny  # noqa: E402
 
-from editmgt_jax import directories, presets  # noqa: E402
 from editmgt_jax.pipeline import EditPipeline  # noqa: E402
+from editmgt_jax.weights import directories, presets  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,9 @@ import numpy as np
 from goldens_models import MODEL_CHECKS
 from goldens_results import Result, compare, count_differing
 
-from editmgt_jax.decode import FREE, choose, commit
-from editmgt_jax.localize import filter_scores, hold_mask, rescale, upsample
-from editmgt_jax.masking import decode_schedule, hidden_count
+from editmgt_jax.sampling.decode import FREE, choose, commit
+from editmgt_jax.sampling.localize import filter_scores, hold_mask, rescale, upsample
+from editmgt_jax.sampling.masking import decode_schedule, hidden_count
 
 Check = Callable[[Path], Iterable[Result]]
 

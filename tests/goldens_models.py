@@ -14,12 +14,13 @@ import numpy as np
 from goldens_results import Result, compare, count_differing
 from PIL import Image
 
-from editmgt_jax import convert, decode, editing, localize
-from editmgt_jax.editing import Request
-from editmgt_jax.loading import load_mgt, load_vq
-from editmgt_jax.masking import decode_schedule, training_time
-from editmgt_jax.settings import Knobs, Plan
+from editmgt_jax.sampling import decode, localize
+from editmgt_jax.sampling.edit import Request, decode_edit, detokenize, guided_model, tokenize
+from editmgt_jax.sampling.masking import decode_schedule, training_time
+from editmgt_jax.sampling.settings import Knobs, Plan
 from editmgt_jax.training.step import cross_entropy, loss_weights
+from editmgt_jax.weights import conversion
+from editmgt_jax.weights.loading import load_mgt, load_vq
 
 
 def _forward(model, params, golden, reference, strength, rows=None, layers=()):
@@ -104,7 +105,7 @@ def check_training_step(directory: Path) -> Iterator[Result]:
         case = f"{path.parent.name}/training_step"
         yield compare(f"{case} loss", value, golden["loss"], 2e-5)
         norms = json.loads((path.parent / "training_step_grad_norms.json").read_text())
-        ours = {key: np.linalg.norm(value) for key, value in convert.to_released(gradients, model.config).items()}
+        ours = {key: np.linalg.norm(value) for key, value in conversion.to_released(gradients, model.config).items()}
         yield count_differing(f"{case} parameters with a gradient norm", sorted(ours), sorted(norms))
         worst = max(norms, key=lambda key: abs(ours[key] - norms[key]) / max(norms[key], 1e-12))
         error = abs(ours[worst] - norms[worst]) / max(norms[worst], 1e-12)
@@ -145,7 +146,7 @@ def _forced_step(params, request, tokens, row, draws, model, plan):
     """One step from given tokens [B L]. -> (tokens [B L], raw relevance [B K N])"""
     batch = len(tokens)
     predict = decode.with_region_hold(
-        editing.guided_model({"params": params}, request, model, plan),
+        guided_model({"params": params}, request, model, plan),
         lambda aux: aux.keep.reshape(batch, -1),
         request.reference.reshape(batch, -1),
     )
@@ -158,7 +159,7 @@ def check_edits(directory: Path) -> Iterator[Result]:
     """Whole edits: share of tokens that differ at each step, teacher-forced and free-running; scores; the picture."""
     vq, vq_params = load_vq(directory / "vqvae")
     pixels = jnp.asarray(np.asarray(Image.open(directory / "reference_image.png").convert("RGB")), jnp.float32) / 255
-    reference_ids = editing.tokenize(vq_params, pixels[None], vq)
+    reference_ids = tokenize(vq_params, pixels[None], vq)
     for path in sorted(directory.glob("edit_*.npz")):
         with np.load(path) as file:
             golden = dict(file)
@@ -167,7 +168,7 @@ def check_edits(directory: Path) -> Iterator[Result]:
         request, plan = _edit_request(golden, model, vq.config.factor)
         steps, batch = golden["tokens"].shape[:2]
         expected = golden["tokens"].reshape(steps, batch, -1)
-        free = editing.decode_edit({"params": params}, request, model, plan).step_tokens.reshape(expected.shape)
+        free = decode_edit({"params": params}, request, model, plan).step_tokens.reshape(expected.shape)
         mgt_grid = tuple(side // model.config.stride for side in golden["tokens"].shape[2:])
         for step in range(steps):
             before = expected[step - 1] if step else request.start.reshape(batch, -1)
@@ -179,7 +180,7 @@ def check_edits(directory: Path) -> Iterator[Result]:
             if "smoothed_scores" in golden:
                 scores, smoothed = localize.localize(relevance, mgt_grid), golden["smoothed_scores"][step]
                 yield compare(f"{path.stem} step {step} scores", scores.reshape(smoothed.shape), smoothed, 1e-5)
-        picture = np.asarray(editing.detokenize(vq_params, golden["tokens"][-1], vq))[0]
+        picture = np.asarray(detokenize(vq_params, golden["tokens"][-1], vq))[0]
         picture = np.round(picture * 255).astype(np.uint8)
         side = golden["image_64"].shape[1::-1]
         small = np.asarray(Image.fromarray(picture).resize(side, Image.BOX))

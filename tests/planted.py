@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from editmgt_jax.data.scenes import SceneConfig, SceneSource
+from editmgt_jax.data.scenes.source import SceneConfig, SceneSource
 
 SIZE = 64
 FILE_ROWS, GROUP_ROWS = 64, 24

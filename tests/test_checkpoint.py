@@ -15,10 +15,11 @@ import pytest
 from configs import base
 from editmgt_jax.data.loader import batches
 from editmgt_jax.training import checkpoint
-from editmgt_jax.training.checkpoint import SIZES, CheckpointError, Checkpoints, fingerprint, restore_params
+from editmgt_jax.training.checkpoint import SIZES, Checkpoints, fingerprint, restore_params
 from editmgt_jax.training.optimizer import make_optimizer
 from editmgt_jax.training.sharding import Layout, make_mesh, with_shardings
 from editmgt_jax.training.step import new_state
+from editmgt_jax.weights.trees import CheckpointError
 
 # Orbax leaves its other reads behind when one fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

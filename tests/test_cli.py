@@ -10,7 +10,8 @@ import pytest
 import tiny
 from PIL import Image
 
-from editmgt_jax import cli, commands
+from editmgt_jax import cli
+from editmgt_jax.cli import shared
 from editmgt_jax.training.config_files import ConfigError, load_config
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +26,7 @@ def model(tmp_path_factory):
 def folder(tmp_path, monkeypatch):
     """A working folder with a picture in it; no disk cache."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(commands, "use_disk_cache", lambda: None)
+    monkeypatch.setattr(shared, "use_disk_cache", lambda: None)
     pixels = np.random.default_rng(0).integers(0, 256, (47, 61, 3), np.uint8)
     Image.fromarray(pixels).save("in.png")
     return tmp_path
@@ -189,7 +190,7 @@ def test_disk_cache_is_used_by_the_next_run(model, tmp_path):
 def test_no_cache_folder_is_only_a_note(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EDITMGT_CACHE", str(tmp_path / "file" / "cache"))
-    commands.use_disk_cache()
+    shared.use_disk_cache()
     assert "note: no cache of compiled programs" in capsys.readouterr().err
 
 

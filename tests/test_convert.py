@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from editmgt_jax import convert
 from editmgt_jax.config import CLIPTextConfig, MGTConfig, VQConfig
-from editmgt_jax.loading import load_mgt, load_vq
 from editmgt_jax.models.clip_text import CLIPText
-from editmgt_jax.weights import WeightsError
+from editmgt_jax.weights import conversion, rules
+from editmgt_jax.weights.files import WeightsError
+from editmgt_jax.weights.loading import load_mgt, load_vq
 
 DATA = Path(__file__).parent / "data"
-WEIGHTS = convert.WEIGHTS_NAME
+WEIGHTS = rules.WEIGHTS_NAME
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def copy(tmp_path):
 @pytest.mark.parametrize("folder, load", [("mgt_1024", load_mgt), ("mgt_512", load_mgt), ("vqvae", load_vq)])
 def test_released_weights_come_back_bit_for_bit(folder, load):
     model, params = load(DATA / folder)
-    ours, theirs = convert.to_released(params, model.config), load_file(DATA / folder / WEIGHTS)
+    ours, theirs = conversion.to_released(params, model.config), load_file(DATA / folder / WEIGHTS)
     assert ours.keys() == theirs.keys()
     for key, value in theirs.items():
         np.testing.assert_array_equal(ours[key], value, err_msg=key)
@@ -47,8 +47,8 @@ def test_clip_parameters_come_back_through_a_directory(tmp_path):
     )
     model = CLIPText(config)
     params = model.init(jax.random.key(0), jnp.zeros((1, 5), jnp.int32))["params"]
-    convert.save_component(tmp_path, config, params)
-    again = convert.load_params(tmp_path, CLIPTextConfig.from_json(tmp_path / "config.json"), params)
+    conversion.save_component(tmp_path, config, params)
+    again = conversion.load_params(tmp_path, CLIPTextConfig.from_json(tmp_path / "config.json"), params)
     jax.tree.map(np.testing.assert_array_equal, params, again)
 
 
@@ -57,8 +57,8 @@ def test_rotary_halves_keep_every_inner_product():
         attention_head_dim = 6
 
     q, k = np.random.default_rng(0).normal(size=(2, 12))
-    np.testing.assert_array_equal(convert._pairs(convert._halves(q, Heads), Heads), q)
-    halved_q, halved_k = (convert._halves(x, Heads).reshape(2, 6) for x in (q, k))
+    np.testing.assert_array_equal(rules._pairs(rules._halves(q, Heads), Heads), q)
+    halved_q, halved_k = (rules._halves(x, Heads).reshape(2, 6) for x in (q, k))
     np.testing.assert_allclose((halved_q * halved_k).sum(1), (q * k).reshape(2, 6).sum(1))
     np.testing.assert_array_equal(halved_q[0], q[[0, 2, 4, 1, 3, 5]])
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from editmgt_jax import decode as dec
-from editmgt_jax.localize import hold_mask
-from editmgt_jax.masking import decode_schedule
+from editmgt_jax.sampling import decode as dec
+from editmgt_jax.sampling.localize import hold_mask
+from editmgt_jax.sampling.masking import decode_schedule
 
 CODEBOOK, MASK, LENGTH, BATCH = 11, 13, 24, 3
 

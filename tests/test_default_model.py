@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from editmgt_jax import images
-from editmgt_jax.data.scenes import CATEGORIES
+from editmgt_jax.data.scenes.source import CATEGORIES
 from editmgt_jax.evaluation import protocols
-from editmgt_jax.loading import DEFAULT_MODEL
 from editmgt_jax.pipeline import EditPipeline
+from editmgt_jax.weights.loading import DEFAULT_MODEL
 
 EXAMPLES = DEFAULT_MODEL.parents[2] / "examples"
 

@@ -15,14 +15,16 @@ import tiny
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from editmgt_jax import cli, directories, weights
+from editmgt_jax import cli
 from editmgt_jax.config import LoRAConfig, MGTConfig
-from editmgt_jax.convert import weights_name
-from editmgt_jax.loading import abstract_params, load_mgt, make_module
-from editmgt_jax.lora import abstract_lora, merge, save_lora
 from editmgt_jax.pipeline import EditPipeline
-from editmgt_jax.training.checkpoint import load_tree, save_tree
-from editmgt_jax.weights import WeightFiles, WeightsError
+from editmgt_jax.weights import directories
+from editmgt_jax.weights import files as weights
+from editmgt_jax.weights.files import WeightFiles, WeightsError
+from editmgt_jax.weights.loading import abstract_params, load_mgt, make_module
+from editmgt_jax.weights.lora import abstract_lora, merge, save_lora
+from editmgt_jax.weights.rules import weights_name
+from editmgt_jax.weights.trees import load_tree, save_tree
 
 
 def hashes(directory):
@@ -117,7 +119,7 @@ def test_a_failed_conversion_leaves_nothing(with_llm, tmp_path, monkeypatch):
 def test_a_killed_conversion_leaves_nothing_that_looks_complete(with_llm, tmp_path):
     code = (
         "import os, signal, sys\n"
-        "from editmgt_jax import directories\n"
+        "from editmgt_jax.weights import directories\n"
         "directories._copy_the_rest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "directories.to_orbax(*sys.argv[1:])\n"
     )
@@ -239,7 +241,7 @@ def test_a_model_directory_runs_no_code_of_its_own(with_llm, tmp_path):
 def test_every_conversion_from_the_command_line(with_llm, tmp_path, monkeypatch, lora):
     """The tiny model of each kind through each sub-command, verified, and the pictures that it makes."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("editmgt_jax.commands.use_disk_cache", lambda: None)
+    monkeypatch.setattr("editmgt_jax.cli.shared.use_disk_cache", lambda: None)
     config, mgt, _, tree = lora
     tiny.write_model(Path("small"))
     Path("lora").mkdir()
@@ -375,7 +377,7 @@ def test_lora_names_and_merge_are_peft_s(lora, tmp_path):
     factors = load_file(tmp_path / "adapter_model.safetensors")
     assert "base_model.model.single_transformer_blocks.1.attn.to_q.lora_A.weight" in factors
     assert not [key for key in factors if "add_q" in key or "norm" in key]
-    from editmgt_jax.convert import to_released
+    from editmgt_jax.weights.conversion import to_released
 
     plain, merged = to_released(params, mgt.config), to_released(merge(params, tree, config), mgt.config)
     for key in plain:

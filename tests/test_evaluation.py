@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from tiny import write_model
 
-from editmgt_jax.data.scenes import CATEGORIES
+from editmgt_jax.data.scenes.source import CATEGORIES
 from editmgt_jax.evaluation import metrics, protocols
 from editmgt_jax.evaluation.protocols import Encoded, Pairs, Runner
 from editmgt_jax.images import ImageError

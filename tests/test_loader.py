@@ -13,7 +13,7 @@ from editmgt_jax.data.records import ShardReader, TokenSet, read_manifest
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
-    monkeypatch.setattr("editmgt_jax.data.tokenize.SHARD", 16)
+    monkeypatch.setattr("editmgt_jax.data.tokenise.SHARD", 16)
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ import pytest
 import tiny
 
 from editmgt_jax.config import write_json
-from editmgt_jax.loading import load_model
+from editmgt_jax.models.prompts import PromptError
 from editmgt_jax.pipeline import EditPipeline
-from editmgt_jax.prompts import PromptError
+from editmgt_jax.weights.loading import load_model
 
 
 def test_default_model_may_be_absent(monkeypatch, tmp_path):
-    monkeypatch.setattr("editmgt_jax.loading.DEFAULT_MODEL", tmp_path / "default")
+    monkeypatch.setattr("editmgt_jax.weights.loading.DEFAULT_MODEL", tmp_path / "default")
     with pytest.raises(FileNotFoundError, match="no default model.*name a model directory"):
         EditPipeline.from_pretrained()
 

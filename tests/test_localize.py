@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from editmgt_jax import localize as loc
+from editmgt_jax.sampling import localize as loc
 
 GRIDS = [(9, 9), (5, 14), (3, 7), (1, 6)]  # the smallest are narrower than the blur
 TOLERANCE = 2e-6

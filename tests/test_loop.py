@@ -77,7 +77,7 @@ def test_bad_steps_can_be_left_out(config, tmp_path, tiny_model):
     config.guard.update(max_loss=1e-3, skip=3)
     config.optimizer.ema_decay = 0.0
     trainer.train(config, tmp_path)
-    from editmgt_jax.loading import load_mgt
+    from editmgt_jax.weights.loading import load_mgt
 
     jax.tree.map(np.testing.assert_array_equal, run_params(tmp_path, False)["mgt"], load_mgt(tiny_model / "editmgt")[1])
     assert len((tmp_path / BAD_BATCHES).read_text().splitlines()) == 3

@@ -13,15 +13,15 @@ from safetensors.numpy import load_file, save_file
 from small_runs import frozen_config
 
 from editmgt_jax.config import LoRAConfig
-from editmgt_jax.convert import WEIGHTS_NAME
-from editmgt_jax.loading import abstract_params, load_mgt, load_model
-from editmgt_jax.lora import init_lora, load_lora, merge, read_config, save_lora
 from editmgt_jax.models.mgt import MGT
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.training import trainer
-from editmgt_jax.training.checkpoint import CheckpointError
 from editmgt_jax.training.export import export
 from editmgt_jax.training.runs import run_config, run_params
+from editmgt_jax.weights.loading import abstract_params, load_mgt, load_model
+from editmgt_jax.weights.lora import init_lora, load_lora, merge, read_config, save_lora
+from editmgt_jax.weights.rules import WEIGHTS_NAME
+from editmgt_jax.weights.trees import CheckpointError
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from editmgt_jax import masking
+from editmgt_jax.sampling import masking
 
 random_mask = jax.jit(masking.random_mask, static_argnums=(1, 2))
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from configs import scenes_mgt
-from editmgt_jax import masking
-from editmgt_jax.loading import DEFAULT_MODEL
+from editmgt_jax.sampling import masking
 from editmgt_jax.training import inputs, trainer
 from editmgt_jax.training.runs import run_params
 from editmgt_jax.training.token_job import tokenize_scenes
+from editmgt_jax.weights.loading import DEFAULT_MODEL
 
 EDITS, STEPS = 64, 160
 

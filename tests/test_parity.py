@@ -28,11 +28,12 @@ from transformers import CLIPTextConfig as TorchCLIPTextConfig  # noqa: E402
 from transformers import CLIPTextModelWithProjection, Gemma2ForCausalLM  # noqa: E402
 from transformers import Gemma2Config as TorchGemma2Config  # noqa: E402
 
-from editmgt_jax import directories, localize  # noqa: E402
 from editmgt_jax.config import MGTConfig  # noqa: E402
-from editmgt_jax.convert import WEIGHTS_NAME  # noqa: E402
-from editmgt_jax.loading import load_clip, load_gemma, load_mgt, load_vq  # noqa: E402
-from editmgt_jax.weights import WeightFiles  # noqa: E402
+from editmgt_jax.sampling import localize  # noqa: E402
+from editmgt_jax.weights import directories  # noqa: E402
+from editmgt_jax.weights.files import WeightFiles  # noqa: E402
+from editmgt_jax.weights.loading import load_clip, load_gemma, load_mgt, load_vq  # noqa: E402
+from editmgt_jax.weights.rules import WEIGHTS_NAME  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

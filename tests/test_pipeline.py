@@ -8,15 +8,19 @@ import pytest
 import tiny
 from PIL import Image
 
-from editmgt_jax import convert, decode, editing, images
+from editmgt_jax import images
 from editmgt_jax.config import MGTConfig, SchedulerConfig, VQConfig
 from editmgt_jax.images import ImageError
-from editmgt_jax.loading import EncodedText, LoadedModel
 from editmgt_jax.models.mgt import MGT, init_mgt
+from editmgt_jax.models.prompts import PromptError
+from editmgt_jax.models.text import EncodedText
 from editmgt_jax.models.vq import VQModel
 from editmgt_jax.pipeline import EditPipeline, _broadcast, _chunks
-from editmgt_jax.prompts import PromptError
-from editmgt_jax.settings import SettingsError
+from editmgt_jax.sampling import decode
+from editmgt_jax.sampling.edit import decode_edit, traces
+from editmgt_jax.sampling.settings import SettingsError
+from editmgt_jax.weights import conversion
+from editmgt_jax.weights.loading import LoadedModel
 
 DATA = Path(__file__).parent / "data"
 INSTRUCTION = "make the car red"
@@ -110,9 +114,9 @@ def test_from_step_holds_by_the_scores_of_that_step(pipe):
     assert 0 < keep.mean() < 1
     np.testing.assert_array_equal(result.keep_mask & keep, keep)
     np.testing.assert_array_equal(result.token_ids[keep], np.broadcast_to(result.source_ids, keep.shape)[keep])
-    before = editing.traces.copy()
+    before = traces.copy()
     assert (from_step(pipe, 0.5, step=2).token_ids != result.token_ids).any()
-    assert editing.traces == before
+    assert traces == before
 
 
 def test_mask_confines_the_edit(pipe):
@@ -271,7 +275,7 @@ def test_guidance_of_one_is_no_guidance(pipe):
     request, plan = captured(pipe, guidance_scale=1.0)
     assert not plan.guided
     plain = pipe.edit_tokens(random_ids(), [pipe.encode(INSTRUCTION)] * 2, guidance_scale=0.5)
-    guided = editing.decode_edit(pipe._mgt_variables, request, pipe.model.mgt, plan._replace(guided=True))
+    guided = decode_edit(pipe._mgt_variables, request, pipe.model.mgt, plan._replace(guided=True))
     np.testing.assert_array_equal(plain.tokens, guided.tokens)
     np.testing.assert_allclose(plain.scores, guided.scores, atol=1e-5)
 
@@ -340,7 +344,7 @@ def test_model_time_is_the_share_of_hidden_tokens(pipe):
     def scores(plan, time):
         schedule = request.knobs.schedule._replace(time=jnp.full(1, time))
         told = request._replace(knobs=request.knobs._replace(schedule=schedule))
-        return editing.decode_edit(pipe._mgt_variables, told, pipe.model.mgt, plan).scores
+        return decode_edit(pipe._mgt_variables, told, pipe.model.mgt, plan).scores
 
     told = plan._replace(timestep_convention="released")
     np.testing.assert_allclose(scores(plan, 1.0), scores(told, 0.5), atol=1e-6)
@@ -372,7 +376,7 @@ def test_traced_settings_never_recompile(pipe, capsys):
     fresh(picture(), INSTRUCTION, progress=stages.append, **base)
     assert stages == ["text", "tokenise", "compile", "decode", "paint"]
     assert capsys.readouterr().err.count("compiling for 8 x 8 tokens") == 1
-    before = editing.traces.copy()
+    before = traces.copy()
     for change in (
         dict(reference_strength=0.7),
         dict(hold_threshold=0.9),
@@ -388,10 +392,10 @@ def test_traced_settings_never_recompile(pipe, capsys):
     ):
         fresh(picture(), INSTRUCTION, **base | change)
     fresh(picture(seed=3), "remove the tree", **base)
-    assert editing.traces == before
+    assert traces == before
     assert capsys.readouterr().err == ""
     fresh(picture(), INSTRUCTION, **base | dict(filter="none"))
-    assert editing.traces - before == {"decode": 1}
+    assert traces - before == {"decode": 1}
 
 
 # ---- wrong input
@@ -443,7 +447,7 @@ def test_whole_edit_of_the_released_code(case):
         golden = dict(file)
     mgt = MGT(MGTConfig.from_json(DATA / "mgt_1024" / "config.json"))
     vq = VQModel(VQConfig.from_json(DATA / "vqvae" / "config.json"))
-    params = convert.load_params(
+    params = conversion.load_params(
         DATA / "mgt_1024", mgt.config, jax.eval_shape(lambda key: init_mgt(mgt, key), jax.random.key(0))
     )
     pipe = EditPipeline(LoadedModel(mgt, params, vq, {}, None, SchedulerConfig(mask_token_id=71)))

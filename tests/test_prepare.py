@@ -20,12 +20,12 @@ pytest.importorskip("pyarrow")
 import planted  # noqa: E402
 import pyarrow.parquet  # noqa: E402
 
-from editmgt_jax.data import prepare as module  # noqa: E402
-from editmgt_jax.data.duplicates import NearDuplicates  # noqa: E402
-from editmgt_jax.data.examine import PrepareConfig, examine  # noqa: E402
-from editmgt_jax.data.prepare import PrepareError, prepare  # noqa: E402
+from editmgt_jax.data.prepare import job as module  # noqa: E402
+from editmgt_jax.data.prepare.duplicates import NearDuplicates  # noqa: E402
+from editmgt_jax.data.prepare.examine import PrepareConfig, examine  # noqa: E402
+from editmgt_jax.data.prepare.job import PrepareError, prepare  # noqa: E402
+from editmgt_jax.data.prepare.sources import Row  # noqa: E402
 from editmgt_jax.data.records import PairSource, read_manifest  # noqa: E402
-from editmgt_jax.data.sources import Row  # noqa: E402
 
 CONFIG = PrepareConfig(resolution=planted.SIZE, task_rows=100)
 
@@ -146,8 +146,9 @@ def test_five_thousand_pairs(tmp_path):
 def test_a_kill_while_a_shard_is_written_leaves_nothing(raw, prepared, tmp_path):
     code = (
         "import os, signal, sys\n"
-        "from editmgt_jax.data import prepare as module, records\n"
-        "from editmgt_jax.data.examine import PrepareConfig, examine\n"
+        "from editmgt_jax.data import records\n"
+        "from editmgt_jax.data.prepare import job as module\n"
+        "from editmgt_jax.data.prepare.examine import PrepareConfig, examine\n"
         "read, seen = records.ShardReader.read, []\n"
         "def stop(self, index):\n"
         "    seen.append(index)\n"

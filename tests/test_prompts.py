@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from editmgt_jax.prompts import PromptError, PromptTokenizer, train_tokenizer
+from editmgt_jax.models.prompts import PromptError, PromptTokenizer, train_tokenizer
 
 PROMPT, PHRASE = "make the red cube blue", "Red cube"
 

@@ -6,7 +6,8 @@ import pickle
 import numpy as np
 import pytest
 
-from editmgt_jax.data import drawing, phrases, scenes, sprites, styles
+from editmgt_jax.data.scenes import drawing, phrases, sprites, styles
+from editmgt_jax.data.scenes import source as scenes
 
 N_DRAWN, N_PLANNED = 420, 4000
 

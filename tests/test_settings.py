@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tiny
 
-from editmgt_jax.settings import Settings, SettingsError, released_layers
+from editmgt_jax.sampling.settings import Settings, SettingsError, released_layers
 
 
 def test_defaults_are_the_model_s():

@@ -11,7 +11,7 @@ from PIL import Image
 pa = pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq  # noqa: E402
 
-from editmgt_jax.data.sources import SourceError, category_name, open_source  # noqa: E402
+from editmgt_jax.data.prepare.sources import SourceError, category_name, open_source  # noqa: E402
 
 TEXTS = ["make the sky red", "remove the tree", "turn it into a sketch"]
 
@@ -143,7 +143,7 @@ def test_scenes():
 def test_tfds_builder_of_the_parquet_files(tmp_path):
     tfds = pytest.importorskip("tensorflow_datasets")
     pytest.importorskip("apache_beam")
-    import editmgt_jax.data.tfds_crispedit  # noqa: F401
+    import editmgt_jax.data.prepare.tfds_crispedit  # noqa: F401
 
     pictures = [[{"bytes": data, "path": None} for data in column] for column in (SOURCES, TARGETS)]
     write_parquet(

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from editmgt_jax.supervise import supervise
+from editmgt_jax.training.supervise import supervise
 
 # Counts its starts in a file and dies until there were enough of them.
 MORTAL = """

@@ -10,11 +10,11 @@ from PIL import Image
 pytest.importorskip("apache_beam")
 
 from editmgt_jax import cli  # noqa: E402
-from editmgt_jax.data.examine import PrepareConfig  # noqa: E402
-from editmgt_jax.data.prepare import prepare  # noqa: E402
+from editmgt_jax.data.prepare.examine import PrepareConfig  # noqa: E402
+from editmgt_jax.data.prepare.job import prepare  # noqa: E402
 from editmgt_jax.data.records import PairSource, TokenSet  # noqa: E402
-from editmgt_jax.loading import load_model  # noqa: E402
 from editmgt_jax.training.token_job import tokenize_pairs  # noqa: E402
+from editmgt_jax.weights.loading import load_model  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_records_are_what_the_model_s_encoders_say(prepared, with_llm, tmp_path)
 
 def test_from_the_command_line(prepared, tiny_model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("editmgt_jax.commands.use_disk_cache", lambda: None)
+    monkeypatch.setattr("editmgt_jax.cli.shared.use_disk_cache", lambda: None)
     assert cli.main(["tokenize", "--records", str(prepared), "--model", str(tiny_model), "--output", "tokens"]) == 0
     printed = capsys.readouterr().err
     assert "the device waited" in printed and "pairs left out: their instructions are too long" in printed
@@ -72,7 +72,7 @@ def test_from_the_command_line(prepared, tiny_model, tmp_path, monkeypatch, caps
 )
 def test_wrong_arguments(prepared, arguments, message, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("editmgt_jax.commands.use_disk_cache", lambda: None)
+    monkeypatch.setattr("editmgt_jax.cli.shared.use_disk_cache", lambda: None)
     line = f"tokenize --output tokens {arguments}".format(prepared=prepared)
     assert cli.main(line.split()) == 2
     assert message in capsys.readouterr().err

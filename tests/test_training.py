@@ -13,21 +13,21 @@ from small_runs import mgt_config, vq_config
 
 from configs import scenes_vq
 from editmgt_jax.config import MGTConfig
-from editmgt_jax.convert import WEIGHTS_NAME
 from editmgt_jax.data.loader import batches
 from editmgt_jax.data.records import Field, Schema, TokenBucket, TokenSet, read_manifest, write_shard
-from editmgt_jax.loading import load_vq
 from editmgt_jax.models.mgt import MGT, init_mgt
+from editmgt_jax.models.prompts import PromptTokenizer
 from editmgt_jax.pipeline import EditPipeline
-from editmgt_jax.prompts import PromptTokenizer
 from editmgt_jax.training import inputs, trainer
-from editmgt_jax.training.checkpoint import CheckpointError
 from editmgt_jax.training.export import export
 from editmgt_jax.training.initialise import copy_friendly
 from editmgt_jax.training.optimizer import decay_mask, learning_rate
 from editmgt_jax.training.runs import best_params, run_params
 from editmgt_jax.training.step import cross_entropy, loss_weights
 from editmgt_jax.training.token_job import tokenize_scenes
+from editmgt_jax.weights.loading import load_vq
+from editmgt_jax.weights.rules import WEIGHTS_NAME
+from editmgt_jax.weights.trees import CheckpointError
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_a_checkpoint_of_another_model_is_an_error(vq_run, tmp_path):
 
 
 def test_records_of_two_jobs_are_not_mixed(vq_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("editmgt_jax.data.tokenize.SHARD", 32)
+    monkeypatch.setattr("editmgt_jax.data.tokenise.SHARD", 32)
     config = mgt_config(vq_run[1], 2)
     tokenize_scenes(config, tmp_path / "tokens", 64)
     first, second = sorted((tmp_path / "tokens").glob("*.array_record"))

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, SchedulerConfig, VQConfig, write_json
-from editmgt_jax.convert import save_component
 from editmgt_jax.models.clip_text import CLIPText
 from editmgt_jax.models.mgt import MGT, init_mgt
+from editmgt_jax.models.prompts import PromptTokenizer, train_tokenizer
 from editmgt_jax.models.vq import VQModel
-from editmgt_jax.prompts import PromptTokenizer, train_tokenizer
+from editmgt_jax.weights.conversion import save_component
 
 SENTENCES = ["make the car red", "remove the tree", "add a small blue bird", "turn it into a sketch"]
 MGT_CONFIG = MGTConfig(

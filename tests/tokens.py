@@ -4,8 +4,8 @@ import ml_dtypes
 import numpy as np
 from tiny import TEXT_LENGTH
 
-from editmgt_jax.data.tokenize import Encoders, tokenize
-from editmgt_jax.prompts import PromptTokenizer
+from editmgt_jax.data.tokenise import Encoders, tokenize
+from editmgt_jax.models.prompts import PromptTokenizer
 from editmgt_jax.training.inputs import identity
 
 GRIDS = {"32x32": (4, 4), "64x32": (4, 8)}  # rows, columns

@@ -21,11 +21,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from editmgt_jax import images, localize
-from editmgt_jax.data.scenes import CATEGORIES, SceneConfig, SceneSource, name_colour
+from editmgt_jax import images
+from editmgt_jax.data.scenes.source import CATEGORIES, SceneConfig, SceneSource, name_colour
 from editmgt_jax.evaluation import metrics, report
-from editmgt_jax.masking import covered_tokens
 from editmgt_jax.pipeline import EditPipeline
+from editmgt_jax.sampling import localize
+from editmgt_jax.sampling.masking import covered_tokens
 
 # Categories whose edit is a region; the mask of a style edit is the whole picture, of a background edit most of it.
 LOCAL = ("add", "remove", "replace", "colour", "motion")

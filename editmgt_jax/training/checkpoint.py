@@ -1,4 +1,4 @@
-"""Saving and restoring runs. The one module that talks to Orbax.
+"""Saving and restoring runs. This module and `weights.trees` talk to Orbax, no other.
 
 A checkpoint holds the train state and, as metadata, the place in the data and the run's config: a run resumed from it equals
 one that was never stopped. It is whole or not there (Orbax renames it into place), and damage that comes later is seen: the
@@ -21,23 +21,15 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from editmgt_jax.training.processes import any_problem, wait_for_all
+from editmgt_jax.weights.trees import CheckpointError
 
 STATE = "state"
 SIZES = "checkpoint_sizes.json"  # {step: {file: bytes}}, beside the folder of checkpoints
 DAMAGED = "damaged"  # suffix of a checkpoint that was put aside
 _SLICE = 1 << 20  # bytes of an array below which devices that hold copies do not share its writing: slicing is compiled
-_IN_FLIGHT = 1 << 30  # bytes that a whole tree is written and read with
 _STUTTERS = ("EIO", "ESTALE", "ETIMEDOUT", "Input/output error", "Stale file handle", "timed out")  # may not come again
 _PAUSE = 10.0  # seconds before a file system that stuttered is asked again
 _PATIENCE = 600.0  # seconds that a run which fails waits for its last checkpoint
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or read. `transient`: whether a new start may well do better."""
-
-    def __init__(self, message, transient: bool = False):
-        super().__init__(message)
-        self.transient = transient
 
 
 class Checkpoints:
@@ -365,28 +357,3 @@ def _best(checkpointer) -> int:
         sign = 1 if direction == "max" else -1
         return max(checkpoints, key=lambda c: (sign * (c.metrics or {}).get(name, -sign * math.inf), c.step)).step
     raise CheckpointError(f"none of the checkpoints {[c.step for c in checkpoints]} can be read")
-
-
-def save_tree(directory, tree) -> None:
-    """Writes a tree of host arrays as an Orbax checkpoint, a new folder, without a second copy of them in memory."""
-    with _lean():
-        ocp.save(Path(directory).absolute(), tree)
-
-
-def load_tree(directory):
-    """Reads what `save_tree` wrote, as host arrays. Errors: CheckpointError."""
-    directory = Path(directory).absolute()
-    try:
-        metadata = ocp.metadata(directory).metadata
-        with _lean():
-            return ocp.load(directory, jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata))
-    except (ValueError, KeyError, FileNotFoundError, ocp.errors.InvalidLayoutError) as error:
-        raise CheckpointError(f"{directory} is not a complete Orbax checkpoint: {error}") from error
-
-
-def _lean() -> ocp.Context:
-    """For trees that no one changes while they are written, on machines that barely hold them."""
-    context = ocp.Context()
-    context.memory.deepcopy_host_arrays = False
-    context.memory.write_concurrent_bytes = context.memory.read_concurrent_bytes = _IN_FLIGHT
-    return context

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from editmgt_jax.config import CLIPTextConfig
-from editmgt_jax.loading import load_text
 from editmgt_jax.models.clip_text import CLIPText
-from editmgt_jax.prompts import PromptTokenizer
+from editmgt_jax.models.prompts import PromptTokenizer
+from editmgt_jax.weights.loading import load_text
 
 
 class TrainedText:

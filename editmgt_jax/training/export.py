@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from editmgt_jax.config import write_json
-from editmgt_jax.convert import save_component
-from editmgt_jax.loading import load_vq
-from editmgt_jax.lora import merge, save_lora
 from editmgt_jax.training.checkpoint import fingerprint
 from editmgt_jax.training.conditioning import TrainedText
 from editmgt_jax.training.runs import run_config, run_identity, run_params
 from editmgt_jax.training.trainer import make_task
-from editmgt_jax.weights import new_directory
+from editmgt_jax.weights.conversion import save_component
+from editmgt_jax.weights.files import new_directory
+from editmgt_jax.weights.loading import load_vq
+from editmgt_jax.weights.lora import merge, save_lora
 
 
 def export(workdir, output, step=None, dtype="float32", raw=False, verify=False, merged=False) -> None:

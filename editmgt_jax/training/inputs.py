@@ -5,9 +5,9 @@ from pathlib import Path
 
 from editmgt_jax.data.loader import Batches, Mixture, batches, token_batches
 from editmgt_jax.data.records import TOKENS, read_manifest
-from editmgt_jax.data.scenes import SceneConfig, SceneSource, instruction_corpus
-from editmgt_jax.paths import mounted
-from editmgt_jax.prompts import train_tokenizer
+from editmgt_jax.data.scenes.source import SceneConfig, SceneSource, instruction_corpus
+from editmgt_jax.files import mounted
+from editmgt_jax.models.prompts import train_tokenizer
 
 
 def resolve(config, workdir, make: bool = True) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from editmgt_jax.paths import mounted
+from editmgt_jax.files import mounted
 from editmgt_jax.training.checkpoint import restore_params
 
 CHECKPOINTS = "checkpoints"

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from PIL import Image
 
-from editmgt_jax import editing, images
-from editmgt_jax.loading import load_vq
-from editmgt_jax.settings import Settings
+from editmgt_jax import images
+from editmgt_jax.sampling.edit import Request, decode_edit, detokenize
+from editmgt_jax.sampling.settings import Settings
 from editmgt_jax.training import processes
+from editmgt_jax.weights.loading import load_vq
 
 FOLDER = "samples"
 _GAP = 4  # pixels between pictures
@@ -63,7 +64,7 @@ class Samples:
             inputs = task.text.inputs(frozen["text"], batch, jnp.full(size, dropped))
             return task.text.states(params.get("text"), inputs)
 
-        request = editing.Request(
+        request = Request(
             reference=source,
             start=jnp.full_like(source, task.mgt_config.mask_token_id),
             text=text(False),
@@ -75,7 +76,7 @@ class Samples:
             knobs=settings.knobs(task.scheduler.masking_schedule),
         )
         plan = settings.plan(task.scheduler.timestep_convention)
-        edit = editing.decode_edit(task.variables(params, frozen), request, task.mgt, plan)
+        edit = decode_edit(task.variables(params, frozen), request, task.mgt, plan)
         return self._paint(vq_params, edit.tokens), edit.scores
 
     def _given(self, frozen, vq_params, batch):
@@ -84,7 +85,7 @@ class Samples:
 
     def _paint(self, vq_params, ids):
         """One picture at a time: its activations are large."""
-        return jax.lax.map(lambda one: editing.detokenize(vq_params, one[None], self._task.vq)[0], ids)
+        return jax.lax.map(lambda one: detokenize(vq_params, one[None], self._task.vq)[0], ids)
 
 
 def _grid(columns, scores) -> Image.Image:

@@ -8,13 +8,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from editmgt_jax.data.records import PAIRS, PairSource, read_manifest
-from editmgt_jax.data.tokenize import Encoders
-from editmgt_jax.data.tokenize import tokenize as write_tokens
-from editmgt_jax.loading import find_model, load_model, load_vq
-from editmgt_jax.paths import mounted
-from editmgt_jax.prompts import PromptTokenizer
+from editmgt_jax.data.tokenise import Encoders
+from editmgt_jax.data.tokenise import tokenize as write_tokens
+from editmgt_jax.files import mounted
+from editmgt_jax.models.prompts import PromptTokenizer
 from editmgt_jax.training import inputs, processes
 from editmgt_jax.training.inputs import identity
+from editmgt_jax.weights.loading import find_model, load_model, load_vq
 
 
 def _image_encoder(vq, params):

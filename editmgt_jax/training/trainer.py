@@ -15,16 +15,16 @@ from pathlib import Path
 import jax
 
 from editmgt_jax.data.loader import Batches
-from editmgt_jax.paths import mounted
+from editmgt_jax.files import mounted
 from editmgt_jax.training import inputs, processes, runs, samples, sharding
 from editmgt_jax.training.checkpoint import Checkpoints
 from editmgt_jax.training.goodput import Ledger
 from editmgt_jax.training.metrics import Profiler, RunLog, Sums, keep_lines
-from editmgt_jax.training.mgt_task import MGTTask
 from editmgt_jax.training.optimizer import make_optimizer
 from editmgt_jax.training.samples import Samples
 from editmgt_jax.training.step import new_state, train_step
-from editmgt_jax.training.vq_task import VQTask
+from editmgt_jax.training.tasks.mgt import MGTTask
+from editmgt_jax.training.tasks.vq import VQTask
 
 TASKS = {"vq": VQTask, "mgt": MGTTask}
 BAD_BATCHES = "bad_batches.jsonl"

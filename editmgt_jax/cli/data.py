@@ -1,0 +1,137 @@
+"""`editmgt scenes`, `prepare`, `tokenize` and `data-stats`: training data."""
+
+import os
+
+from editmgt_jax.cli import shared
+
+
+def add_commands(commands) -> None:
+    _add_scenes(commands)
+    _add_prepare(commands)
+    _add_tokenize(commands)
+    _add_data_stats(commands)
+
+
+def _add_scenes(commands) -> None:
+    command = shared.add_command(commands, "scenes", scenes, "look at the procedural training scenes")
+    command.add_argument("--preview", required=True, metavar="GRID.png", help="picture to write")
+    command.add_argument("--size", type=int, default=64, help="pixels a side (default 64)")
+    command.add_argument("--split", default="train", help="train or heldout")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--rows", type=shared.positive, default=8)
+    command.add_argument("--columns", type=shared.positive, default=3)
+
+
+def scenes(args) -> None:
+    from editmgt_jax import images
+    from editmgt_jax.data.scenes.source import SceneConfig, preview
+
+    images.check_output(args.preview)
+    config = SceneConfig(size=args.size, split=args.split, seed=args.seed)
+    images.save(preview(config, rows=args.rows, columns=args.columns), args.preview)
+
+
+def _add_prepare(commands):
+    text = "make a training set of raw edit pairs; other flags are Apache Beam's: --runner=FlinkRunner"
+    command = shared.add_command(commands, "prepare", prepare, text, takes_overrides=True)
+    command.add_argument(
+        "source", metavar="SOURCE", help="folder, parquet file, tfds:NAME[:SPLIT] or scenes:COUNT[:SEED]"
+    )
+    command.add_argument("--output", required=True, metavar="DIR", help="new folder, or one that was begun")
+    command.add_argument("--column", action="append", default=[], metavar="MEANING=NAME", help="source=before.png, ...")
+    command.add_argument(
+        "--workers", type=shared.positive, default=os.cpu_count() or 1, help="processes (default: all cores)"
+    )
+    group = command.add_argument_group("settings")
+    group.add_argument("--resolution", type=int, help="pixels a side of the square bucket (default 1024)")
+    group.add_argument("--min-side", type=int, help="shortest side that is kept (default: half the resolution)")
+    group.add_argument("--max-per-category", type=int, metavar="N", help="pairs of a category (default: all)")
+    group.add_argument("--min-changed", type=float, metavar="SHARE", help="of the pixels, or a pair is unchanged")
+    group.add_argument("--max-changed", type=float, metavar="SHARE", help="of the pixels, for a local edit")
+    group.add_argument("--max-instruction", type=int, metavar="CHARACTERS")
+    group.add_argument("--image-format", help="jpeg (default) or png")
+    group.add_argument(
+        "--task-rows", type=int, metavar="N", help="rows that a worker prepares at a time (default 2048)"
+    )
+
+
+def prepare(args) -> None:
+    import dataclasses
+
+    from editmgt_jax.data.prepare import job as preparing
+    from editmgt_jax.data.prepare.examine import PrepareConfig
+
+    columns = [column.partition("=") for column in args.column]
+    if wrong := ["".join(column) for column in columns if not column[2]]:
+        raise preparing.PrepareError(f"--column must read MEANING=NAME; got {wrong}")
+    names = [field.name for field in dataclasses.fields(PrepareConfig)]
+    chosen = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    mapping = {meaning: name for meaning, _, name in columns}
+    preparing.prepare(args.source, args.output, PrepareConfig(**chosen), mapping, args.overrides, args.workers)
+
+
+def _add_tokenize(commands) -> None:
+    text = "encode training data once: prepared pairs, or a config's scenes"
+    command = shared.add_command(commands, "tokenize", tokenize, f"{text}{shared.OVERRIDABLE}", takes_overrides=True)
+    command.add_argument("--output", required=True, metavar="DIR", help="folder for the token records")
+    shared.add_distributed(command)
+    pairs = command.add_argument_group("prepared pairs")
+    pairs.add_argument("--records", metavar="DIR", help="what `editmgt prepare` wrote")
+    pairs.add_argument("--model", metavar="DIR", help="model whose encoders to use (default: the one in the package)")
+    pairs.add_argument(
+        "--batch-size", type=shared.positive, default=32, metavar="N", help="pairs a process encodes at a time"
+    )
+    pairs.add_argument("--text-states", action="store_true", help="store what the text encoders say, too")
+    pairs.add_argument("--dtype", type=shared.dtype, help="of the text encoders")
+    scenes = command.add_argument_group("scenes")
+    scenes.add_argument("--config", metavar="FILE.py", help="configs/scenes_mgt.py, for example")
+    scenes.add_argument("--examples", type=shared.positive, help="how many pairs")
+
+
+def tokenize(args) -> None:
+    from editmgt_jax.training.config_files import ConfigError, load_config
+
+    if (args.records is None) == (args.config is None):
+        raise ConfigError("tokenize takes --records DIR or --config FILE.py, one of them")
+    if (args.config is None) != (args.examples is None) or args.records is not None and args.overrides:
+        raise ConfigError("--examples and overrides of keys belong to --config, which needs --examples")
+    shared.join(args)
+    shared.use_disk_cache()
+    from editmgt_jax.training import token_job
+
+    if args.records is not None:
+        more = (args.batch_size, args.text_states, args.dtype)
+        token_job.tokenize_pairs(args.records, args.model, args.output, *more)
+        return
+    config = load_config(args.config, args.overrides)
+    token_job.tokenize_scenes(config, args.output, args.examples)
+
+
+def _add_data_stats(commands) -> None:
+    command = shared.add_command(
+        commands, "data-stats", data_stats, "count what a folder of records holds, and show some of it"
+    )
+    command.add_argument("directory", metavar="DIR", help="what `editmgt prepare` or `editmgt tokenize` wrote")
+    command.add_argument("--grid", metavar="FILE.png", help="picture of sample pairs to write")
+    command.add_argument("--model", metavar="DIR", help="whose image tokenizer paints tokens (default: the package's)")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def data_stats(args) -> None:
+    import json
+
+    from editmgt_jax import images
+    from editmgt_jax.data.prepare import stats
+
+    if args.grid is not None:
+        images.check_output(args.grid)
+    report = stats.collect(args.directory)
+    print(json.dumps(report, indent=2) if args.json else stats.describe(report))
+    if args.grid is not None:
+        paint = None
+        if report["kind"] == "tokens":
+            shared.use_disk_cache()
+            from editmgt_jax.weights.loading import painter
+
+            paint = painter(args.model)
+        images.save(stats.grid(args.directory, paint), args.grid)

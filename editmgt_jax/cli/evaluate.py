@@ -1,0 +1,27 @@
+"""`editmgt evaluate`: models measured, one sub-command a protocol."""
+
+from editmgt_jax.cli import shared
+
+
+def add_commands(commands) -> None:
+    evaluation = commands.add_parser("evaluate", help="measure a model")
+    protocols = evaluation.add_subparsers(required=True, metavar="PROTOCOL")
+    command = shared.add_command(
+        protocols, "scenes", evaluate_scenes, "held-out procedural scenes, where the right answer is known"
+    )
+    command.add_argument("--model", metavar="DIR", help="model directory (default: the one in the package)")
+    command.add_argument("--output", metavar="FILE.json", help="where to write the numbers")
+    command.add_argument("--gallery", metavar="FILE.png", help="picture of successes and failures to draw")
+    command.add_argument("--count", type=shared.positive, default=500, help="how many scenes (default 500)")
+    command.add_argument("--split", default="heldout", help="heldout, or train to choose settings on")
+    command.add_argument("--batch-size", type=shared.positive, default=32)
+    command.add_argument("--seed", type=int, default=0)
+    shared.add_settings(command)
+
+
+def evaluate_scenes(args) -> None:
+    shared.use_disk_cache()
+    from editmgt_jax.evaluation import protocols
+
+    names = ("model", "output", "gallery", "count", "batch_size", "seed", "split")
+    protocols.evaluate_scenes(**{name: getattr(args, name) for name in names}, **shared.settings_of(args))

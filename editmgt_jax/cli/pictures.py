@@ -1,0 +1,185 @@
+"""`editmgt edit`, `generate`, `inpaint` and `outpaint`: pictures made by a model."""
+
+from pathlib import Path
+
+from editmgt_jax.cli import shared
+
+STAGES = ("load", "text", "tokenise", "compile", "decode", "paint", "save")
+
+
+def add_commands(commands) -> None:
+    _add_edit(commands)
+    _add_generate(commands)
+
+
+def _add_edit(commands):
+    command = shared.add_command(commands, "edit", edit, "edit a picture")
+    command.add_argument("--image", required=True, metavar="IN", help="picture to edit")
+    command.add_argument("--instruction", required=True, metavar="TEXT", help="what to change")
+    command.add_argument("--mask", metavar="PICTURE", help="same size as the image; white = may change")
+    command.add_argument("--query", metavar="WORDS", help="words of the instruction that say where (default: all)")
+    command.add_argument("--save-map", metavar="FILE", help="heat map of what the instruction is about")
+    command.add_argument("--save-mask", metavar="FILE", help="what was allowed to change, white; usable as --mask")
+    _add_making(command)
+    shared.add_settings(command)
+
+
+def _add_generate(commands):
+    """The commands of text-to-image models."""
+    command = shared.add_command(
+        commands, "generate", generate, "make a picture from text; needs a model trained for it"
+    )
+    command.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="default: the model's square")
+    _add_making(command, needs_model=True, composites=False)
+    shared.add_settings(command, with_reference=False)
+
+    command = shared.add_command(commands, "inpaint", inpaint, "fill a part of a picture; needs a text-to-image model")
+    command.add_argument("--image", required=True, metavar="IN")
+    command.add_argument("--mask", required=True, metavar="PICTURE", help="same size as the image; white = fill")
+    _add_making(command, needs_model=True)
+    shared.add_settings(command, with_reference=False)
+
+    command = shared.add_command(commands, "outpaint", outpaint, "extend a picture; needs a text-to-image model")
+    command.add_argument("--image", required=True, metavar="IN")
+    pad = ("LEFT", "TOP", "RIGHT", "BOTTOM")
+    command.add_argument("--pad", required=True, type=int, nargs=4, metavar=pad, help="pixels to add on each side")
+    _add_making(command, needs_model=True)
+    shared.add_settings(command, with_reference=False)
+
+
+def _add_making(command, needs_model=False, composites=True):
+    """Flags that all commands which make pictures share."""
+    if needs_model:
+        command.add_argument("--prompt", required=True, metavar="TEXT", help="what to show")
+    which = "text-to-image model" if needs_model else "default: the one in the package"
+    command.add_argument(
+        "--model", metavar="DIR", required=needs_model, help=f"model directory, or its name on the hub ({which})"
+    )
+    command.add_argument("--lora", metavar="DIR", help="a LoRA of that model, as PEFT or `editmgt export` writes it")
+    command.add_argument("--dtype", type=shared.dtype, help="float32 or bfloat16 (default: bfloat16 on accelerators)")
+    command.add_argument("--strict", action="store_true", help="weights that hold NaN are an error")
+    command.add_argument(
+        "--output", required=True, metavar="OUT", help="picture to write; OUT_0, OUT_1, ... if several"
+    )
+    command.add_argument(
+        "--negative-prompt", metavar="TEXT", help="what guidance leads away from (default: the model's)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture (default 0)")
+    command.add_argument("--num-images", type=shared.positive, default=1, metavar="N")
+    if composites:
+        command.add_argument(
+            "--no-composite",
+            dest="composite",
+            action="store_false",
+            help="leave what is held as the decoder paints it, not as in the input",
+        )
+    command.add_argument("--save-steps", metavar="FILE", help="the steps: an animation (.gif) or a strip (.png)")
+
+
+def edit(args) -> None:
+    from editmgt_jax import images
+
+    outputs = _check_outputs(args)
+    image = images.load(args.image)
+    mask = None if args.mask is None else images.load_mask(args.mask, image.size)
+    inputs = {"mask": mask, "query": args.query, "composite": args.composite}
+    _make_pictures(args, outputs, lambda pipe, **more: pipe(image, args.instruction, **inputs, **more), image)
+
+
+def generate(args) -> None:
+    outputs = _check_outputs(args)
+    size = None if args.size is None else tuple(args.size)
+    _make_pictures(args, outputs, lambda pipe, **more: pipe.generate(args.prompt, size, **more))
+
+
+def inpaint(args) -> None:
+    from editmgt_jax import images
+
+    outputs = _check_outputs(args)
+    image = images.load(args.image)
+    mask = images.load_mask(args.mask, image.size)
+    inputs = {"composite": args.composite}
+    _make_pictures(args, outputs, lambda pipe, **more: pipe.inpaint(image, args.prompt, mask, **inputs, **more))
+
+
+def outpaint(args) -> None:
+    from editmgt_jax import images
+
+    outputs = _check_outputs(args)
+    image, pad = images.load(args.image), tuple(args.pad)
+    inputs = {"composite": args.composite}
+    _make_pictures(args, outputs, lambda pipe, **more: pipe.outpaint(image, args.prompt, pad, **inputs, **more))
+
+
+def _check_outputs(args) -> list[dict]:
+    """The files to write for each picture, {flag: path or None}. Errors: those that cannot be written."""
+    from editmgt_jax import images
+
+    flags = [name for name in ("output", "save_map", "save_mask", "save_steps") if hasattr(args, name)]
+    outputs = [
+        {name: _numbered(getattr(args, name), index, args.num_images) for name in flags}
+        for index in range(args.num_images)
+    ]
+    images.check_distinct([path for files in outputs for path in files.values() if path is not None])
+    for files in outputs:
+        for name, path in files.items():
+            if path is not None:
+                images.check_output(path, images.FORMATS | images.ANIMATED if name == "save_steps" else None)
+    return outputs
+
+
+def _make_pictures(args, outputs, make, image=None) -> None:
+    """Loads the model, calls make(pipeline, options) under a progress bar and saves what comes; maps lie over `image`."""
+    from editmgt_jax import images
+
+    with _Stages() as stages:
+        stages("load")
+        shared.use_disk_cache()
+        from editmgt_jax.pipeline import EditPipeline
+
+        pipeline = EditPipeline.from_pretrained(args.model, dtype=args.dtype, strict=args.strict, lora=args.lora)
+        result = make(
+            pipeline,
+            seed=args.seed,
+            num_images=args.num_images,
+            negative_prompt=args.negative_prompt,
+            record=args.save_steps is not None,
+            progress=stages,
+            **shared.settings_of(args),
+        )
+        stages("save")
+        for index, files in enumerate(outputs):
+            images.save(result.images[index], files["output"])
+            if files.get("save_map"):
+                images.save(images.overlay(image, result.relevance[index]), files["save_map"])
+            if files.get("save_mask"):
+                images.save(images.mask_picture(result.keep_mask[index], image.size), files["save_mask"])
+            if files["save_steps"]:
+                images.save_steps(pipeline.paint_steps(result, index), files["save_steps"])
+
+
+def _numbered(path, index, count):
+    """out.png -> out_0.png when there are several; None stays None."""
+    if path is None or count == 1:
+        return path
+    path = Path(path)
+    return str(path.with_name(f"{path.stem}_{index}{path.suffix}"))
+
+
+class _Stages:
+    """A progress bar over the stages of an edit, for terminals only."""
+
+    def __enter__(self):
+        from tqdm import tqdm
+
+        shown = "{desc:<10}{bar}{n_fmt}/{total_fmt} {elapsed}"
+        self._bar = tqdm(total=len(STAGES), bar_format=shown, disable=None, leave=False, dynamic_ncols=True)
+        return self
+
+    def __call__(self, stage):
+        self._bar.set_description_str(stage, refresh=False)
+        self._bar.n = STAGES.index(stage)
+        self._bar.refresh()
+
+    def __exit__(self, *_):
+        self._bar.close()

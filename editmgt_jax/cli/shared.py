@@ -1,0 +1,99 @@
+"""What several commands share: flags, types of arguments, the job of processes, the cache of compiled programs."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from editmgt_jax.config import dtype_name
+
+OVERRIDABLE = "; keys of the config can be set: --config.optimizer.learning_rate=1e-3"
+
+
+def add_command(commands, name, function, text, takes_overrides=False):
+    command = commands.add_parser(name, help=text.split(";")[0], description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(run=function, takes_overrides=takes_overrides)
+    return command
+
+
+def add_distributed(command):
+    text = "one of several processes: Cloud TPU, Slurm and kin are recognised; else set JAX_COORDINATOR_ADDRESS, ..."
+    command.add_argument("--distributed", action="store_true", help=text)
+    text = "after so many seconds without a sign of a process the others end (default 30)"
+    command.add_argument("--heartbeat", type=positive, default=30, metavar="SECONDS", help=text)
+
+
+def join(args) -> None:
+    """Joins the other processes of the job, if there are any."""
+    if args.distributed:
+        from editmgt_jax.training import processes
+
+        processes.join(args.heartbeat)
+        args.end_job = processes.end_job
+
+
+def add_exported(command):
+    """Flags that choose what of a training run is written."""
+    command.add_argument("--step", type=int, help="checkpoint of the run to take (default: the best one)")
+    command.add_argument("--dtype", default="float32", type=dtype, help="float32 (default), bfloat16 or float16")
+    command.add_argument("--raw", action="store_true", help="the run's parameters, not their moving average")
+    command.add_argument("--merge", action="store_true", help="of a LoRA: the model that it adapts, with it merged in")
+
+
+def add_settings(command, with_reference=True):
+    """Flags of `settings.Settings`. Left out, they are the model's own."""
+    group = command.add_argument_group("settings", "by default the model's own")
+    group.add_argument("--steps", type=int, help="decoding steps")
+    group.add_argument("--guidance-scale", type=float, help="how strictly to follow the text; 1 is off")
+    group.add_argument("--sampling-temperature", type=float, help="of the drawn ids; 1 as the model predicts")
+    group.add_argument("--temperature", type=float, nargs="+", help="of the confidence: FIRST LAST, or one number")
+    if not with_reference:
+        return
+    group.add_argument("--reference-strength", type=float, help="gamma, pull of the source image; 1 as trained, 0 none")
+    group.add_argument(
+        "--hold-threshold", type=float, help="lambda; below it a region is held. 0 is off, above 1 is all"
+    )
+    group.add_argument("--hold", help="'released': at every step, or 'from_step': once, at --hold-step")
+    group.add_argument("--hold-step", type=int)
+    group.add_argument("--layers", type=int, nargs="+", metavar="BLOCK", help="blocks whose attention says where")
+    group.add_argument("--filter", help="of the relevance: adaptive, gaussian or none")
+
+
+def settings_of(args) -> dict:
+    names = ("steps", "guidance_scale", "reference_strength", "hold_threshold", "hold", "hold_step", "layers")
+    names += ("sampling_temperature", "temperature", "filter")
+    chosen = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    if len(chosen.get("temperature", ())) == 1:
+        chosen["temperature"] = chosen["temperature"][0]
+    return chosen
+
+
+def dtype(text):
+    try:
+        return dtype_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def positive(text):
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
+
+
+def use_disk_cache() -> None:
+    """Keeps compiled programs between runs, in EDITMGT_CACHE or the user's cache folder; goes without if it cannot."""
+    import jax
+
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(os.environ.get("EDITMGT_CACHE") or base / "editmgt")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(
+            f"editmgt: note: no cache of compiled programs, cannot write {folder} ({error.strerror})", file=sys.stderr
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

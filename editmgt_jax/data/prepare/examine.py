@@ -1,0 +1,220 @@
+"""One raw pair -> one prepared pair, or the reason why not. Pure: what comes out depends on the row and the config only.
+
+Reasons name why a row was rejected; notes say what was odd about a row, or mended, that was not.
+"""
+
+import dataclasses
+import hashlib
+import io
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from editmgt_jax import images
+from editmgt_jax.data.prepare.buckets import UNIT, Placement, bucket_of, bucket_sizes, place
+from editmgt_jax.data.prepare.sources import Row
+
+FORMATS = {"jpeg": {"quality": 95, "subsampling": "4:4:4"}, "png": {}}
+HASH_SIDE = 16  # cells a side of a perceptual hash
+LOCAL = ("add", "remove", "replace", "color", "colour", "motion", "motion_change", "material", "text_change")
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """What is kept of raw pairs, and how.
+
+    resolution            side of the square bucket, pixels
+    min_side              pictures with a shorter side are `too_small`; None is half the resolution
+    max_pixels            larger pictures are `too_large`, undecoded
+    max_aspect_mismatch   how many times wider, relative to its height, one picture of a pair may be than the other
+    max_crop              share of a picture that may be lost to the crop
+    change_threshold      a pixel changed if a channel differs by more, of 255
+    min_changed           share of changed pixels below which a pair is `unchanged`
+    max_changed           share above which an edit of a `local_categories` is `changed_everywhere`
+    max_instruction       characters
+    near_duplicate_bits   of 512, by which two pairs with one instruction may differ and still be the same
+    max_per_category      more pairs of a category than this are `over_category_limit`; None is no limit
+    task_rows             rows that one worker prepares at a time: a shard for each bucket they fall into
+    image_format          'jpeg' (quality 95, whole chroma) or 'png' (lossless, three times the size)
+    """
+
+    resolution: int = 1024
+    min_side: int | None = None
+    max_pixels: int = 64_000_000
+    max_aspect_mismatch: float = 1.05
+    max_crop: float = 0.3
+    change_threshold: int = 8
+    min_changed: float = 0.0005
+    max_changed: float = 0.98
+    local_categories: tuple[str, ...] = LOCAL
+    max_instruction: int = 1000
+    near_duplicate_bits: int = 48
+    max_per_category: int | None = None
+    task_rows: int = 2048
+    image_format: str = "jpeg"
+
+    def __post_init__(self):
+        bucket_sizes(self.resolution)
+        if self.image_format not in FORMATS:
+            raise ValueError(f"image_format must be one of {sorted(FORMATS)}; got {self.image_format!r}")
+        for name in ("max_pixels", "task_rows", "max_instruction", "max_per_category"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        if self.max_aspect_mismatch < 1:
+            raise ValueError(f"max_aspect_mismatch is a ratio, at least 1; got {self.max_aspect_mismatch}")
+        if not 0 <= self.min_changed <= self.max_changed <= 1:
+            raise ValueError(
+                f"min_changed and max_changed must be shares, 0 <= min <= max <= 1; got {self.min_changed}, "
+                f"{self.max_changed}"
+            )
+
+
+class Rejected(Exception):
+    """A row that is not kept: (reason, detail)."""
+
+    @property
+    def reason(self) -> str:
+        return self.args[0]
+
+    @property
+    def detail(self) -> str:
+        return self.args[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Examined:
+    """A pair that is kept as far as it alone can tell."""
+
+    bucket: tuple[int, int]  # (width, height)
+    record: dict  # what is written: see `records.PairSource`
+    digest: str  # of both raw pictures: equal for exact duplicates
+    text_digest: str  # of the instruction, letter case and spaces aside
+    hashes: str  # perceptual, of both pictures
+    changed: float  # share of pixels
+    notes: tuple[str, ...]
+
+
+def examine(row: Row, config: PrepareConfig) -> Examined:
+    """Errors: Rejected."""
+    if row.defect is not None:
+        raise Rejected(*row.defect)
+    instruction = _check_instruction(row.instruction, config)
+    notes = list(row.notes)
+    source = _decoded(row.source, "source", config, notes)
+    target = _decoded(row.target, "target", config, notes)
+    bucket = _bucket(source.size, target.size, config, notes)
+    placement = Placement.covering(source.size, bucket)
+    mask = None
+    if row.mask is not None:
+        mask = _decoded(row.mask, "mask", config, []).convert("L")
+        if mask.size != source.size:
+            raise Rejected("mask_size", f"the mask is {_by(mask.size)}, the source {_by(source.size)}")
+    fitted = {"source": place(source, placement, bucket), "target": place(target, placement, bucket)}
+    changed = changed_share(fitted["source"], fitted["target"], config.change_threshold)
+    if changed < config.min_changed:
+        raise Rejected("unchanged", f"{changed:.2%} of the pixels differ")
+    if changed > config.max_changed and row.category in config.local_categories:
+        raise Rejected("changed_everywhere", f"{changed:.1%} of the pixels differ in a pair of {row.category}")
+    record = {
+        "key": row.key,
+        "category": row.category,
+        "instruction": instruction,
+        "original_size": list(source.size),
+        "crop": [placement.left, placement.top],
+        **{name: _encoded(picture, config.image_format) for name, picture in fitted.items()},
+    }
+    if mask is not None:
+        binary = place(mask, placement, bucket, Image.Resampling.NEAREST).point(lambda value: 255 * (value >= 128))
+        record["mask"] = _encoded(binary.convert("1"), "png")
+    digest = hashlib.sha256(b"%d " % len(row.source) + row.source + row.target).hexdigest()
+    text = " ".join(instruction.casefold().split())
+    return Examined(
+        bucket=bucket,
+        record=record,
+        digest=digest,
+        text_digest=hashlib.sha256(text.encode()).hexdigest()[:32],
+        hashes=difference_hash(fitted["source"]) + difference_hash(fitted["target"]),
+        changed=changed,
+        notes=tuple(notes),
+    )
+
+
+def _check_instruction(text, config) -> str:
+    if not isinstance(text, str):
+        raise Rejected("no_instruction", f"it must be a string; got {type(text).__name__}")
+    text = text.strip()
+    if not text:
+        raise Rejected("no_instruction", "it is empty")
+    if "\ufffd" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise Rejected("bad_utf8", f"the instruction has bytes that are not UTF-8: {text[:60]!r}")
+    if len(text) > config.max_instruction:
+        raise Rejected("instruction_too_long", f"{len(text)} characters, at most {config.max_instruction} are kept")
+    return text
+
+
+def _decoded(data: bytes, name, config, notes) -> Image.Image:
+    """An upright RGB picture."""
+    if not data:
+        raise Rejected("no_picture", f"the {name} is empty")
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as header:
+            warnings.simplefilter("ignore")
+            size, mode = header.size, header.mode
+    except Image.DecompressionBombError as error:
+        raise Rejected("too_large", f"the {name}: {error}") from error
+    except Exception as error:  # noqa: BLE001  (Pillow raises many kinds for damaged files)
+        raise Rejected("undecodable", f"{name}: {error}") from error
+    if size[0] * size[1] > config.max_pixels:
+        raise Rejected("too_large", f"the {name} is {_by(size)}, at most {config.max_pixels} pixels are decoded")
+    if min(size) < (config.min_side or config.resolution // 2):
+        raise Rejected("too_small", f"the {name} is {_by(size)}")
+    if max(size) > images.MAX_ASPECT * min(size):
+        raise Rejected("extreme_aspect", f"the {name} is {_by(size)}")
+    if mode != "RGB" and f"mode_{mode}" not in notes:
+        notes.append(f"mode_{mode}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return images.load(data, f"the {name}")
+    except Exception as error:  # noqa: BLE001
+        raise Rejected("undecodable", str(error)) from error
+
+
+def _bucket(source, target, config, notes) -> tuple[int, int]:
+    mismatch = source[0] * target[1] / (source[1] * target[0])
+    if max(mismatch, 1 / mismatch) > config.max_aspect_mismatch:
+        raise Rejected("aspect_mismatch", f"the source is {_by(source)}, the target {_by(target)}")
+    if source != target:
+        notes.append("sizes_differ")
+    bucket = bucket_of(source, bucket_sizes(config.resolution))
+    scaled = Placement.covering(source, bucket).scaled
+    lost = 1 - bucket[0] * bucket[1] / (scaled[0] * scaled[1])
+    if lost > config.max_crop:
+        raise Rejected("extreme_aspect", f"{_by(source)} would lose {lost:.0%} to the crop of {_by(bucket)}")
+    return bucket
+
+
+def changed_share(one: Image.Image, other: Image.Image, threshold: int) -> float:
+    """Share of pixels, of two pictures of one size halved to about 256 a side, that differ by more than `threshold`."""
+    factor = max(1, min(one.size) // (8 * UNIT))
+    small = [np.asarray(image.reduce(factor) if factor > 1 else image, np.int16) for image in (one, other)]
+    return float((np.abs(small[0] - small[1]).max(axis=-1) > threshold).mean())
+
+
+def difference_hash(image: Image.Image) -> str:
+    """256 bits that hardly change when a picture is scaled or recompressed: which of two neighbouring cells is lighter."""
+    cells = image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)
+    cells = np.asarray(cells, np.int16)
+    return np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes().hex()
+
+
+def _encoded(image, image_format) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format.upper(), **FORMATS[image_format])
+    return buffer.getvalue()
+
+
+def _by(size) -> str:
+    return f"{size[0]} x {size[1]}"

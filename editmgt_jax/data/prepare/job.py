@@ -1,0 +1,393 @@
+"""Raw edit pairs -> a folder of prepared pairs, on Apache Beam.
+
+    survey   every task (some parts of a source) is examined on its own; pairs that pass lie in a staging folder, one shard a
+             bucket, and a line about every row
+    weigh    what only all rows together can tell: duplicates, and more pairs of a category than are wanted
+    finish   each task's shards are written without the pairs that were weighed out, with their counts
+
+A task is redone or skipped as a whole: its results are renamed into place when they are whole, and depend on its rows and
+the config alone. A preparation that was killed and started again therefore ends with the same bytes.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import logging
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from editmgt_jax.data.prepare import counts, summary
+from editmgt_jax.data.prepare.duplicates import NearDuplicates
+from editmgt_jax.data.prepare.examine import PrepareConfig, Rejected, examine
+from editmgt_jax.data.prepare.sources import open_source
+from editmgt_jax.data.records import (
+    MANIFEST,
+    PAIRS,
+    VERSION,
+    PairWriter,
+    copy_records,
+    read_manifest,
+    write_json,
+    write_text,
+)
+from editmgt_jax.files import mounted
+
+NEEDED = ("apache_beam", "pyarrow", "tensorflow_datasets")  # of the extra `prepare`
+STAGING = "staging"
+REPORTS = "reports"
+JOB = "job.json"
+
+
+class PrepareError(ValueError):
+    """A preparation that cannot start: says what stands in its way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What one worker prepares at a time."""
+
+    number: int
+    parts: tuple
+    output: str
+    config: PrepareConfig
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:05d}"
+
+    @property
+    def staged(self) -> Path:
+        return Path(self.output) / STAGING / self.name
+
+    @property
+    def dropped(self) -> Path:
+        """What was weighed out: {row number: [reason, detail]}."""
+        return Path(self.output) / STAGING / f"{self.name}.dropped.json"
+
+    @property
+    def report(self) -> Path:
+        return Path(self.output) / REPORTS / f"{self.name}.json"
+
+
+def prepare(where, output, config: PrepareConfig, mapping=None, flags: list[str] = (), workers: int = 1) -> dict:
+    """Prepares the pairs of a source.
+
+    Args:
+      where, mapping: see `sources.open_source`.
+      output: new folder, or one in which a preparation of the same source and config was begun.
+      flags: Beam's own; with a --runner among them, `workers` is not looked at.
+      workers: processes on this machine.
+    Returns: the manifest.
+    """
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise PrepareError(f"preparing data needs {', '.join(missing)}: pip install 'editmgt_jax[prepare]'")
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    where = where if ":" in str(where) else str(Path(where).resolve())
+    parts = open_source(where, mapping, config.resolution)
+    output = mounted(output, "the output").resolve()
+    tasks, options = _tasks(parts, output, config), _beam_options(flags, workers)
+    if not tasks:
+        raise PrepareError(f"{where} has no rows")
+    _claim(output, where, parts, mapping, config)
+    if (output / MANIFEST).is_file():
+        shutil.rmtree(output / STAGING, ignore_errors=True)
+        return read_manifest(output)
+    started = time.perf_counter()
+    todo = [task for task in tasks if not task.report.is_file()]
+    if todo:
+        _each(tasks, survey, options, "survey")
+        _weigh(tasks, options)
+        _each(todo, finish, options, "finish")
+    manifest = _manifest(tasks, where, config)
+    _print_rate(tasks, manifest, time.perf_counter() - started)
+    for left in [*output.glob("*.tmp"), *(output / REPORTS).glob("*.tmp")]:  # of processes that were killed
+        left.unlink()
+    summary.write(output, manifest)
+    write_json(output / MANIFEST, manifest)
+    shutil.rmtree(output / STAGING, ignore_errors=True)
+    return manifest
+
+
+def _tasks(parts, output, config) -> list[Task]:
+    """Neighbouring parts together, until they have task_rows rows."""
+    tasks, gathered, rows = [], [], 0
+    for i, part in enumerate(parts):
+        gathered.append(part)
+        rows += part.rows
+        if rows and (rows >= config.task_rows or i == len(parts) - 1):
+            tasks.append(Task(len(tasks), tuple(gathered), str(output), config))
+            gathered, rows = [], 0
+    return tasks
+
+
+def _claim(output, where, parts, mapping, config) -> None:
+    """Writes what is prepared here, or checks it: shards of two preparations must not be mixed."""
+    listing = hashlib.sha256()
+    for part in parts:
+        listing.update(repr(part).encode(errors="replace"))
+    job = {"version": VERSION, "source": str(where), "parts": listing.hexdigest(), "mapping": mapping or {}}
+    text = json.dumps(job | {"config": dataclasses.asdict(config)}, indent=2, sort_keys=True) + "\n"
+    path = output / JOB
+    if path.is_file():
+        if path.read_text() != text:
+            raise PrepareError(
+                f"{output} was begun with another source, config or version (see {path}): name a new folder, or delete it"
+            )
+    elif output.exists() and any(output.iterdir()):
+        raise PrepareError(f"{output} is not empty and no preparation: name a new folder")
+    for folder in (output, output / STAGING, output / REPORTS):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+
+
+# ---- on Beam
+
+
+def _beam_options(flags, workers):
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    flags = ["--default_sdk_harness_log_level=ERROR", *flags]
+    if not any(flag.split("=")[0] == "--runner" for flag in flags):
+        mode = "in_memory" if workers == 1 else "multi_processing"
+        flags = ["--runner=DirectRunner", f"--direct_num_workers={workers}", f"--direct_running_mode={mode}", *flags]
+    options = PipelineOptions(flags)
+    known = options.get_all_options().keys()
+    if unknown := sorted(options.get_all_options(retain_unknown_options=True).keys() - known):
+        raise PrepareError(f"neither editmgt prepare nor Apache Beam has the flags {unknown}")
+    return options
+
+
+def _each(tasks, function, options, name) -> None:
+    """Runs a function of a task, for its effect, on all tasks."""
+    import apache_beam as beam
+
+    with _progress(tasks, name), beam.Pipeline(options=options) as pipeline:
+        _ = pipeline | beam.Create(tasks) | beam.Reshuffle() | name >> beam.Map(function)
+
+
+@contextlib.contextmanager
+def _progress(tasks, name):
+    """A bar over the tasks whose results are there, wherever they are worked on."""
+    done, over = ("staged" if name == "survey" else "report"), threading.Event()
+
+    def watch(bar):
+        while not over.wait(2.0):
+            bar.n = sum(getattr(task, done).exists() for task in tasks)
+            bar.refresh()
+
+    with tqdm(total=len(tasks), desc=name, unit="task", file=sys.stderr, disable=None, dynamic_ncols=True) as bar:
+        watcher = threading.Thread(target=watch, args=(bar,), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+
+def _weigh(tasks, options) -> None:
+    """Finds duplicates and surplus pairs among all tasks and writes what each task shall drop."""
+    import apache_beam as beam
+
+    config = tasks[0].config
+    with beam.Pipeline(options=options) as pipeline:
+        lines = pipeline | beam.Create(tasks) | beam.Reshuffle() | beam.FlatMap(_kept_lines)
+        by_pictures = lines | beam.Map(lambda line: (line["digest"], line)) | "by pictures" >> beam.GroupByKey()
+        once, twice = by_pictures | beam.FlatMap(_first).with_outputs("drop", main="keep")
+        by_text = once | "text" >> beam.Map(lambda line: (line["text_digest"], line)) | "by text" >> beam.GroupByKey()
+        kept, near = by_text | beam.FlatMap(_sieve, config.near_duplicate_bits).with_outputs("drop", main="keep")
+        drops = [twice, near]
+        if config.max_per_category is not None:
+            named = kept | "category" >> beam.Map(_for_category)
+            by_category = named | "by category" >> beam.GroupByKey()
+            drops.append(by_category | beam.FlatMap(_surplus, config.max_per_category))
+        _ = (
+            (drops | beam.Flatten(), pipeline | "every task" >> beam.Create([(task.number, None) for task in tasks]))
+            | "with empty tasks" >> beam.Flatten()
+            | "by task" >> beam.GroupByKey()
+            | beam.Map(_write_dropped, str(tasks[0].staged.parent))
+        )
+
+
+def _kept_lines(task):
+    for row, line in enumerate(_lines(task)):
+        if line["reason"] is None:
+            yield {"task": task.number, "row": row} | {
+                name: line[name] for name in ("key", "category", "digest", "text_digest", "hashes")
+            }
+
+
+def _in_order(lines) -> list[dict]:
+    return sorted(lines, key=lambda line: (line["task"], line["row"]))
+
+
+def _dropped(line, reason, first):
+    import apache_beam as beam
+
+    return beam.pvalue.TaggedOutput("drop", (line["task"], (line["row"], reason, f"of {first}")))
+
+
+def _first(element):
+    """Of pairs with the same files, keeps the first; the others go to the output `drop`."""
+    _, lines = element
+    first, *others = _in_order(lines)
+    yield first
+    for line in others:
+        yield _dropped(line, "duplicate", first["key"])
+
+
+def _sieve(element, bits):
+    """Of pairs with one instruction, keeps the first of those that look the same; the others go to the output `drop`."""
+    _, lines = element
+    seen, keys, lines = NearDuplicates(bits), [], _in_order(lines)
+    if len(lines) == 1:  # as most are
+        yield lines[0]
+        return
+    for line in lines:
+        first = seen.find_or_add(bytes.fromhex(line["hashes"]))
+        if first is None:
+            keys.append(line["key"])
+            yield line
+        else:
+            yield _dropped(line, "near_duplicate", keys[first])
+
+
+def _for_category(line):
+    return line["category"], {name: line[name] for name in ("task", "row", "key", "category")}
+
+
+def _surplus(element, most):
+    """Those of a category's pairs that a fixed, arbitrary order puts last."""
+    _, lines = element
+    ranked = sorted(lines, key=lambda line: (hashlib.sha256(line["key"].encode()).digest(), line["task"], line["row"]))
+    for line in ranked[most:]:
+        yield line["task"], (line["row"], "over_category_limit", f"{most} pairs of {line['category']} are kept")
+
+
+def _write_dropped(element, folder) -> None:
+    number, drops = element
+    dropped = {row: [reason, detail] for row, reason, detail in sorted(drop for drop in drops if drop is not None)}
+    write_json(Path(folder) / f"{number:05d}.dropped.json", dropped)
+
+
+# ---- a task
+
+
+def survey(task: Task) -> None:
+    """Examines the rows of a task; what passes is written to its staging folder, and a line about every row."""
+    if task.staged.is_dir():
+        return
+    started, work = time.process_time(), task.staged.with_name(f"{task.name}.{time.time_ns()}.tmp")
+    work.mkdir(parents=True)
+    try:
+        with contextlib.ExitStack() as stack, open(work / "rows.jsonl", "w") as lines:
+            writers = {}
+            for part in task.parts:
+                for row in part.read():
+                    line = {"key": row.key, "category": row.category, "reason": None, "notes": row.notes}
+                    try:
+                        found = _examined(row, task.config)
+                    except Rejected as rejected:
+                        line |= {"reason": rejected.reason, "detail": rejected.detail[:300]}
+                    else:
+                        bucket = _bucket_name(found.bucket)
+                        if bucket not in writers:
+                            writers[bucket] = stack.enter_context(PairWriter(work / f"{bucket}.array_record"))
+                        writers[bucket].write(found.record)
+                        line |= {
+                            "notes": found.notes,
+                            "bucket": bucket,
+                            "digest": found.digest,
+                            "text_digest": found.text_digest,
+                            "hashes": found.hashes,
+                            "changed": round(found.changed, 4),
+                            "characters": len(found.record["instruction"]),
+                            "side": min(found.record["original_size"]),
+                        }
+                    lines.write(json.dumps(line) + "\n")
+        (work / "seconds").write_text(str(time.process_time() - started))
+        work.rename(task.staged)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _examined(row, config):
+    """`examine`, where what no one has foreseen is a row's own problem, and not that of millions of others."""
+    try:
+        return examine(row, config)
+    except Rejected:
+        raise
+    except Exception as error:  # noqa: BLE001
+        raise Rejected("cannot_be_examined", f"{type(error).__name__}: {error}"[:200]) from error
+
+
+def finish(task: Task) -> None:
+    """Writes the task's shards without what was weighed out, then its report."""
+    dropped = json.loads(task.dropped.read_text())
+    lines, keep = list(_lines(task)), collections.defaultdict(list)
+    for row, line in enumerate(lines):
+        if str(row) in dropped:
+            line["reason"], line["detail"] = dropped[str(row)]
+        if "bucket" in line:
+            keep[line["bucket"]].append(line["reason"] is None)
+    shards = []
+    for bucket, flags in sorted(keep.items()):
+        if any(flags):
+            name = f"{bucket}-{task.name}.array_record"
+            target = Path(task.output) / name
+            copy_records(task.staged / f"{bucket}.array_record", target, flags)
+            facts = {"bytes": target.stat().st_size, "sha256": _checksum(target)}
+            shards.append({"file": name, "bucket": bucket, "records": sum(flags)} | facts)
+    write_json(task.report, counts.count(lines, shards))
+    for path in task.staged.glob("*.array_record"):  # the disk need not hold everything twice
+        path.unlink()
+
+
+def _lines(task):
+    with open(task.staged / "rows.jsonl") as file:
+        yield from map(json.loads, file)
+
+
+def _bucket_name(bucket) -> str:
+    return f"{bucket[0]}x{bucket[1]}"
+
+
+def _checksum(path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- the whole
+
+
+def _manifest(tasks, where, config) -> dict:
+    """Errors: PrepareError when no pair is kept, or a row is neither kept nor rejected."""
+    total = counts.add(json.loads(task.report.read_text()) for task in tasks)
+    if not total["shards"]:
+        reasons = {name: found["count"] for name, found in total["rejects"].items()}
+        raise PrepareError(f"no pair of {where} is kept: {reasons}")
+    listed = sum(part.rows for task in tasks for part in task.parts)
+    rejected = sum(found["count"] for found in total["rejects"].values())
+    if not listed == total["rows"] == total["kept"] + rejected:
+        raise PrepareError(
+            f"every row must be kept or rejected; {listed} are listed, {total['rows']} were read, {total['kept']} kept and "
+            f"{rejected} rejected: did the source change meanwhile?"
+        )
+    return {"version": VERSION, "kind": PAIRS, "source": str(where), "config": dataclasses.asdict(config)} | total
+
+
+def _print_rate(tasks, manifest, elapsed) -> None:
+    seconds = [task.staged / "seconds" for task in tasks]
+    cpu = sum(float(path.read_text()) for path in seconds if path.is_file())
+    rows, kept = manifest["rows"], manifest["kept"]
+    print(f"{kept} of {rows} pairs kept, in {len(manifest['shards'])} shards; {elapsed:.0f} s", file=sys.stderr)
+    if cpu and all(path.is_file() for path in seconds):
+        print(f"examining took {rows / cpu:.1f} pairs/s per core", file=sys.stderr)

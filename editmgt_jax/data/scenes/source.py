@@ -1,0 +1,175 @@
+"""Procedural edits: pictures composed of sprites on panorama views, and instructions that change them.
+
+Example i is a pure function of (seed, split, i). An edit is planned as two scene descriptions and an instruction,
+then both are rendered; everything the edit leaves alone is the same to the last bit.
+
+Axes    S rows or columns of the square picture
+Splits  'heldout' holds (subject, background, template) combinations that 'train' never holds, and about one in
+        ten of its examples is about an object that training has never seen (`facts['novel']`)
+"""
+
+import dataclasses
+import operator
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from editmgt_jax.data.scenes import drawing, edits, styles
+from editmgt_jax.data.scenes.colours import name_colour
+
+__all__ = ["CATEGORIES", "SceneConfig", "SceneSource", "instruction_corpus", "name_colour", "preview"]
+
+CATEGORIES = ("add", "remove", "replace", "colour", "background", "style", "motion")
+SPLITS = ("train", "heldout")
+
+_ATTEMPTS = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneConfig:
+    """What to draw. `objects` is 'core' (about 40, easy to tell apart) or 'all'; `categories` is drawn evenly."""
+
+    size: int = 64
+    split: str = "train"
+    seed: int = 0
+    length: int = 1_000_000_000
+    objects: str = "core"
+    categories: tuple[str, ...] = CATEGORIES
+
+    def __post_init__(self):
+        if self.size < 32:
+            raise ValueError(f"size must be at least 32 pixels, got {self.size}; objects would be specks")
+        if self.split not in SPLITS:
+            raise ValueError(f"split must be one of {SPLITS}, got {self.split!r}")
+        if self.objects not in ("core", "all"):
+            raise ValueError(f"objects must be 'core' or 'all', got {self.objects!r}")
+        if self.seed < 0 or self.length < 1:
+            raise ValueError(f"seed must be >= 0 and length >= 1, got seed={self.seed}, length={self.length}")
+        unknown = [name for name in self.categories if name not in CATEGORIES]
+        if unknown or not self.categories or len(set(self.categories)) < len(self.categories):
+            raise ValueError(f"categories must be distinct, at least one, of {CATEGORIES}; got {self.categories!r}")
+
+
+def _edit_mask(plan, size):
+    """The pixels that the edit is free to change, shadows included. -> bool [S S]"""
+    if plan.kind == "style":
+        return np.ones((size, size), bool)
+    if plan.kind == "background":
+        return ~drawing.opaque(plan.source, size)
+    mask = np.zeros((size, size), bool)
+    for thing in set(plan.source.things) ^ set(plan.target.things):
+        mask |= drawing.footprint(thing, size, whole=plan.kind != "recolour")
+    return mask
+
+
+def _is_visible(source, target, mask):
+    """Whether an edit can be seen: at least 1.5 % of the picture and a third of the mask clearly differ."""
+    clear = np.abs(source.astype(np.int16) - target).max(-1) > 20
+    return clear.mean() > 0.015 and clear[mask].mean() > 0.33
+
+
+def _facts(plan, template):
+    return {
+        "kind": plan.kind,
+        "subject": plan.subject,
+        "background": plan.source.background,
+        "template": template,
+        "objects": tuple(thing.name for thing in plan.source.things),
+        "novel": edits.is_novel(plan),
+        **{name: plan.facts.get(name) for name in ("old", "new", "colour", "colour_before", "position")},
+    }
+
+
+class SceneSource:
+    """Random access to edit pairs: a sequence of `config.length` examples, picklable, the same in every process.
+
+    An example is a dict: 'source' and 'target' uint8 [S S 3]; 'mask' bool [S S], outside of which the two are
+    equal; 'instruction'; 'category'; 'query', the words of the instruction that say what it is about; 'facts', what
+    is known about the edit: kind, subject, background, template, objects in the source, novel, and where they
+    apply old, new, colour, colour_before and position (else None).
+    """
+
+    def __init__(self, config):
+        self.config = config
+
+    def __len__(self):
+        return self.config.length
+
+    def __repr__(self):
+        return f"SceneSource({self.config})"
+
+    def plan(self, index):
+        """Yield (category, Plan, template, instruction) for one attempt after another at an example, undrawn.
+
+        The example is the first attempt whose edit can be seen once it is drawn, nearly always the very first.
+        """
+        config, index = self.config, operator.index(index)
+        if not 0 <= index < config.length:
+            raise IndexError(f"index must be in [0, {config.length}), got {index}")
+        count = len(config.categories)
+        category = config.categories[(index + index // count) % count]
+        composer = edits.Composer(config, edits.Dice(config.seed, SPLITS.index(config.split), index))
+        for _ in range(_ATTEMPTS):
+            plan = getattr(composer, category)()
+            worded = plan and edits.worded(plan, config, composer.dice)
+            if worded:
+                yield category, plan, *worded
+
+    def __getitem__(self, index):
+        return self._drawn(index)[0]
+
+    def distractors(self, index, count):
+        """What the target of an add or replace example would be with each of `count` other objects in place of the new
+        one: a result that is recognisable is nearest to the true target. -> uint8 [count S S 3]
+        """
+        example, plan = self._drawn(index)
+        if example["category"] not in ("add", "replace"):
+            raise ValueError(f"only add and replace bring a new object; example {index} is {example['category']!r}")
+        dice = edits.Dice(self.config.seed, SPLITS.index(self.config.split), index, count)
+        others = edits.Composer(self.config, dice).distractors(plan.target, count)
+        return np.stack([drawing.render(scene, self.config.size) for scene in others])
+
+    def _drawn(self, index):
+        """-> (example, its Plan)"""
+        size = self.config.size
+        for category, plan, template, instruction in self.plan(index):
+            source = drawing.render(plan.source, size)
+            target = styles.apply(plan.style, source) if plan.style else drawing.render(plan.target, size)
+            mask = _edit_mask(plan, size)
+            if _is_visible(source, target, mask):
+                example = {
+                    "source": source,
+                    "target": target,
+                    "mask": mask,
+                    "instruction": instruction,
+                    "category": category,
+                    "query": plan.query,
+                    "facts": _facts(plan, template),
+                }
+                return example, plan
+        raise RuntimeError(f"no visible edit in {_ATTEMPTS} draws for example {index} of {self.config}")
+
+
+def instruction_corpus(n, config):
+    """The first `n` instructions, for training a tokenizer; pictures are not drawn."""
+    source = SceneSource(config)
+    for index in range(n):
+        yield next(source.plan(index))[-1]
+
+
+def preview(config, rows=8, columns=3):
+    """A labelled grid of examples: source, target and mask under the instruction. -> RGB picture"""
+    source, gap, line = SceneSource(config), 4, 14
+    scale = 2 if config.size <= 128 else 1
+    cell = config.size * scale
+    grid = Image.new("RGB", (columns * (3 * cell + 2 * gap), rows * (cell + line + gap)), "white")
+    pen = ImageDraw.Draw(grid)
+    for index in range(rows * columns):
+        example = source[index]
+        left, top = index % columns * (3 * cell + 2 * gap), index // columns * (cell + line + gap)
+        pen.text((left + 2, top + 1), example["instruction"], fill="black")
+        for position, name in enumerate(("source", "target", "mask")):
+            picture = example[name] if name != "mask" else example[name].astype(np.uint8) * 255
+            tile = Image.fromarray(picture).resize((cell, cell), Image.Resampling.NEAREST)
+            grid.paste(tile, (left + position * (cell + 1), top + line))
+    return grid

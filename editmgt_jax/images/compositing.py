@@ -1,0 +1,35 @@
+"""An edited picture over its input, along a feathered seam.
+
+Axes    as in `editmgt_jax.images`
+"""
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from editmgt_jax.images.geometry import mask_to_pixels
+
+
+def composite(image: Image.Image, edited: Image.Image, kept: np.ndarray, mask: np.ndarray | None = None) -> Image.Image:
+    """The edited picture with the kept regions taken from the input, over a feathered seam.
+
+    Args:
+      image, edited: RGB pictures of the same size.
+      kept: bool [H W] tokens to take from `image`. The seam lies on their side, one token wide: past it they are
+        exactly the input's pixels.
+      mask: bool [Y X], the user's own: where it is False the input's pixels are kept without exception; its seam is a
+        quarter of a token wide and lies inside.
+    """
+    cell = min(image.width / kept.shape[1], image.height / kept.shape[0])
+    share = 1 - _inner(mask_to_pixels(kept, image.size), max(1, round(cell)))
+    if mask is not None:
+        share = share * _inner(mask, max(1, round(cell / 4)))
+    before, after = np.asarray(image, np.float32), np.asarray(edited, np.float32)
+    mixed = before + share[..., None] * (after - before)
+    return Image.fromarray(np.round(mixed).astype(np.uint8))
+
+
+def _inner(region, radius):
+    """float32 [Y X]: 0 outside the region, rising to 1 at `radius` pixels inside it."""
+    soft = Image.fromarray(np.pad(region, radius, mode="edge").astype(np.uint8) * 255)
+    soft = np.asarray(soft.filter(ImageFilter.BoxBlur(radius)), np.float32)[radius:-radius, radius:-radius] / 255
+    return np.clip(2 * soft - 1, 0, 1) * region

@@ -1,0 +1,83 @@
+"""Pictures -> files, written whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from editmgt_jax.images.drawing import strip
+from editmgt_jax.images.geometry import ImageError
+
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+ANIMATED = {".gif": "GIF"}
+
+
+def check_distinct(paths: Sequence) -> None:
+    """Errors: ImageError when two outputs would be one file."""
+    names = [os.path.abspath(path) for path in paths]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ImageError(f"every output needs a file of its own; {', '.join(twice)} is named twice")
+
+
+def check_output(path, formats=None) -> None:
+    """Fails before expensive work if `path` could not be written after it.
+
+    Errors: ImageError naming the supported suffixes, the missing folder or what the system says.
+    """
+    path, formats = Path(path), formats or FORMATS
+    if path.suffix.lower() not in formats:
+        raise ImageError(
+            f"the suffix of an output must be one of {', '.join(formats)}; got {path.suffix or 'none'!r} in {path}"
+        )
+    if path.is_dir():
+        raise ImageError(f"an output must be a file; {path} is a folder")
+    if not path.parent.is_dir():
+        raise ImageError(f"an output needs an existing folder; there is no {path.parent}: create it")
+    try:
+        with _replacing(path) as temporary:
+            temporary.touch()
+            temporary.unlink()
+    except OSError as error:
+        raise ImageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def save(image: Image.Image, path) -> None:
+    """Writes a picture whole or not at all. Errors: ImageError."""
+    path = Path(path)
+    check_output(path)
+    with _replacing(path) as temporary:
+        image.save(temporary, format=FORMATS[path.suffix.lower()], quality=95)
+
+
+def save_steps(frames: Sequence[Image.Image], path, milliseconds: int = 150) -> None:
+    """Writes frames as an animation (.gif; the last frame stays longer) or as a strip (any picture suffix)."""
+    path = Path(path)
+    check_output(path, FORMATS | ANIMATED)
+    if path.suffix.lower() not in ANIMATED:
+        return save(strip(frames), path)
+    durations = [milliseconds] * (len(frames) - 1) + [10 * milliseconds]
+    with _replacing(path) as temporary:
+        frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+
+@contextlib.contextmanager
+def _replacing(path):
+    """A temporary name in the same folder; what lies there in the end takes the name of `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        if temporary.exists():
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,135 @@
+"""The jitted functions of an edit: pixels to ids, the whole decode, ids to pixels. No files.
+
+Axes    as in `editmgt_jax.config`; S decoding steps, K blocks that are looked at
+Source  released edit pipeline
+Differs a sample's model time under the convention "mask_rate" is its own share of hidden tokens, as in training
+
+Settings are traced or part of a static `Plan` (see `sampling.settings`): only a new grid, batch, number of steps or plan
+compiles.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from editmgt_jax.config import AESTHETIC_SCORE
+from editmgt_jax.models.mgt import MGT
+from editmgt_jax.models.traces import traces
+from editmgt_jax.models.vq import VQModel
+from editmgt_jax.sampling import decode, localize
+from editmgt_jax.sampling.settings import Knobs, Plan
+
+
+class Request(NamedTuple):
+    """The traced inputs of a decode."""
+
+    reference: jax.Array | None  # int32 [B H W]; None is text-to-image
+    start: jax.Array  # int32 [B H W], the mask id where to edit
+    text: tuple[jax.Array, jax.Array]  # states [B T E], pooled [B P]
+    negative: tuple[jax.Array, jax.Array]
+    size: jax.Array  # float32 [2]: width and height in pixels
+    rows: jax.Array  # float32 [B 1 T]: weights of the text tokens in the relevance
+    keys: jax.Array | decode.Noise  # [B], or the draws themselves
+    step_weights: jax.Array  # float32 [S]: of the steps in the relevance that is returned
+    knobs: Knobs
+
+
+class TokenEdit(NamedTuple):
+    """What a decode says, on the device."""
+
+    tokens: jax.Array  # int32 [B H W]
+    scores: jax.Array  # float32 [B H W]: relevance at the step that held, about 0 to 1
+    keep: jax.Array  # bool [B H W]: held at that step, and the source's id in the result
+    relevance: jax.Array  # float32 [B K N]: raw attention at each of the layers, mean over steps or of one step
+    step_tokens: jax.Array | None  # int32 [S B H W], recorded
+    step_scores: jax.Array | None  # float32 [S B H W], recorded
+
+
+class _StepAux(NamedTuple):
+    relevance: jax.Array  # [B K N]
+    scores: jax.Array  # [B H W]
+    keep: jax.Array  # bool [B H W]
+
+
+@functools.partial(jax.jit, static_argnames=("mgt", "plan"))
+def decode_edit(variables, request: Request, mgt: MGT, plan: Plan) -> TokenEdit:
+    """The decode of a batch of edits: what is constant over the steps once, then the steps in one scan.
+
+    `variables` are the transformer's: {"params": ...} and with a LoRA "lora".
+    """
+    traces["decode"] += 1
+    reference, start, knobs = request.reference, request.start, request.knobs
+    batch, mask_id = len(start), mgt.config.mask_token_id
+    predict = guided_model(variables, request, mgt, plan)
+    if reference is not None:
+        predict = decode.with_region_hold(
+            predict,
+            lambda aux: aux.keep.reshape(batch, -1),
+            reference.reshape(batch, -1),
+            hold=plan.hold,
+            step=knobs.hold_step,
+        )
+    decoded = decode.decode(
+        predict,
+        start.reshape(batch, -1),
+        knobs.schedule,
+        request.keys,
+        mask_id,
+        sampling_temperature=knobs.sampling_temperature,
+    )
+    tokens, aux = decoded.tokens.reshape(start.shape), decoded.aux
+    held_at = knobs.hold_step if plan.hold == "from_step" else -1
+    return TokenEdit(
+        tokens=tokens,
+        scores=aux.scores[held_at],
+        keep=aux.keep[held_at] & (tokens == (start if reference is None else reference)),
+        relevance=jnp.einsum("s,sbkn->bkn", request.step_weights, aux.relevance),
+        step_tokens=decoded.steps.reshape(-1, *start.shape) if plan.record else None,
+        step_scores=aux.scores if plan.record else None,
+    )
+
+
+def guided_model(variables, request, mgt, plan):
+    """`predict` of a decode: logits under guidance, and relevance, scores and keep mask of the conditional half."""
+    knobs, mask_id = request.knobs, mgt.config.mask_token_id
+    grid = request.start.shape[1:]
+    mgt_grid = tuple(side // mgt.config.stride for side in grid)
+    editable = request.start == mask_id
+    condition = mgt.apply(variables, *_condition_inputs(request, plan.guided), method="condition")
+
+    def predict(tokens, row):
+        time = row.time if plan.timestep_convention == "released" else jnp.mean(tokens == mask_id, axis=1)
+        logits, relevance = mgt.apply(variables, tokens.reshape(-1, *grid), time, condition, request.rows, plan.layers)
+        scores = localize.localize(relevance, mgt_grid, grid, kind=plan.filter)
+        keep = localize.hold_mask(scores, knobs.hold_threshold, editable)
+        aux = _StepAux(relevance.mean(axis=2), scores, keep)
+        return decode.Prediction(logits.reshape(len(tokens), -1, logits.shape[-1]), aux=aux)
+
+    return decode.with_guidance(predict, knobs.guidance_scale) if plan.guided else predict
+
+
+def _condition_inputs(request, guided):
+    """The arguments of `MGT.condition`; under guidance the unconditional copies come first."""
+    states, pooled = request.text
+    reference = request.reference
+    if guided:
+        states, pooled = (jnp.concatenate(pair) for pair in zip(request.negative, request.text, strict=True))
+        reference = None if reference is None else jnp.concatenate([reference, reference])
+    micro = jnp.concatenate([request.size, jnp.array([0.0, 0.0, AESTHETIC_SCORE])])
+    return states, pooled, jnp.broadcast_to(micro, (len(states), 5)), reference, request.knobs.reference_strength
+
+
+@functools.partial(jax.jit, static_argnames="vq")
+def tokenize(params, pixels, vq: VQModel):
+    """[B Y X 3] in [0, 1] -> ids int32 [B H W]"""
+    traces["tokenize"] += 1
+    return vq.apply({"params": params}, pixels, method="encode")
+
+
+@functools.partial(jax.jit, static_argnames="vq")
+def detokenize(params, ids, vq: VQModel):
+    """ids [B H W] -> [B Y X 3] in [0, 1]"""
+    traces["detokenize"] += 1
+    return jnp.clip(vq.apply({"params": params}, ids, method="decode"), 0, 1)

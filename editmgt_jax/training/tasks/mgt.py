@@ -1,0 +1,304 @@
+"""Training the MGT to edit: source ids and instruction -> masked target ids.
+
+Axes    B batch, H W tokens, L = H*W, T text tokens, C codebook size
+Source  released trainer (mask, loss, condition dropout as it was meant, Q12); EditMGT section 4
+Differs a text encoder can be trained along; changed ids may weigh more (`loss.changed_weight`, 1 = released), and so may
+        samples in which few ids change (`loss.area_power`, 0 = released); without `model.reference` the source is left out,
+        which trains text-to-image
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from editmgt_jax.config import AESTHETIC_SCORE, LoRAConfig, MGTConfig, SchedulerConfig
+from editmgt_jax.models.flops import forward_flops
+from editmgt_jax.models.mgt import MGT, init_mgt
+from editmgt_jax.sampling import masking
+from editmgt_jax.training.checkpoint import fingerprint
+from editmgt_jax.training.conditioning import TrainedText, text_of
+from editmgt_jax.training.initialise import copy_friendly
+from editmgt_jax.training.runs import best_params, is_run, run_config
+from editmgt_jax.training.sharding import MGT_RULES
+from editmgt_jax.training.step import accumulate, cross_entropy, loss_weights
+from editmgt_jax.weights.loading import find_model, load_clip, load_mgt, load_vq
+from editmgt_jax.weights.lora import init_lora
+
+_SMALLEST_SHARE = 1 / 16  # of changed ids: below it the weight of a sample grows no more
+_RATE_BINS = 5  # of mask rates, for the accuracy in each
+
+
+class MGTTask:
+    """Task `mgt`.
+
+    Batches hold the ids of the instruction, 'text_ids' and perhaps 'llm_ids' int32 [B T], or 'text_states' and 'pooled'; and
+    either 'source_ids' and 'target_ids' [B H W], or 'source' and 'target' uint8 [B Y X 3]: then the frozen image tokenizer
+    runs inside the step. They may hold 'micro', the micro-conditions [B 5].
+    """
+
+    rules = MGT_RULES
+
+    def __init__(self, config):
+        self.config = config
+        self.monitor = ("accuracy_changed" if config.model.reference else "accuracy", "max")
+        if config.model.encoders and (config.model.vq or config.model.scheduler):
+            raise ValueError(
+                "model.encoders bring their own vqvae and scheduler: leave model.vq and model.scheduler empty"
+            )
+        vq_directory = config.model.vq or str(Path(config.model.encoders) / "vqvae")
+        self.vq, _ = load_vq(vq_directory, check_only=True)
+        self.vq_directory, self.vq_config = vq_directory, self.vq.config
+        self.mgt_config = MGTConfig.from_dict(config.model.mgt.to_dict())
+        if self.mgt_config.codebook_size != self.vq_config.num_vq_embeddings:
+            raise ValueError(
+                f"model.mgt.codebook_size must equal the tokenizer's {self.vq_config.num_vq_embeddings} codes; "
+                f"got {self.mgt_config.codebook_size}"
+            )
+        self.lora = None
+        if config.lora.rank:
+            chosen = config.lora
+            self.lora = LoRAConfig(chosen.rank, float(chosen.alpha), tuple(chosen.targets), chosen.scope)
+            if not config.start_from:
+                raise ValueError("a LoRA adapts a model: name its directory or run in start_from")
+        self.mgt = MGT(
+            self.mgt_config,
+            dtype=jnp.dtype(config.model.dtype),
+            remat=config.model.remat,
+            unroll=config.model.unroll,
+            lora=self.lora,
+        )
+        self.text = text_of(config, self.mgt_config)
+        self.scheduler = self._scheduler()
+        if self.lora is not None and isinstance(self.text, TrainedText):
+            raise ValueError(
+                "a LoRA is trained alone: name the model directory with its text encoders in model.encoders"
+            )
+
+    def encode_prompts(self, texts) -> dict:
+        """Strings -> {name: ids [B T]}, on the host."""
+        return self.text.tokenizer(texts)
+
+    def _scheduler(self) -> SchedulerConfig:
+        """How the model is to be decoded: as the frozen encoders' directory says, or the config."""
+        convention = self.config.model.timestep_convention
+        if not self.config.model.encoders:
+            return SchedulerConfig(
+                mask_token_id=self.mgt_config.mask_token_id,
+                timestep_convention=convention,
+                native_size=self.config.data.size,
+                negative_prompt="",
+                **self.config.model.scheduler,
+            )
+        path = Path(self.config.model.encoders) / "scheduler" / "scheduler_config.json"
+        scheduler = SchedulerConfig.from_json(path)
+        if scheduler.timestep_convention != convention:
+            raise ValueError(f"model.timestep_convention must be that of {path}, {scheduler.timestep_convention!r}")
+        return scheduler
+
+    # ---- parameters
+
+    def init(self, key):
+        """Random parameters."""
+        mgt_key, text_key, lora_key = jax.random.split(key, 3)
+        if self.lora is not None:
+            shapes = jax.eval_shape(lambda: init_mgt(self.mgt, mgt_key))
+            return {"lora": init_lora(self.lora, self.mgt_config, shapes, lora_key)}
+        params = {"mgt": init_mgt(self.mgt, mgt_key)}
+        return params | ({"text": self.text.init(text_key)} if isinstance(self.text, TrainedText) else {})
+
+    def extra(self, _params):
+        """Nothing is updated without gradients."""
+
+    def start(self, key, put):
+        """Parameters that are not random: those of `start_from`, or a copier's; None if there are none.
+
+        Args:
+          put: (name, host array) -> array of the mesh.
+        """
+        if self.lora is not None:
+            return None
+        if self.config.start_from:
+            return self._read(self.config.start_from, put)
+        if not self.config.model.copy_friendly:
+            return None
+        params = jax.jit(self.init)(key)
+        _, vq_params = load_vq(self.vq_directory)
+        copy_key = jax.random.split(key, 3)[2]
+        params["mgt"] = copy_friendly(params["mgt"], self.mgt_config, vq_params["codebook"], copy_key)
+        return _placed(params, put)
+
+    def _read(self, directory, put):
+        """Parameters of a run, or of a model directory."""
+        if is_run(directory):
+            before = MGTConfig.from_dict(run_config(directory).model.mgt.to_dict())
+            self._check_same(before, directory)
+            params = best_params(directory)
+            if "mgt" not in params:
+                raise ValueError(
+                    f"{directory} is the run of a LoRA: name a model directory with it merged (editmgt export --merge)"
+                )
+            return _placed({name: params[name] for name in self._trained()}, put)
+        directory, mgt_directory = find_model(directory)
+        mgt, params = load_mgt(mgt_directory, place=lambda path, value: put(f"mgt/{path}", value))
+        self._check_same(mgt.config, mgt_directory)
+        if not isinstance(self.text, TrainedText):
+            return {"mgt": params}
+        text_place = {"place": lambda path, value: put(f"text/{path}", value)}
+        return {"mgt": params, "text": load_clip(directory / "text_encoder", **text_place)[1]}
+
+    def _trained(self) -> tuple[str, ...]:
+        """Names of the parts of a model that `init` makes, LoRAs aside."""
+        return ("mgt", "text") if isinstance(self.text, TrainedText) else ("mgt",)
+
+    def _check_same(self, other: MGTConfig, where) -> None:
+        if other != self.mgt_config:
+            raise ValueError(f"model.mgt must be the config of start_from, {where}: {other}; got {self.mgt_config}")
+
+    def frozen(self, put, encodes) -> dict:
+        """What steps need and do not train.
+
+        Args:
+          put: (name, host array) -> array of the mesh; encodes: which of 'images' and 'text' are to be encoded in steps.
+        """
+        frozen = {"text": self.text.frozen(put, encodes)}
+        if "images" in encodes:
+            _, frozen["vq"] = load_vq(self.vq_directory, place=lambda path, value: put("", value))
+        if self.lora is not None:
+            frozen["mgt"] = self.base(put)
+        return frozen
+
+    def base(self, put):
+        """The parameters of the transformer that a LoRA adapts."""
+        return self._read(self.config.start_from, put)["mgt"]
+
+    def identity(self, frozen) -> dict:
+        """What the states mean nothing without: of a LoRA, how it adapts which model."""
+        return {} if self.lora is None else {"lora": self.lora.to_dict(), "base": fingerprint(frozen["mgt"])}
+
+    def variables(self, params, frozen) -> dict:
+        """What the transformer is applied with."""
+        if self.lora is None:
+            return {"params": params["mgt"]}
+        return {"params": frozen["mgt"], "lora": params["lora"]}
+
+    # ---- steps
+
+    def gradients(self, params, frozen, batch, key, _step):
+        """-> (gradients, metrics, nothing for `after`)"""
+        prepared = self._prepare(frozen, batch, key, self.config.loss.condition_dropout)
+        differentiate = jax.value_and_grad(lambda params, part: self._loss(params, frozen, part), has_aux=True)
+
+        def of_part(part):
+            (_, metrics), gradients = differentiate(params, part)
+            return gradients, metrics
+
+        return *accumulate(of_part, prepared, self.config.accumulate), None
+
+    def after(self, state, _updates):
+        return state, {}
+
+    def evaluate(self, params, frozen, batch, key):
+        """-> metrics"""
+        prepared = self._prepare(frozen, batch, key, 0.0)
+        return accumulate(lambda part: self._loss(params, frozen, part)[1], prepared, self.config.accumulate)
+
+    def flops(self, batch) -> int:
+        """Of a step on a batch of arrays or shapes: forward, and backward twice that, or for a LoRA as much, since frozen
+        weights have no gradients. The frozen encoders are left out."""
+        size, *grid = self._ids_shape(batch["target_ids" if "target_ids" in batch else "target"])
+        text = self.text_length(batch)
+        passes = 3 if self.lora is None else 2
+        return passes * size * forward_flops(self.mgt_config, tuple(grid), text, self.config.model.reference)
+
+    def text_length(self, batch) -> int:
+        name = next(name for name in ("text_states", "llm_ids", "text_ids") if name in batch)
+        return batch[name].shape[1]
+
+    def _ids_shape(self, array):
+        factor = 1 if array.ndim == 3 else self.vq_config.factor
+        return array.shape[0], array.shape[1] // factor, array.shape[2] // factor
+
+    def encode_image(self, vq_params, pixels):
+        """[B Y X 3] in [0, 1] -> ids [B H W]."""
+        return self.vq.apply({"params": vq_params}, pixels, method="encode")
+
+    def ids(self, frozen, batch, side):
+        """The batch's ids [B H W] of 'source' or 'target', encoded here only if the data is not tokenised."""
+        if f"{side}_ids" in batch:
+            return batch[f"{side}_ids"].astype(jnp.int32)
+        return self.encode_image(frozen["vq"], batch[side].astype(jnp.float32) / 255)
+
+    def _prepare(self, frozen, batch, key, drop_rate) -> dict:
+        """All of a step that has no gradient, for the whole batch. `drop_rate`: share of samples without instruction."""
+        mask_key, drop_key = jax.random.split(key)
+        source, target = self.ids(frozen, batch, "source"), self.ids(frozen, batch, "target")
+        size, grid = len(target), target.shape[1:]
+        mask, rate = masking.random_mask(mask_key, size, grid[0] * grid[1], self.config.loss.min_masking_rate)
+        dropped = jax.random.uniform(drop_key, (size,)) < drop_rate
+        changed = (target != source).reshape(size, -1)
+        prepared = {
+            "target": target.reshape(size, -1),
+            "hidden": jnp.where(mask.reshape(target.shape), self.mgt_config.mask_token_id, target),
+            "mask": mask,
+            "rate": rate,
+            "changed": changed,
+            "informed": ~dropped,
+            "weights": loss_weights(mask, self._emphasis(changed), self.config.loss.mean),
+            "micro": batch["micro"] if "micro" in batch else self._whole_pictures(size, grid),
+            "text": self.text.inputs(frozen["text"], batch, dropped),
+        }
+        return prepared | ({"source": source} if self.config.model.reference else {})
+
+    def _whole_pictures(self, size, grid):
+        """Micro-conditions [B 5] of pictures that were not cropped."""
+        rows, columns = (side * self.vq_config.factor for side in grid)
+        return jnp.broadcast_to(jnp.array([columns, rows, 0, 0, AESTHETIC_SCORE], jnp.float32), (size, 5))
+
+    def _emphasis(self, changed):
+        """Loss weights [B L]: changed ids count more, and so do samples in which few ids change."""
+        config = self.config.loss
+        share = jnp.clip(changed.mean(axis=1, keepdims=True), _SMALLEST_SHARE, 1.0)
+        return jnp.where(changed, config.changed_weight, 1.0) * share**-config.area_power
+
+    def _loss(self, params, frozen, part):
+        """-> (share of a part in the batch's loss, metrics)"""
+        states, pooled = self.text.states(params.get("text"), part["text"])
+        time = masking.training_time(part["rate"], self.config.model.timestep_convention)
+
+        def forward(mgt):
+            condition = mgt.condition(states, pooled, part["micro"], part.get("source"), 1.0)
+            return mgt(part["hidden"], time, condition)[0]
+
+        logits = self.mgt.apply(self.variables(params, frozen), method=forward)
+        logits = logits.reshape(len(states), -1, logits.shape[-1])
+        loss = jnp.sum(cross_entropy(logits, part["target"]) * part["weights"])
+        share = jnp.float32(len(states) / self.config.batch_size)  # 1 over all parts
+        return loss, {"loss": (loss, share)} | self._accuracies(logits, part)
+
+    def _accuracies(self, logits, part) -> dict:
+        """Over hidden tokens of samples with their instruction."""
+        right = jnp.argmax(logits, axis=-1) == part["target"]
+        informed = part["mask"] & part["informed"][:, None]
+
+        def share(where):
+            return (right & where).sum(dtype=jnp.float32), where.sum(dtype=jnp.float32)
+
+        metrics = {"accuracy": share(informed)}
+        if self.config.model.reference:
+            changed = part["changed"]
+            metrics |= {"accuracy_changed": share(informed & changed), "accuracy_kept": share(informed & ~changed)}
+            metrics["changed"] = changed.sum(dtype=jnp.float32), jnp.float32(changed.size)
+        number = jnp.clip((part["rate"] * _RATE_BINS).astype(jnp.int32), 0, _RATE_BINS - 1)[:, None]
+        for i in range(_RATE_BINS):
+            name = f"accuracy/rate_{i / _RATE_BINS:g}_{(i + 1) / _RATE_BINS:g}"
+            metrics[name] = share(informed & (number == i))
+        return metrics
+
+
+def _placed(params, put):
+    def place(path, value):
+        return put("/".join(key.key for key in path), np.asarray(value))
+
+    return jax.tree_util.tree_map_with_path(place, params)

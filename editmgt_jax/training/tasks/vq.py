@@ -1,0 +1,173 @@
+"""Training the image tokenizer on pairs: reconstruction, an exponential-moving-average codebook, local latents.
+
+Axes    B pairs (2B images), H W tokens, Z code dimension, C codebook size
+Source  VQ-VAE with EMA codebook; the released tokenizer is not trained here, so its recipe is ours:
+        no quantisation at first, k-means start of the codebook, restart of dead codes
+Differs latents outside the edit mask are pulled together between source and target: an edit then changes few ids
+        outside its mask, in spite of the global statistics of GroupNorm
+"""
+
+import jax
+import jax.numpy as jnp
+
+from editmgt_jax.config import VQConfig
+from editmgt_jax.models.vq import VQModel
+from editmgt_jax.sampling.masking import covered_tokens
+from editmgt_jax.training.runs import best_params
+from editmgt_jax.training.sharding import REPLICATED
+from editmgt_jax.training.step import once
+
+
+def _gradient_l1(a, b):
+    """L1 between finite differences along rows and columns: keeps edges sharp."""
+    d = a - b
+    return jnp.abs(d[:, 1:] - d[:, :-1]).mean() + jnp.abs(d[:, :, 1:] - d[:, :, :-1]).mean()
+
+
+def _halve(x):
+    b, y, x_, c = x.shape
+    return x.reshape(b, y // 2, 2, x_ // 2, 2, c).mean(axis=(2, 4))
+
+
+def reconstruction_loss(decoded, pixels):
+    """L1 + 2 MSE + half the gradient L1 at full and half resolution. -> scalar"""
+    difference = decoded - pixels
+    edges = _gradient_l1(decoded, pixels) + _gradient_l1(_halve(decoded), _halve(pixels))
+    return jnp.abs(difference).mean() + 2 * jnp.square(difference).mean() + 0.5 * edges
+
+
+def _lloyd(vectors, centres, iterations=12):
+    """k-means: [M Z] vectors, [C Z] starting centres -> [C Z]."""
+
+    def update(centres, _):
+        nearest = jnp.argmin(_distance(vectors, centres), axis=-1)
+        counts = jnp.zeros(len(centres)).at[nearest].add(1.0)
+        sums = jnp.zeros_like(centres).at[nearest].add(vectors)
+        return jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts, 1)[:, None], centres), None
+
+    return jax.lax.scan(update, centres, None, length=iterations)[0]
+
+
+def _distance(vectors, centres):
+    return jnp.square(centres).sum(-1) - 2 * vectors @ centres.T
+
+
+class VQTask:
+    """Task `vq`. Batches hold 'source' and 'target' uint8 [B S S 3] and 'mask' bool [B S S]."""
+
+    monitor = ("psnr", "max")
+    rules = REPLICATED  # it is small; the batch is spread
+
+    def __init__(self, config):
+        self.config = config
+        self.model_config = VQConfig.from_dict(config.model.to_dict())
+        self.model = VQModel(self.model_config)
+        if config.accumulate != 1:
+            raise ValueError(f"task vq has one codebook update a step: accumulate must be 1; got {config.accumulate}")
+
+    def init(self, key):
+        """Random parameters."""
+        side = 4 * self.model_config.factor
+        return _quiet_residuals(self.model.init(key, jnp.zeros((1, side, side, 3)))["params"])
+
+    encode_prompts = None  # text plays no part
+
+    def start(self, _key, put):
+        """Parameters that are not random: those of another run, if any."""
+        if not self.config.start_from:
+            return None
+        params = best_params(self.config.start_from)
+        return jax.tree.map(lambda value: put("", value), params)
+
+    def frozen(self, _put, _encodes):
+        """Nothing is needed that is not trained."""
+        return {}
+
+    def identity(self, _frozen) -> dict:
+        """Its states need nothing to mean something."""
+        return {}
+
+    def flops(self, _batch) -> None:
+        """Not counted."""
+
+    def extra(self, params):
+        """Codebook statistics of a run that starts from `params`."""
+        return {"count": jnp.ones(self.model_config.num_vq_embeddings), "sum": jnp.copy(params["codebook"])}
+
+    def _forward(self, params, batch, quantise, key):
+        """-> (loss, auxiliary values). `quantise` is traced: before it is true, latents pass unchanged."""
+        config = self.config.loss
+        pixels = jnp.concatenate([batch["source"], batch["target"]]).astype(jnp.float32) / 255
+        latents = self.model.apply({"params": params}, pixels, method="latents")  # [2B H W Z]
+        codebook = jax.lax.stop_gradient(params["codebook"])
+        ids = self.model.apply({"params": params}, jax.lax.stop_gradient(latents), method="quantize")
+        nearest = codebook[ids]
+        commitment = jnp.square(latents - nearest).mean()
+        passed = jnp.where(quantise, latents + jax.lax.stop_gradient(nearest - latents), latents)
+        decoded = self.model.apply({"params": params}, passed, method="decode_latents")
+        reconstruction = reconstruction_loss(decoded, pixels)
+
+        outside = ~covered_tokens(batch["mask"], latents.shape[1:3])  # [B H W]
+        source, target = jnp.split(latents, 2)
+        spread = jax.lax.stop_gradient(latents.var(axis=(0, 1, 2)).sum())
+        moved = jnp.square(source - target).sum(-1) / spread
+        locality = (moved * outside).sum() / jnp.maximum(outside.sum(), 1)
+        loss = reconstruction + config.locality * locality + config.commitment * quantise * commitment
+        source_ids, target_ids = jnp.split(ids, 2)
+        metrics = {
+            "loss": loss,
+            "reconstruction": reconstruction,
+            "commitment": commitment,
+            "locality": locality,
+            "psnr": (-10 * jnp.log10(jnp.square(jnp.clip(decoded, 0, 1) - pixels).mean((1, 2, 3)))).mean(),
+            "ids_changed_outside": ((source_ids != target_ids) * outside).sum() / jnp.maximum(outside.sum(), 1),
+        }
+        return loss, ({name: once(value) for name, value in metrics.items()}, latents, ids)
+
+    def gradients(self, params, _frozen, batch, key, step):
+        """-> (gradients, metrics, what `after` needs)"""
+        quantise = step >= self.config.codebook.start_step
+        (_, (metrics, latents, ids)), gradients = jax.value_and_grad(self._forward, has_aux=True)(
+            params, batch, quantise, key
+        )
+        vectors = jax.lax.stop_gradient(latents).reshape(-1, latents.shape[-1])
+        return gradients, metrics, (vectors, ids.reshape(-1), key)
+
+    def after(self, state, updates):
+        """-> (the state with a new codebook, metrics)"""
+        codebook, extra = self._update_codebook(state, *updates)
+        ema = None if state.ema is None else state.ema | {"codebook": codebook}
+        used = once((extra["count"] >= self.config.codebook.dead_below).mean())
+        return state.replace(params=state.params | {"codebook": codebook}, ema=ema, extra=extra), {"codes_used": used}
+
+    def _update_codebook(self, state, vectors, ids, key):
+        """EMA of code statistics; k-means at the start step; dead codes restart at random latents."""
+        config, size = self.config.codebook, self.model_config.num_vq_embeddings
+        decay, done = config.decay, state.step - 1  # the step has been advanced
+        count = decay * state.extra["count"] + (1 - decay) * jnp.zeros(size).at[ids].add(1.0)
+        total = decay * state.extra["sum"] + (1 - decay) * jnp.zeros_like(state.extra["sum"]).at[ids].add(vectors)
+        picks = vectors[jax.random.choice(key, len(vectors), (size,), replace=len(vectors) < size)]
+
+        def kmeans(_):
+            centres = _lloyd(vectors, picks)
+            return jnp.ones(size), centres
+
+        count, total = jax.lax.cond(done == config.start_step - 1, kmeans, lambda _: (count, total), None)
+        revive = (count < config.dead_below) & (done % config.restart_every == 0) & (done < config.restart_until)
+        count = jnp.where(revive, 1.0, count)
+        total = jnp.where(revive[:, None], picks, total)
+        return total / jnp.maximum(count, 1e-5)[:, None], {"count": count, "sum": total}
+
+    def evaluate(self, params, _frozen, batch, key):
+        """-> metrics"""
+        return self._forward(params, batch, jnp.bool_(True), key)[1][0]
+
+
+def _quiet_residuals(params):
+    """Zeroes the second convolution of every residual block: training starts from a short, local network."""
+
+    def quiet(path, value):
+        names = [key.key for key in path]
+        return jnp.zeros_like(value) if names[-2:] == ["conv2", "kernel"] else value
+
+    return jax.tree_util.tree_map_with_path(quiet, params)

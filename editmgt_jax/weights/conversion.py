@@ -1,0 +1,187 @@
+"""Released PyTorch weights <-> our parameter trees, by the rules of `weights.rules`, read in both directions."""
+
+import dataclasses
+import functools
+import math
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from editmgt_jax.config import write_json
+from editmgt_jax.weights.files import DTYPES, Pending, WeightFiles, WeightsError, check_finite, listed, write_weights
+from editmgt_jax.weights.rules import AFFINE, KINDS, LORA, RULES, Kind, Rule, identity, unused_tensors, weights_name
+
+_READ_BYTES = 1 << 27  # of a large unstacked tensor, at once
+
+
+def is_linear(config, path: str) -> bool:
+    """Whether a leaf of our tree is the kernel of a linear module, which low-rank factors can be added to."""
+    module, leaf = path.rsplit("/", 1)
+    rules = [rule for rule in RULES[type(config)] if _match(rule, module) is not None]
+    return leaf == "kernel" and rules[0].kind in ("linear", "rotary_linear")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    """One leaf of our tree and the released keys it comes from (several when layers are stacked)."""
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    keys: tuple[str, ...]
+    kind: Kind
+    stacked: bool
+
+    def their_shape(self, config) -> tuple[int, ...]:
+        probe = np.broadcast_to(np.int8(0), self.shape[1:] if self.stacked else self.shape)
+        return self.kind.to_theirs(probe, config).shape
+
+
+def _match(rule: Rule, module: str) -> str | None:
+    """Their module name for our module path, or None if the rule is about another module."""
+    pattern = re.sub(r"\\\{(\d)\\\}", r"(?P<n\1>\\d+)", re.escape(rule.ours))
+    found = re.fullmatch(pattern, module)
+    if not found:
+        return None
+    theirs = rule.theirs
+    for name, number in found.groupdict().items():
+        theirs = theirs.replace("{" + name[1:] + "}", number)
+    return theirs
+
+
+def _leaves(config, abstract_params) -> list[_Leaf]:
+    """Every leaf with its rule. A path that no rule, or more than one, covers is a programming error here."""
+    leaves = []
+    for path, value in flatten_dict(abstract_params).items():
+        found = []
+        for rule in RULES[type(config)]:
+            kind = KINDS[rule.kind]
+            module, leaf = ("/".join(path), "") if "" in kind.leaves else ("/".join(path[:-1]), path[-1])
+            theirs = _match(rule, module)
+            if theirs is not None and leaf in kind.leaves:
+                found.append((f"{theirs}.{kind.leaves[leaf]}", kind))
+            elif theirs is not None and leaf in LORA and kind.leaves is AFFINE:
+                # The first factor only sees inputs; outputs are laid out as the module's own.
+                found.append((f"{theirs}.{LORA[leaf]}", KINDS["linear"] if leaf == "lora_a" else kind))
+        if len(found) != 1:
+            raise ValueError(f"exactly one conversion rule must cover {'/'.join(path)}; {len(found)} do")
+        (name, kind), stacked = found[0], "{L}" in found[0][0]
+        keys = tuple(name.replace("{L}", str(i)) for i in range(value.shape[0])) if stacked else (name,)
+        leaves.append(_Leaf(path, tuple(value.shape), keys, kind, stacked))
+    return leaves
+
+
+def load_params(directory, config, abstract_params, dtype=np.float32, place=None, strict=False, prefix=""):
+    """Reads a component's safetensors straight into our tree, a leaf at a time, the largest first.
+
+    Args:
+      directory: folder with `*.safetensors`; config: MGTConfig, VQConfig, CLIPTextConfig or Gemma2Config.
+      abstract_params: the tree of shapes, from `jax.eval_shape(model.init, ...)`.
+      dtype: of matrices, while vectors are float32; None is as stored.
+      place: called with (path, host array) of each leaf as soon as it is read, to put it on its devices.
+      strict: whether NaN and infinite values are errors and not warnings.
+      prefix: of the keys in the files.
+    Errors: WeightsError listing unknown, missing, repeated or misshapen weights with both shapes.
+    """
+    files, values = check_weights(directory, config, abstract_params, prefix), {}
+    leaves = _leaves(config, abstract_params)
+    for leaf in sorted(leaves, key=lambda leaf: -math.prod(leaf.shape)):
+        value = _read(leaf, files, config, dtype, strict)
+        values[leaf.path] = value if place is None else place("/".join(leaf.path), value)
+    return unflatten_dict({leaf.path: values[leaf.path] for leaf in leaves})
+
+
+def check_weights(directory, config, abstract_params, prefix="") -> WeightFiles:
+    """Reads the headers of a component's files. Errors: as `load_params`."""
+    files = WeightFiles(directory, prefix)
+    needed = {key: tuple(shape) for key, _, shape in released_leaves(config, abstract_params)}
+    typed = set(needed)
+    allowed = dict(needed)
+    if not prefix:  # a component's files, not those of a LoRA
+        unused = unused_tensors(config)
+        allowed |= {key: shape for key, (shape, _) in unused.items()}
+        needed |= {key: shape for key, (shape, always) in unused.items() if always}
+    problems = [f"missing: {key} {list(shape)}" for key, shape in needed.items() if key not in files.tensors]
+    for key, tensor in files.tensors.items():
+        if key not in allowed:
+            problems.append(f"unknown: {key} {list(tensor.shape)}")
+        elif tensor.shape != allowed[key]:
+            problems.append(f"misshapen: {key} is {list(tensor.shape)} in the file, {list(allowed[key])} by its config")
+        elif key in typed and tensor.dtype not in DTYPES:
+            problems.append(f"mistyped: {key} is {tensor.dtype}; weights are {', '.join(DTYPES)}")
+    if problems:
+        raise WeightsError(f"{files.directory}: weights do not fit their config:{listed(problems)}")
+    return files
+
+
+def released_leaves(config, abstract_params):
+    """(released key, path in our tree, shape of the released tensor) of every weight."""
+    for leaf in _leaves(config, abstract_params):
+        for key in leaf.keys:
+            yield key, "/".join(leaf.path), leaf.their_shape(config)
+
+
+def parameter_count(abstract_params) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params))
+
+
+def _read(leaf, files, config, dtype, strict) -> np.ndarray:
+    """A leaf's value: its layers stacked, in our layout."""
+    stored = {DTYPES[files.tensors[key].dtype] for key in leaf.keys}
+    if dtype is None and len(stored) > 1:
+        raise WeightsError(f"{files.directory}: the layers of {'/'.join(leaf.path)} must be of one type; got {stored}")
+    is_matrix = len(leaf.shape) - leaf.stacked > 1
+    value = np.empty(leaf.shape, stored.pop() if dtype is None else dtype if is_matrix else np.float32)
+    for key, layer in zip(leaf.keys, value if leaf.stacked else value[None], strict=True):
+        if leaf.kind.to_ours is identity and layer.ndim > 1:  # large embeddings: a few rows at a time
+            step = max(1, _READ_BYTES // layer[0].nbytes)
+            for first in range(0, len(layer), step):
+                rows = slice(first, min(first + step, len(layer)))
+                layer[rows] = files.read(key, rows)
+                check_finite(key, layer[rows], strict)
+        else:
+            layer[...] = leaf.kind.to_ours(files.read(key), config)
+            check_finite(key, layer, strict)
+    return value
+
+
+def released_tensors(params, config, dtype=None) -> dict[str, Pending]:
+    """Our tree -> {released key: tensor, made when asked for}; the exact inverse of `load_params`.
+
+    Args:
+      dtype: of all tensors; None is that of each parameter.
+    """
+    values = flatten_dict(params)
+    tensors = {}
+    for leaf in _leaves(config, params):
+        value, shape = values[leaf.path], leaf.their_shape(config)
+        target = np.dtype(dtype or value.dtype)
+        for layer, key in enumerate(leaf.keys):
+            make = functools.partial(_to_theirs, value, leaf, layer, config, target)
+            tensors[key] = Pending(shape, target, make)
+    return tensors
+
+
+def _to_theirs(value, leaf, layer, config, dtype) -> np.ndarray:
+    array = np.asarray(jax.device_get(value[layer] if leaf.stacked else value))
+    return np.ascontiguousarray(leaf.kind.to_theirs(array, config), dtype)
+
+
+def to_released(params, config) -> dict[str, np.ndarray]:
+    """All of `released_tensors`, made."""
+    return {key: tensor.make() for key, tensor in released_tensors(params, config).items()}
+
+
+def save_component(directory, config, params, dtype=None, verify: bool = False) -> None:
+    """Writes config.json and safetensors of one component into `directory` (created).
+
+    Args:
+      dtype: of the file; None is that of the parameters.
+      verify: whether to read the file back and compare.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_weights(directory, weights_name(config), released_tensors(params, config, dtype), verify)
+    write_json(config, directory / "config.json")

@@ -1,0 +1,413 @@
+"""Whole model directories: say what is in one, move one to Orbax and back, make one of random weights.
+
+A directory that is written appears under its name only when it is complete.
+Axes    none
+Source  the released diffusers layout
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from editmgt_jax.config import (
+    RELEASED_NEGATIVE_PROMPT,
+    CLIPTextConfig,
+    Gemma2Config,
+    LoRAConfig,
+    MGTConfig,
+    SchedulerConfig,
+    VQConfig,
+    write_json,
+)
+from editmgt_jax.models.prompts import train_tokenizer
+from editmgt_jax.weights import lora as adapters
+from editmgt_jax.weights import presets
+from editmgt_jax.weights.conversion import (
+    check_weights,
+    load_params,
+    parameter_count,
+    released_leaves,
+    released_tensors,
+)
+from editmgt_jax.weights.files import (
+    DTYPES,
+    Pending,
+    WeightFiles,
+    WeightsError,
+    as_bits,
+    check_finite,
+    check_same,
+    listed,
+    new_directory,
+    write_weights,
+)
+from editmgt_jax.weights.loading import (
+    MGT_FOLDERS,
+    abstract_params,
+    find_model,
+    load_gemma,
+    load_mgt,
+    load_model,
+    make_module,
+)
+from editmgt_jax.weights.rules import unused_tensors, weights_name
+from editmgt_jax.weights.trees import load_tree, save_tree
+
+CHECKSUMS = "checksums.json"  # of a component's released tensors, beside its checkpoint
+ORBAX = "orbax"  # folder of a component whose weights are an Orbax checkpoint
+COMPONENTS = {name: MGTConfig for name in MGT_FOLDERS} | {
+    "vqvae": VQConfig,
+    "text_encoder": CLIPTextConfig,
+    "llm_encoder": Gemma2Config,
+}
+
+
+class DirectoryError(ValueError):
+    """A request about model directories that cannot be met."""
+
+
+def _components(directory: Path):
+    """(folder name, config) of each component with weights, in a fixed order."""
+    for name, kind in COMPONENTS.items():
+        if (directory / name).is_dir():
+            yield name, kind.from_json(directory / name / "config.json")
+
+
+# ---- inspect
+
+
+def inspect_preset(name: str) -> dict:
+    """What a released model consists of, from its configs alone. -> {"components": {folder: {...}}}"""
+    components = {
+        folder: {"class": config.CLASS_NAME, "parameters": parameter_count(abstract_params(make_module(config)))}
+        for folder, config in presets.preset(name).items()
+        if not isinstance(config, SchedulerConfig)
+    }
+    return {"preset": name, "components": components}
+
+
+def inspect(directory) -> dict:
+    """What a model directory holds and whether it would load. No weight is read, only the headers of the files.
+
+    Returns: {"components": {folder: {"class", "parameters", "unused", "dtypes", "bytes", "problem"}}, "loads", "problem"};
+      "unused" counts parameters that the released file has and this package has no use for.
+    """
+    directory, _ = find_model(directory)
+    components = {}
+    for folder, kind in COMPONENTS.items():
+        if not (directory / folder).is_dir():
+            continue
+        entry = components[folder] = {"class": kind.CLASS_NAME, "problem": None}
+        try:
+            config = kind.from_json(directory / folder / "config.json")
+            tensors = WeightFiles(directory / folder).tensors
+            unused = unused_tensors(config)
+            entry["parameters"] = sum(math.prod(t.shape) for key, t in tensors.items() if key not in unused)
+            entry["unused"] = sum(math.prod(t.shape) for key, t in tensors.items() if key in unused)
+            entry["dtypes"] = dict(Counter(tensor.dtype for tensor in tensors.values()))
+            entry["bytes"] = sum(tensor.bytes for tensor in tensors.values())
+            check_weights(directory / folder, config, abstract_params(make_module(config)))
+        except (OSError, ValueError) as error:
+            entry["problem"] = str(error)
+    problem = next((entry["problem"] for entry in components.values() if entry["problem"]), None)
+    if problem is None:
+        try:
+            load_model(directory, check_only=True)
+        except (OSError, ValueError) as error:
+            problem = str(error)
+    return {"directory": str(directory), "components": components, "loads": problem is None, "problem": problem}
+
+
+def describe(report: dict) -> str:
+    """The report of `inspect` or `inspect_preset` as a table."""
+    lines = [f"{'component':<14}{'class':<32}{'parameters':>16}{'size':>12}  types"]
+    total = 0
+    for folder, entry in report["components"].items():
+        size = f"{entry['bytes'] / 1e6:.1f} MB" if "bytes" in entry else ""
+        types = ", ".join(entry.get("dtypes", ()))
+        total += entry.get("parameters", 0)
+        lines.append(f"{folder:<14}{entry['class']:<32}{entry.get('parameters', 0):>16,}{size:>12}  {types}")
+        if entry.get("unused"):
+            lines.append(f"{'':<14}{'(in the file, not used)':<32}{entry['unused']:>16,}")
+    lines.append(f"{'all':<46}{total:>16,}")
+    if "loads" in report:
+        lines.append("would load" if report["loads"] else f"would not load: {report['problem']}")
+    return "\n".join(lines)
+
+
+# ---- Orbax and back
+
+
+def to_orbax(source, output, verify: bool = False, strict: bool = False) -> None:
+    """Writes a released directory with each component's weights as an Orbax checkpoint of our tree, types kept.
+
+    Args:
+      verify: whether to read the result back and compare every tensor with the source's, bit for bit.
+      strict: whether NaN is an error.
+    """
+    source, _ = find_model(source)
+    with new_directory(output, source) as target:
+        for folder, config in _components(source):
+            files = WeightFiles(source / folder)
+            params = load_params(source / folder, config, abstract_params(make_module(config)), None, None, strict)
+            unused = {key: files.read(key) for key in files.tensors.keys() & unused_tensors(config).keys()}
+            for key, value in unused.items():
+                check_finite(key, value, strict)
+            (target / folder).mkdir()
+            sums = {key: _checksum(files.read(key)) for key in sorted(files.tensors)}
+            (target / folder / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
+            save_tree(target / folder / ORBAX, {"params": params} | ({"unused": unused} if unused else {}))
+            del params, unused
+            if verify:
+                check_same(files, _orbax_tensors(target / folder, config))
+        _copy_the_rest(source, target, _weights_of_components(source))
+
+
+def to_released(source, output, verify: bool = False, strict: bool = False) -> None:
+    """The inverse of `to_orbax`: the released layout, with the config files and the types that it had.
+
+    Errors: WeightsError when the checkpoints do not fit their configs, or are not what `to_orbax` wrote.
+    """
+    source = Path(source)
+    if not list(source.glob(f"*/{ORBAX}")):
+        raise FileNotFoundError(f"a converted directory has components with a folder {ORBAX}; {source} has none")
+    with new_directory(output, source) as target:
+        for folder, config in _components(source):
+            (target / folder).mkdir()
+            tensors = _orbax_tensors(source / folder, config, strict)
+            write_weights(target / folder, weights_name(config), tensors, verify)
+            del tensors
+            check_weights(target / folder, config, abstract_params(make_module(config)))
+        _copy_the_rest(source, target, lambda path: path.name == CHECKSUMS or ORBAX in path.parts[1:])
+        find_model(target)
+
+
+def _orbax_tensors(directory, config, strict=False) -> dict[str, Pending]:
+    """The released tensors of a component's checkpoint, checked against its config and against their checksums."""
+    tree = load_tree(directory / ORBAX)
+    shapes = jax.tree.map(np.shape, abstract_params(make_module(config)))
+    if jax.tree.map(np.shape, tree["params"]) != shapes:
+        raise WeightsError(f"the tree of {directory / ORBAX} must have the paths and shapes of {directory}/config.json")
+    unused = {key: Pending(a.shape, a.dtype, lambda a=a: a) for key, a in tree.get("unused", {}).items()}
+    tensors = released_tensors(tree["params"], config) | unused
+    sums = json.loads((directory / CHECKSUMS).read_text()) if (directory / CHECKSUMS).is_file() else None
+    different = []
+    for key, tensor in tensors.items():
+        value = tensor.make()
+        check_finite(key, value, strict)
+        if sums is not None and sums.get(key) != _checksum(value):
+            different.append(key)
+    if sums is not None and (different or sums.keys() != tensors.keys()):
+        different = different or sums.keys() ^ tensors.keys()
+        raise WeightsError(f"{directory / ORBAX} is damaged: not what {CHECKSUMS} says of{listed(different)}")
+    return tensors
+
+
+def _checksum(array) -> str:
+    return hashlib.sha256(as_bits(array)).hexdigest()
+
+
+def _weights_of_components(directory):
+    """Whether a path, relative to a model directory, is a weight file of a component that is converted."""
+    folders = {folder for folder, _ in _components(directory)}
+
+    def is_weights(path):
+        inside = len(path.parts) == 2 and path.parts[0] in folders
+        return inside and path.name.endswith((".safetensors", ".safetensors.index.json"))
+
+    return is_weights
+
+
+def _copy_the_rest(source, target, left_out) -> None:
+    """Copies every file with the folders around it, links as what they point to.
+
+    Args:
+      left_out: whether a path, relative to the source, is not copied.
+    """
+    for folder, _, names in os.walk(source, followlinks=True):
+        for name in names:
+            path = Path(folder, name)
+            inside = path.relative_to(source)
+            if path.is_file() and not left_out(inside):
+                (target / inside).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target / inside)
+
+
+# ---- base -> editor
+
+
+def to_editor(
+    base, output, llm_encoder=None, seed: int = 0, verify: bool = False, strict: bool = False
+) -> tuple[list[str], list[str]]:
+    """Writes the editor that training starts from: a text-to-image base with a new connector for Gemma 2's states.
+
+    Args:
+      base: text-to-image model directory; llm_encoder: folder of a Gemma 2 to go with it; without it the result has a
+        transformer that training code can start from, and says so.
+    Returns: the keys that were copied and those that are new.
+    """
+    base, mgt_folder = find_model(base)
+    config = MGTConfig.from_json(mgt_folder / "config.json")
+    if config.connector_type != "none":
+        raise ValueError(f"{base} must be a text-to-image base, without a connector; it has {config.connector_type!r}")
+    if config.joint_attention_dim != config.width:
+        raise ValueError(
+            f"the base's joint_attention_dim must be its width {config.width}, for its context_embedder is kept; "
+            f"got {config.joint_attention_dim}"
+        )
+    llm = Gemma2Config()
+    if llm_encoder is not None:
+        llm, _ = load_gemma(llm_encoder, check_only=True)
+        llm = llm.config
+    editor = dataclasses.replace(
+        config,
+        joint_attention_dim=llm.hidden_size,
+        connector_type="linear",
+        text_encoder_architecture="CLIP_Gemma2",
+    )
+    files = check_weights(mgt_folder, config, abstract_params(make_module(config)))
+    dtype = DTYPES[files.tensors["context_embedder.weight"].dtype]
+
+    def checked(key):
+        value = files.read(key)
+        check_finite(key, value, strict)
+        return value
+
+    new = {
+        key: _random_tensor(key, path, shape, dtype, seed)
+        for key, path, shape in released_leaves(editor, abstract_params(make_module(editor)))
+        if key not in files.tensors
+    }
+    copied = {key: Pending(t.shape, DTYPES[t.dtype], lambda key=key: checked(key)) for key, t in files.tensors.items()}
+    with new_directory(output, base, *([] if llm_encoder is None else [llm_encoder])) as target:
+        (target / MGT_FOLDERS[0]).mkdir()
+        write_weights(target / MGT_FOLDERS[0], weights_name(editor), copied | new, verify)
+        write_json(editor, target / MGT_FOLDERS[0] / "config.json")
+        check_weights(target / MGT_FOLDERS[0], editor, abstract_params(make_module(editor)))
+        replaced = {mgt_folder.name} | ({"llm_encoder"} if llm_encoder is not None else set())
+        _copy_the_rest(base, target, lambda path: path.parts[0] in replaced)
+        if llm_encoder is not None:
+            shutil.copytree(llm_encoder, target / "llm_encoder")
+    return sorted(copied), sorted(new)
+
+
+# ---- LoRA
+
+
+def convert_lora(source, output, model, verify: bool = False, strict: bool = False) -> None:
+    """Writes a LoRA in the other format: Orbax (folder `orbax`) to PEFT's safetensors, or back.
+
+    Args:
+      source: folder with a LoRA's config and weights; model: whose LoRA it is.
+    """
+    source = Path(source)
+    config = adapters.read_config(source)
+    mgt, _ = load_mgt(find_model(model)[1], check_only=True)
+    lora = load_lora(source, config, mgt, strict)
+    with new_directory(output, source) as target:
+        if (source / ORBAX).is_dir():
+            adapters.save_lora(target, config, mgt.config, lora, verify)
+        else:
+            save_tree(target / ORBAX, lora)
+            adapters.write_config(config, target)
+            if verify:
+                check_same(
+                    WeightFiles(source, adapters.PREFIX), released_tensors(load_tree(target / ORBAX), mgt.config)
+                )
+
+
+def load_lora(directory, config: LoRAConfig, mgt, strict: bool = False):
+    """A LoRA's tree, host arrays, from either format."""
+    abstract = abstract_params(mgt)
+    if not (Path(directory) / ORBAX).is_dir():
+        return adapters.load_lora(directory, config, mgt.config, abstract, strict)
+    lora, shapes = load_tree(Path(directory) / ORBAX), adapters.abstract_lora(config, mgt.config, abstract)
+    if jax.tree.map(np.shape, lora) != jax.tree.map(np.shape, shapes):
+        raise WeightsError(f"the LoRA in {directory} must have the modules of the model and of its config")
+    return lora
+
+
+def merge_lora(source, output, lora, verify: bool = False, strict: bool = False) -> None:
+    """Writes a model directory whose transformer has a LoRA merged into its weights, in the types they have."""
+    source, mgt_folder = find_model(source)
+    config = adapters.read_config(lora)
+    mgt = make_module(MGTConfig.from_json(mgt_folder / "config.json"))
+    params = load_params(mgt_folder, mgt.config, abstract_params(mgt), None, None, strict)
+    params = adapters.merge(params, load_lora(lora, config, mgt, strict), config)
+    with new_directory(output, source, lora) as target:
+        (target / mgt_folder.name).mkdir()
+        write_weights(target / mgt_folder.name, weights_name(mgt.config), released_tensors(params, mgt.config), verify)
+        _copy_the_rest(source, target, lambda path: path.parts[0] == mgt_folder.name and ".safetensors" in path.name)
+
+
+# ---- random weights
+
+
+def make_random(preset: str, output, text_encoders: str = "small", dtype="float32", seed: int = 0) -> None:
+    """Writes a model directory with the architecture of a released model and random weights, for tests without its files.
+
+    Args:
+      text_encoders: 'small' (few layers, few words, the widths that the transformer needs) or 'full'.
+      dtype: of the matrices of the transformer and of the text encoders, 'float32', 'float16' or 'bfloat16'.
+    """
+    if text_encoders not in ("small", "full"):
+        raise ValueError(f"text_encoders must be 'small' or 'full'; got {text_encoders!r}")
+    configs = presets.preset(preset)
+    with new_directory(output) as target:
+        sizes = {}
+        for folder, encoder, length in (("tokenizer", "text_encoder", 77), ("llm_encoder", "llm_encoder", 256)):
+            if encoder in configs:
+                size = configs[encoder].vocab_size if text_encoders == "full" else None
+                side = "left" if folder == "llm_encoder" else "right"
+                sizes[encoder] = train_tokenizer(
+                    _SENTENCES, target / folder, length=length, size=size, padding_side=side
+                )
+        if text_encoders == "small":
+            configs = presets.with_small_text(configs, sizes["text_encoder"], sizes.get("llm_encoder", 0))
+        for folder, config in configs.items():
+            (target / folder).mkdir(exist_ok=True)
+            if isinstance(config, SchedulerConfig):
+                write_json(config, target / folder / "scheduler_config.json")
+                continue
+            chosen = jnp.dtype("float32" if isinstance(config, VQConfig) else dtype)
+            write_weights(target / folder, weights_name(config), dict(_random_tensors(config, chosen, seed)))
+            write_json(config, target / folder / "config.json")
+
+
+# What the small tokenizers learn. The released negative prompt must fit the 77 tokens of a text-to-image model.
+_SENTENCES = ["make the car red", "remove the tree", "add a small blue bird", RELEASED_NEGATIVE_PROMPT] * 2
+
+
+def _random_tensors(config, dtype, seed):
+    whole = config
+    if isinstance(config, Gemma2Config):  # with the layer and the norm that files have and the text states do not need
+        whole = dataclasses.replace(config, num_hidden_layers=config.num_hidden_layers + 1, layer_types=())
+        yield "model.norm.weight", _random_tensor("model.norm.weight", "scale", (config.hidden_size,), dtype, seed)
+    for key, path, shape in released_leaves(whole, abstract_params(make_module(whole))):
+        yield key, _random_tensor(key, path, shape, dtype, seed)
+
+
+def _random_tensor(key, path, shape, dtype, seed) -> Pending:
+    """Norm scales 1 (Gemma 2's 0), biases 0, matrices of unit gain, embeddings of unit spread."""
+
+    def make():
+        name = path.split("/")[-1]
+        if name in ("scale", "bias"):
+            is_one = name == "scale" and not key.startswith("model.")
+            return np.full(shape, float(is_one), np.float32)
+        gain = 1.0 if name in ("embedding", "codebook") else np.prod(shape[1:]) ** -0.5
+        dice = np.random.default_rng([seed, zlib.crc32(key.encode())])
+        return (dice.standard_normal(shape, np.float32) * np.float32(gain)).astype(dtype)
+
+    is_vector = len(shape) == 1
+    return Pending(shape, np.dtype(np.float32) if is_vector else dtype, make)

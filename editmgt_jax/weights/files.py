@@ -1,0 +1,246 @@
+"""Weight files of one model component: safetensors that are read, and written, one tensor at a time.
+
+Nothing here holds more than the tensor at hand, so that a machine that barely holds a model can still move it.
+Source  the safetensors format; shards and their index as diffusers and transformers write them
+"""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import struct
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from editmgt_jax.files import mounted
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+# What files may also hold, in tensors that are no weights, such as the position numbers of old CLIP files.
+_STORED = DTYPES | {
+    "F64": np.dtype(np.float64),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(bool),
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in _STORED.items()}
+SHARD_BYTES = 5 * 10**9  # a larger component is written in several files and an index
+
+
+class WeightsError(ValueError):
+    """Weight files that cannot be used: names the file, the keys and both shapes."""
+
+
+class Tensor(NamedTuple):
+    """What a file's header says of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors spells it
+    path: Path
+    name: str  # in the file, prefix included
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * _STORED[self.dtype].itemsize
+
+
+class Pending(NamedTuple):
+    """A tensor to write, made when its turn comes."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[], np.ndarray]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+class WeightFiles:
+    """The tensors of a component's folder by name: `tensors` is their headers, `read` gets one from the disk.
+
+    Errors: WeightsError for files that are damaged, pickled, missing from an index, that repeat a key or hold types unknown
+    here (float8). FileNotFoundError when there are none.
+    """
+
+    def __init__(self, directory, prefix: str = ""):
+        """prefix: of all keys in the files, left out here."""
+        self.directory = Path(directory)
+        self.tensors: dict[str, Tensor] = {}
+        for path in _files(self.directory):
+            with _opened(path) as file:
+                for name in file.keys():
+                    entry, key = file.get_slice(name), name.removeprefix(prefix)
+                    tensor = Tensor(tuple(entry.get_shape()), entry.get_dtype(), path, name)
+                    if key in self.tensors:
+                        raise WeightsError(
+                            f"weight {key} is repeated: in {self.tensors[key].path.name} and in {path.name}"
+                        )
+                    self.tensors[key] = tensor
+        unknown = [f"{key} is {tensor.dtype}" for key, tensor in self.tensors.items() if tensor.dtype not in _STORED]
+        if unknown:
+            raise WeightsError(f"{self.directory}: tensors must be {', '.join(_STORED)}:{listed(unknown)}")
+
+    def read(self, key: str, rows: slice | None = None) -> np.ndarray:
+        """A tensor, or some of its rows. The file is opened anew each time: what it maps is released at once."""
+        name = self.tensors[key].name
+        with _opened(self.tensors[key].path) as file:
+            return file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
+
+
+def _opened(path):
+    try:
+        return safe_open(path, framework="np")
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is not a readable safetensors file ({error}); it may be truncated") from error
+
+
+def listed(items, most=20) -> str:
+    """Problems in lines, for an error message."""
+    items = sorted(items)
+    more = f"\n  ... and {len(items) - most} more" if len(items) > most else ""
+    return "\n  " + "\n  ".join(items[:most]) + more
+
+
+def _files(directory) -> list[Path]:
+    """The safetensors files of a component: those of its index if it has one. A pickle alone is refused with the reason."""
+    indices = sorted(directory.glob("*.safetensors.index.json"))
+    if len(indices) > 1:
+        raise WeightsError(f"{directory} must have one index of weights; got {[path.name for path in indices]}")
+    if indices:
+        try:
+            names = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
+            files = [directory / name for name in names]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightsError(f"{indices[0]} is not a readable index of weights ({error!r})") from error
+        missing = [path.name for path in files if not path.is_file()]
+        if missing:
+            raise WeightsError(f"{indices[0].name} names files that {directory} does not have: {missing}")
+        return files
+    files = sorted(directory.glob("*.safetensors"))
+    if files:
+        return files
+    pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
+    if pickles:
+        raise WeightsError(
+            f"{directory} has only pickled weights ({', '.join(pickles)}), and unpickling can run any code: they are "
+            "refused. Convert them to safetensors with the library that wrote them"
+        )
+    raise FileNotFoundError(f"a model component needs *.safetensors weights; none in {directory}")
+
+
+def check_finite(key: str, array: np.ndarray, strict: bool) -> None:
+    """NaN or infinite values are a warning that names the weight, or under `strict` a WeightsError."""
+    if np.isfinite(array).all():
+        return
+    message = f"weight {key} holds NaN or infinite values"
+    if strict:
+        raise WeightsError(message)
+    warnings.warn(message, stacklevel=2)
+
+
+@contextlib.contextmanager
+def new_directory(output, *sources):
+    """A folder to fill: renamed to `output` when the block ends, removed when it fails.
+
+    Args:
+      sources: folders that are read meanwhile; the new one must not lie in them.
+    Errors: FileExistsError, WeightsError.
+    """
+    output = mounted(output, "a new directory")
+    if output.exists():
+        raise FileExistsError(f"{output} exists: a new directory is written, name another one")
+    for source in sources:
+        if output.resolve().is_relative_to(Path(source).resolve()):
+            raise WeightsError(f"the output must lie outside of what is read, {source}; got {output}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{output.name}.", suffix=".tmp", dir=output.parent))
+    try:
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        temporary.replace(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_weights(directory, name: str, tensors: Mapping[str, Pending], verify: bool = False) -> None:
+    """Writes tensors as `name`, or as shards and an index where they exceed SHARD_BYTES.
+
+    Args:
+      directory: existing folder; name: file name, `*.safetensors`; tensors: each is made when it is written.
+      verify: whether to read the files back and compare every tensor, bit for bit. Errors: WeightsError.
+    """
+    directory, shards, total = Path(directory), [{}], 0
+    room = SHARD_BYTES
+    for key in sorted(tensors, key=lambda key: -np.dtype(tensors[key].dtype).itemsize):  # keeps all of them aligned
+        if shards[-1] and tensors[key].bytes > room:
+            shards.append({})
+            room = SHARD_BYTES
+        shards[-1][key] = tensors[key]
+        room -= tensors[key].bytes
+        total += tensors[key].bytes
+    stem, count = name.removesuffix(".safetensors"), len(shards)
+    names = [name] if count == 1 else [f"{stem}-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+    for shard_name, shard in zip(names, shards, strict=True):
+        _write_file(directory / shard_name, shard)
+    if count > 1:
+        weight_map = {key: shard_name for shard_name, shard in zip(names, shards, strict=True) for key in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (directory / f"{name}.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    if verify:
+        check_same(WeightFiles(directory), tensors)
+
+
+def check_same(files: WeightFiles, tensors: Mapping[str, Pending]) -> None:
+    """Errors: WeightsError naming the tensors that the files lack, have too many of, or that differ in a single bit."""
+    different = sorted(files.tensors.keys() ^ tensors.keys())
+    for key in files.tensors.keys() & tensors.keys():
+        one, other = files.read(key), tensors[key].make()
+        if one.dtype != other.dtype or one.shape != other.shape or not np.array_equal(as_bits(one), as_bits(other)):
+            different.append(key)
+    if different:
+        raise WeightsError(
+            f"{files.directory} did not survive the conversion; these tensors differ:{listed(different)}"
+        )
+
+
+def as_bits(array) -> np.ndarray:
+    """The array's bytes, uncopied: NaN equals itself, and 0 differs from -0."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _write_file(path, tensors):
+    """One safetensors file: the length of the header, the header, then the tensors back to back."""
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for key, tensor in tensors.items():
+        begin, end = end, end + tensor.bytes
+        dtype = _DTYPE_NAMES[np.dtype(tensor.dtype)]
+        header[key] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of 8
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for key, tensor in tensors.items():
+            array = np.ascontiguousarray(tensor.make())
+            if array.shape != tuple(tensor.shape) or array.dtype != tensor.dtype:
+                raise ValueError(f"{key} must be {tensor.shape} {tensor.dtype}; got {array.shape} {array.dtype}")
+            file.write(as_bits(array).data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

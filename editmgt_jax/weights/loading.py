@@ -1,0 +1,249 @@
+"""A model directory -> modules with their parameters, checked against each other.
+
+Source  the released diffusers layout: `editmgt` or `transformer`, `vqvae`, `text_encoder`, `tokenizer`,
+        `llm_encoder`, `scheduler`
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, SchedulerConfig, VQConfig, dtype_name
+from editmgt_jax.models.clip_text import CLIPText
+from editmgt_jax.models.gemma2 import Gemma2
+from editmgt_jax.models.mgt import MGT, init_mgt
+from editmgt_jax.models.prompts import PromptTokenizer
+from editmgt_jax.models.text import TextEncoder, TextTower
+from editmgt_jax.models.vq import VQModel
+from editmgt_jax.weights import lora as adapters
+from editmgt_jax.weights.conversion import check_weights, load_params
+
+DEFAULT_MODEL = Path(__file__).parents[1] / "assets" / "default"
+MGT_FOLDERS = ("editmgt", "transformer")
+NATIVE_UNITS = 32  # units a side of the square that a model was trained on, unless its files say otherwise
+LLM_LENGTH = 256  # tokens that the released editor pads an instruction to
+HUB_NAME = r"\w([\w.-]*\w)?/\w([\w.-]*\w)?"
+HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """The parts of a model. Errors at construction: ValueError when they do not fit each other."""
+
+    mgt: MGT
+    mgt_params: Any
+    vq: VQModel
+    vq_params: Any  # always float32
+    text: TextEncoder
+    scheduler: SchedulerConfig
+    lora_params: Any = None  # of the LoRA that `mgt.lora` describes
+
+    def __post_init__(self):
+        mgt, vq, scheduler = self.mgt.config, self.vq.config, self.scheduler
+        _match("the scheduler's mask_token_id", scheduler.mask_token_id, "the transformer's last id", mgt.mask_token_id)
+        _match("the VQ's num_vq_embeddings", vq.num_vq_embeddings, "the transformer's codebook_size", mgt.codebook_size)
+        if scheduler.native_size is None:  # 1024 pixels for the released editor and Meissonic, 512 for Monetico
+            object.__setattr__(self, "scheduler", dataclasses.replace(scheduler, native_size=NATIVE_UNITS * self.unit))
+        elif scheduler.native_size < 1 or scheduler.native_size % self.unit:
+            raise ValueError(f"native_size must be a multiple of {self.unit} pixels; got {scheduler.native_size}")
+
+    @property
+    def mgt_variables(self) -> dict:
+        """What the transformer is applied with."""
+        return {"params": self.mgt_params} | ({} if self.lora_params is None else {"lora": self.lora_params})
+
+    @property
+    def unit(self) -> int:
+        """Pixels that the sides of an edited picture are multiples of."""
+        return self.vq.config.factor * self.mgt.config.stride
+
+
+def load_model(directory=None, dtype=None, strict: bool = False, check_only: bool = False, lora=None) -> LoadedModel:
+    """Reads a model directory, one tensor at a time and straight to its device.
+
+    Args:
+      directory: local folder, or a name such as WeiChow/EditMGT to fetch from the Hugging Face hub (only then is the
+        network used); None is the default model of the package.
+      dtype: of the matrices and their products, for the transformer and the text encoders, or a dict of them by folder;
+        by default float32 on a CPU and bfloat16 elsewhere. The image tokenizer is always float32: less changes its ids.
+      strict: whether weights that hold NaN are errors and not warnings.
+      check_only: whether to read only the headers of the weight files; the parameters are then their shapes.
+      lora: folder of a LoRA, as PEFT or `editmgt export` writes it, that adapts the transformer; it is not merged.
+    Errors: FileNotFoundError, WeightsError, ValueError, naming the file.
+    """
+    dtypes, reading = _dtypes(dtype), {"strict": strict, "check_only": check_only}
+    directory, mgt_directory = find_model(directory)
+    mgt_config = MGTConfig.from_json(mgt_directory / "config.json")
+    text = load_text(directory, mgt_config, dtypes, reading)
+    mgt, mgt_params = load_mgt(mgt_directory, dtypes["editmgt"], **reading)
+    lora_params = None
+    if lora is not None:
+        mgt = mgt.clone(lora=adapters.read_config(lora))
+        lora_params = jax.device_put(adapters.load_lora(lora, mgt.lora, mgt.config, abstract_params(mgt), strict))
+        adapters.check_applicable(lora_params, mgt.lora)
+    vq, vq_params = load_vq(directory / "vqvae", **reading)
+    return LoadedModel(
+        mgt=mgt,
+        mgt_params=mgt_params,
+        vq=vq,
+        vq_params=vq_params,
+        text=text,
+        scheduler=SchedulerConfig.from_json(directory / "scheduler" / "scheduler_config.json"),
+        lora_params=lora_params,
+    )
+
+
+def _dtypes(dtype) -> dict:
+    """The dtype of each component whose dtype can be chosen."""
+    names = ("editmgt", "text_encoder", "llm_encoder")
+    default = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    chosen = dtype if isinstance(dtype, dict) else dict.fromkeys(names, dtype)
+    chosen = {name: dtype_name(value) if isinstance(value, str) else value for name, value in chosen.items()}
+    if unknown := sorted(chosen.keys() - set(names)):
+        raise ValueError(f"dtypes may be chosen for {', '.join(names)}; got {unknown}")
+    return {name: jnp.dtype(chosen.get(name) or default) for name in names}
+
+
+def find_model(directory=None) -> tuple[Path, Path]:
+    """-> (model directory, its folder with the transformer). Errors: FileNotFoundError saying what was looked for."""
+    if directory is None and not DEFAULT_MODEL.is_dir():
+        raise FileNotFoundError(f"this installation has no default model at {DEFAULT_MODEL}: name a model directory")
+    directory = DEFAULT_MODEL if directory is None else _local(directory)
+    for name in MGT_FOLDERS:
+        if (directory / name).is_dir():
+            return directory, directory / name
+    found = sorted(path.name for path in directory.iterdir())[:10]
+    raise FileNotFoundError(f"a model directory has a folder {' or '.join(MGT_FOLDERS)}; {directory} has {found}")
+
+
+def _local(directory) -> Path:
+    """A folder that exists as it is; a name on the Hugging Face hub as the folder its files were fetched to."""
+    path = Path(directory)
+    if path.is_dir():
+        return path
+    if (
+        not isinstance(directory, str)
+        or not re.fullmatch(HUB_NAME, directory)
+        or "--" in directory
+        or ".." in directory
+    ):
+        raise FileNotFoundError(
+            f"a model must be a local folder or a name on the hub such as WeiChow/EditMGT; there is no folder {path}"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(directory, allow_patterns=HUB_FILES))
+    except Exception as error:  # noqa: BLE001  (its HTTP library, its parser and itself raise many kinds)
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise FileNotFoundError(
+            f"there is no folder {directory}, and it cannot be fetched from the Hugging Face hub: {first_line}"
+        ) from error
+
+
+def load_mgt(directory, dtype=jnp.float32, **reading) -> tuple[MGT, Any]:
+    """Reads a transformer's folder. -> (module, parameters)
+
+    `reading` is strict and check_only, as in `load_model`, and place: (path, host array) -> the array where it shall lie.
+    """
+    return _load(directory, MGTConfig, dtype, **reading)
+
+
+def load_vq(directory, **reading) -> tuple[VQModel, Any]:
+    """Reads an image tokenizer's folder. -> (module, parameters)"""
+    return _load(directory, VQConfig, jnp.float32, **reading)
+
+
+def painter(model=None):
+    """A function of ids [B H W] that gives a model's pictures of them, float32 [B Y X 3] in [0, 1]."""
+    vq, params = load_vq(find_model(model)[0] / "vqvae")
+    return jax.jit(lambda ids: vq.apply({"params": params}, jnp.asarray(ids, jnp.int32), method="decode"))
+
+
+def load_clip(directory, dtype=jnp.float32, **reading) -> tuple[CLIPText, Any]:
+    """Reads a CLIP text encoder's folder. -> (module, parameters)"""
+    return _load(directory, CLIPTextConfig, dtype, **reading)
+
+
+def load_gemma(directory, dtype=jnp.float32, **reading) -> tuple[Gemma2, Any]:
+    """Reads a Gemma 2 text encoder's folder. -> (module, parameters)"""
+    return _load(directory, Gemma2Config, dtype, **reading)
+
+
+_MODULES = {MGTConfig: MGT, CLIPTextConfig: CLIPText, Gemma2Config: Gemma2}
+
+
+def make_module(config, dtype=jnp.float32):
+    """The module of an architecture."""
+    return VQModel(config) if isinstance(config, VQConfig) else _MODULES[type(config)](config, dtype)
+
+
+def abstract_params(model):
+    """The shapes of a module's parameters. Nothing is computed."""
+
+    def init(key):
+        if isinstance(model, MGT):
+            return init_mgt(model, key)
+        if isinstance(model, VQModel):
+            side = 4 * model.config.factor
+            return model.init(key, jnp.zeros((1, side, side, 3)))["params"]
+        return model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def _load(directory, kind, dtype, strict=False, check_only=False, place=None):
+    config = kind.from_json(Path(directory) / "config.json")
+    module = make_module(config, dtype)
+    abstract = abstract_params(module)
+    if check_only:
+        check_weights(directory, config, abstract)
+        return module, abstract
+    return module, load_params(directory, config, abstract, dtype, place or _to_device, strict)
+
+
+def _to_device(_path, value):
+    return jax.device_put(value)
+
+
+def load_text(directory, mgt, dtypes, reading) -> TextEncoder:
+    """The text encoders that a transformer of config `mgt` needs, checked against it.
+
+    Args:
+      dtypes: of `text_encoder` and `llm_encoder`; reading: strict, check_only and place, as in `load_mgt`.
+    """
+    if mgt.text_encoder_architecture not in ("CLIP", "CLIP_Gemma2"):
+        raise ValueError(
+            f"text_encoder_architecture must be 'CLIP' or 'CLIP_Gemma2'; {directory} needs "
+            f"{mgt.text_encoder_architecture!r}"
+        )
+    with_llm = mgt.text_encoder_architecture == "CLIP_Gemma2"
+    llm = _load_llm(directory / "llm_encoder", mgt, dtypes["llm_encoder"], reading) if with_llm else None
+    model, params = load_clip(directory / "text_encoder", dtypes["text_encoder"], **reading)
+    config = model.config
+    if not with_llm:
+        _match("the text hidden_size", config.hidden_size, "joint_attention_dim", mgt.joint_attention_dim)
+    _match("the text projection_dim", config.projection_dim, "pooled_projection_dim", mgt.pooled_projection_dim)
+    tokenizer = PromptTokenizer(directory / "tokenizer", config.max_position_embeddings, truncate=with_llm)
+    _match("the tokenizer's size", tokenizer.special_ids()["vocab_size"], "the text vocab_size", config.vocab_size)
+    return TextEncoder(TextTower(model, params, tokenizer), llm)
+
+
+def _load_llm(directory, mgt, dtype, reading) -> TextTower:
+    model, params = load_gemma(directory, dtype, **reading)
+    hidden = model.config.hidden_size
+    _match("the language model's hidden_size", hidden, "joint_attention_dim", mgt.joint_attention_dim)
+    tokenizer = PromptTokenizer(directory, LLM_LENGTH)
+    size, most = tokenizer.special_ids()["vocab_size"], model.config.vocab_size
+    if size > most:
+        raise ValueError(f"the tokenizer in {directory} may have at most the {most} ids of its model; it has {size}")
+    return TextTower(model, params, tokenizer)
+
+
+def _match(name, value, other_name, other):
+    if value != other:
+        raise ValueError(f"{name} must equal {other_name}, {other}; got {value}: the folders are of different models")

@@ -1,0 +1,42 @@
+"""Whole trees of arrays as Orbax checkpoints, on machines that barely hold them."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+_IN_FLIGHT = 1 << 30  # bytes that a whole tree is written and read with
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read. `transient`: whether a new start may well do better."""
+
+    def __init__(self, message, transient: bool = False):
+        super().__init__(message)
+        self.transient = transient
+
+
+def save_tree(directory, tree) -> None:
+    """Writes a tree of host arrays as an Orbax checkpoint, a new folder, without a second copy of them in memory."""
+    with _lean():
+        ocp.save(Path(directory).absolute(), tree)
+
+
+def load_tree(directory):
+    """Reads what `save_tree` wrote, as host arrays. Errors: CheckpointError."""
+    directory = Path(directory).absolute()
+    try:
+        metadata = ocp.metadata(directory).metadata
+        with _lean():
+            return ocp.load(directory, jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata))
+    except (ValueError, KeyError, FileNotFoundError, ocp.errors.InvalidLayoutError) as error:
+        raise CheckpointError(f"{directory} is not a complete Orbax checkpoint: {error}") from error
+
+
+def _lean() -> ocp.Context:
+    """For trees that no one changes while they are written, on machines that barely hold them."""
+    context = ocp.Context()
+    context.memory.deepcopy_host_arrays = False
+    context.memory.write_concurrent_bytes = context.memory.read_concurrent_bytes = _IN_FLIGHT
+    return context

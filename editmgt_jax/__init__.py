@@ -14,6 +14,7 @@ _HOMES = {
     "TokenEdit": "sampling.edit",
     "Settings": "sampling.settings",
     "SettingsError": "sampling.settings",
+    "EditMGTError": "errors",
     "ImageError": "images",
     "PromptError": "models.prompts",
     "WeightsError": "weights.files",

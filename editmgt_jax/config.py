@@ -17,6 +17,8 @@ import types
 import typing
 from pathlib import Path
 
+from editmgt_jax.errors import UserError
+
 RELEASED_NEGATIVE_PROMPT = (
     "worst quality, low quality, low res, blurry, distortion, watermark, logo, signature, text, jpeg artifacts, "
     "signature, sketch, duplicate, ugly, identifying mark"
@@ -26,7 +28,7 @@ _DTYPE_NAMES = {"bf16": "bfloat16", "f32": "float32", "fp32": "float32", "f16": 
 
 
 def dtype_name(text: str) -> str:
-    """The full name of a dtype that weights may have: 'bf16' -> 'bfloat16'. Errors: ValueError."""
+    """The full name of a dtype that weights may have: 'bf16' -> 'bfloat16'. Errors: UserError."""
     name = _DTYPE_NAMES.get(text, text)
     _require(name in _DTYPE_NAMES.values(), "a dtype must be float32, bfloat16 (bf16) or float16", text)
     return name
@@ -34,7 +36,7 @@ def dtype_name(text: str) -> str:
 
 def _require(condition: bool, rule: str, got) -> None:
     if not condition:
-        raise ValueError(f"{rule}; got {got!r}")
+        raise UserError(f"{rule}; got {got!r}")
 
 
 def _fits(value, kind) -> bool:
@@ -66,7 +68,7 @@ class _JSONConfig:
         required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
         missing = sorted(required - values.keys())
         if missing:
-            raise ValueError(f"{cls.__name__} needs the config keys {missing}, which are missing; got {sorted(values)}")
+            raise UserError(f"{cls.__name__} needs the config keys {missing}, which are missing; got {sorted(values)}")
         known = {name: value for name, value in values.items() if name in fields}
         cls._check_released(values)
         known = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
@@ -79,7 +81,7 @@ class _JSONConfig:
 
     @classmethod
     def from_json(cls, path):
-        """Reads `config.json` at `path`. Errors: FileNotFoundError, ValueError naming the file."""
+        """Reads `config.json` at `path`. Errors: FileNotFoundError, UserError naming the file."""
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"a model component needs its config.json; none at {path}")
@@ -87,7 +89,7 @@ class _JSONConfig:
             values = json.loads(path.read_text())
             return cls.from_dict(values)
         except (json.JSONDecodeError, ValueError, TypeError) as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise UserError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict:
         """The released keys, with `_class_name`."""

@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from editmgt_jax import images
+from editmgt_jax.errors import UserError
 from editmgt_jax.images import ImageError
 from editmgt_jax.models.prompts import PromptError
 from editmgt_jax.models.text import EncodedText
@@ -260,7 +261,7 @@ class EditPipeline:
         settings = self.settings(**settings)
         batch, *grid = np.shape(start_ids if reference_ids is None else reference_ids)
         if len(text) != batch:
-            raise ValueError(f"each of the {batch} samples needs an encoded instruction; got {len(text)}")
+            raise UserError(f"each of the {batch} samples needs an encoded instruction; got {len(text)}")
         if relevance_step is not None and relevance_step not in range(settings.steps):
             raise SettingsError(f"relevance_step must lie in 0..{settings.steps - 1}; got {relevance_step}")
         if start_ids is None:
@@ -418,7 +419,7 @@ def _broadcast(**inputs):
     """Lists of one length, and single values that go with all -> list of keyword dicts, whether there was a list."""
     lengths = {name: len(value) for name, value in inputs.items() if isinstance(value, (list, tuple))}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
-        raise ValueError(f"inputs that are lists must have one length, at least 1; got {lengths}")
+        raise UserError(f"inputs that are lists must have one length, at least 1; got {lengths}")
     count = next(iter(lengths.values()), 1)
     columns = {name: value if name in lengths else [value] * count for name, value in inputs.items()}
     return [{name: column[i] for name, column in columns.items()} for i in range(count)], bool(lengths)

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -12,7 +13,11 @@ from PIL import Image
 
 from editmgt_jax import cli
 from editmgt_jax.cli import shared
+from editmgt_jax.config import MGTConfig
+from editmgt_jax.errors import FINAL, TRANSIENT, UserError
 from editmgt_jax.training.config_files import ConfigError, load_config
+from editmgt_jax.weights.rules import RULES
+from editmgt_jax.weights.trees import CheckpointError
 
 ROOT = Path(__file__).parents[1]
 
@@ -134,6 +139,31 @@ def test_defects_keep_their_traceback(model, folder, monkeypatch):
     monkeypatch.setattr("editmgt_jax.images.load", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         edit(model)
+
+
+def test_a_lost_conversion_rule_is_a_defect(model, monkeypatch):
+    monkeypatch.setitem(RULES, MGTConfig, [rule for rule in RULES[MGTConfig] if rule.ours != "project_in"])
+    with pytest.raises(ValueError, match="exactly one conversion rule must cover project_in/kernel; 0 do"):
+        cli.main(["inspect", str(model)])
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (UserError("rule"), FINAL),
+        (CheckpointError("rule", transient=True), TRANSIENT),
+        (CheckpointError("rule"), FINAL),
+        (FileNotFoundError("none"), FINAL),
+        (OSError(errno.ESTALE, "stale"), TRANSIENT),
+    ],
+)
+def test_exit_codes(model, folder, monkeypatch, capfd, error, code):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr("editmgt_jax.images.load", fail)
+    assert edit(model) == code
+    assert f"editmgt: error: {error}" in capfd.readouterr().err
 
 
 def test_transparency_is_a_note(model, folder, capfd):

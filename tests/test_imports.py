@@ -12,8 +12,9 @@ PACKAGE = Path(__file__).parents[1] / "editmgt_jax"
 BASE = {"config", "files", "errors"}
 # Module or folder -> the modules and folders of this package that it may import, besides its own folder.
 MAY_IMPORT = {
-    "config": set(),
-    "files": set(),
+    "config": {"errors"},
+    "errors": set(),
+    "files": {"errors"},
     "models": BASE,
     "images": BASE,
     "sampling": {*BASE, "models", "images"},

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import pickle
 import subprocess
 import sys
 import time
@@ -14,8 +15,8 @@ import tokens
 from PIL import Image
 from small_runs import frozen_config
 
-from editmgt_jax.cli import _is_for_users
 from editmgt_jax.data.loader import DataError
+from editmgt_jax.errors import TRANSIENT, EditMGTError
 from editmgt_jax.training import trainer
 from editmgt_jax.training.checkpoint import SIZES, Checkpoints
 from editmgt_jax.training.metrics import MetricsWriter, RunLog, Sums, keep_lines, peak_flops
@@ -116,10 +117,9 @@ def test_a_bfloat16_first_moment_and_undecayed_norms_survive_a_stop(config, tmp_
 
 
 def test_errors_of_data_workers_are_for_users_too():
-    """They come without the frames that raised them."""
-    with pytest.raises(DataError) as caught:
-        exec("raise error", {"error": DataError("too many")})
-    assert _is_for_users(caught.value)
+    """They come pickled, from other processes."""
+    error = pickle.loads(pickle.dumps(DataError("too many", transient=True)))
+    assert isinstance(error, EditMGTError) and str(error) == "too many" and error.exit_code == TRANSIENT
 
 
 def test_a_full_disk_is_told(config, tmp_path, monkeypatch):

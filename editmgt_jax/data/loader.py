@@ -18,9 +18,10 @@ import numpy as np
 from absl import flags
 
 from editmgt_jax.data.records import TOKENS, RecordError, TokenSet, read_manifest
+from editmgt_jax.errors import EditMGTError, UserError
 
 
-class DataError(RuntimeError):
+class DataError(EditMGTError, RuntimeError):
     """Training data that cannot be used, or too much of which cannot be read."""
 
 
@@ -227,13 +228,13 @@ def _streams(mixture: Mixture) -> dict[str, list[_Stream]]:
     """{bucket: streams}, in the order of the mixture. Errors: ValueError."""
     weights = dict(mixture.categories)
     if not mixture.directories or any(weight <= 0 for _, weight in mixture.directories):
-        raise ValueError(f"a mixture needs folders of token records with positive weights; got {mixture.directories}")
+        raise UserError(f"a mixture needs folders of token records with positive weights; got {mixture.directories}")
     sets = [(TokenSet(directory), weight) for directory, weight in mixture.directories]
     known = {name for tokens, _ in sets for name in tokens.categories}
     if unknown := sorted(weights.keys() - known):
-        raise ValueError(f"weights can be given for the categories {sorted(known)}; got {unknown}")
+        raise UserError(f"weights can be given for the categories {sorted(known)}; got {unknown}")
     if any(weight < 0 for weight in weights.values()):
-        raise ValueError(f"weights of categories must not be negative; got {weights}")
+        raise UserError(f"weights of categories must not be negative; got {weights}")
     streams: dict[str, list[_Stream]] = {}
     for tokens, weight in sets:
         for name, bucket in tokens.buckets.items():
@@ -251,13 +252,13 @@ def _streams(mixture: Mixture) -> dict[str, list[_Stream]]:
                 )
                 if len(stream) and stream.weight:
                     if inside and inside[0].bucket.schema != bucket.schema:
-                        raise ValueError(
+                        raise UserError(
                             f"records of bucket {name} must have the same fields in all folders; see {bucket}"
                         )
                     inside.append(stream)
     streams = {name: inside for name, inside in streams.items() if inside}
     if not streams:
-        raise ValueError(f"no record is left to draw from: {mixture}")
+        raise UserError(f"no record is left to draw from: {mixture}")
     return streams
 
 

@@ -17,6 +17,8 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from editmgt_jax.errors import EditMGTError, UserError
+
 MANIFEST = "manifest.json"
 VERSION = 2
 OPEN_SHARDS = 128  # of a bucket, at once
@@ -98,7 +100,7 @@ class PairWriter:
         self._writer.close()
 
 
-class RecordError(RuntimeError):
+class RecordError(EditMGTError, RuntimeError):
     """A record that cannot be read: names the shard and its place in it."""
 
 
@@ -176,10 +178,10 @@ def read_manifest(directory, kind: str | None = None) -> dict:
         )
     manifest = json.loads(path.read_text())
     if manifest.get("version") != VERSION:
-        raise ValueError(f"{path} must be of version {VERSION}; got {manifest.get('version')}: make the records again")
+        raise UserError(f"{path} must be of version {VERSION}; got {manifest.get('version')}: make the records again")
     if kind not in (None, manifest["kind"]):
         made = {PAIRS: "prepared pairs (`editmgt prepare`)", TOKENS: "token records (`editmgt tokenize`)"}
-        raise ValueError(f"{directory} must hold {made[kind]}; it holds {made[manifest['kind']]}")
+        raise UserError(f"{directory} must hold {made[kind]}; it holds {made[manifest['kind']]}")
     return manifest
 
 

@@ -35,6 +35,7 @@ from editmgt_jax.data.records import (
     write_shard,
     write_text,
 )
+from editmgt_jax.errors import UserError
 
 SHARD = 4096  # examples
 JOB = "job.json"  # what the records of a folder are made of
@@ -85,7 +86,7 @@ def tokenize(
       process: (number, count); the first one writes the manifest when `wait_for_all` returns.
     Returns: {"images", "seconds", "waited": share of the time that the device had no batch to work on, "left_out"} of this
       process.
-    Errors: ValueError when the folder holds, or was begun with, records of other facts, or when no pair can be used.
+    Errors: UserError when the folder holds, or was begun with, records of other facts, or when no pair can be used.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -173,7 +174,7 @@ def _batches(shard, source, encoders, batch_size, threads):
         size, crop = pair.get("original_size", (width, height)), pair.get("crop", (0, 0))
         try:
             text, problem = {name: ids[0] for name, ids in encoders.text([pair["instruction"]]).items()}, ""
-        except ValueError as error:
+        except UserError as error:
             text, problem = {name: ids[0] for name, ids in encoders.text([""]).items()}, str(error)
         return {
             "pixels": pixels,
@@ -265,7 +266,7 @@ def _finish(directory, shards, facts) -> None:
         own = [names.index(report["categories"][i]) for i in report["category"]]
         categories.setdefault(shard.bucket, []).extend(own)
     if not buckets:
-        raise ValueError(f"no pair of {sum(shard.count for shard in shards)} can be used, such as {left_out[:3]}")
+        raise UserError(f"no pair of {sum(shard.count for shard in shards)} can be used, such as {left_out[:3]}")
     for bucket, numbers in categories.items():
         np.save(directory / categories_name(bucket), np.array(numbers, np.uint16))
     examples = sum(report["records"] for report in reports)
@@ -280,10 +281,10 @@ def _claim(directory, job: dict) -> None:
     (directory / "reports").mkdir(exist_ok=True)
     if not path.exists():
         if any(directory.glob("*.array_record")):
-            raise ValueError(f"{directory} holds records of an unknown job: name a new folder, or empty it")
+            raise UserError(f"{directory} holds records of an unknown job: name a new folder, or empty it")
         write_text(path, text)  # several processes may claim it at once
     elif path.read_text() != text:
-        raise ValueError(
+        raise UserError(
             f"{directory} was begun as another job (tokenizer, data or number of examples; see {path}): "
             "name a new folder, or delete it"
         )

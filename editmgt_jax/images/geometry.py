@@ -6,11 +6,13 @@ Axes    as in `editmgt_jax.images`
 import numpy as np
 from PIL import Image
 
+from editmgt_jax.errors import UserError
+
 MAX_ASPECT = 4.0  # longer side over shorter side
 MIN_SIDE = 16  # pixels
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """A picture that cannot be read, used or written; names the file and the rule."""
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from editmgt_jax.config import CLIPTextConfig
+from editmgt_jax.errors import UserError
 
 
 def _activation(name):
@@ -58,7 +59,7 @@ class CLIPText(nn.Module):
         """ids [B T] int32 -> (states [B T E], pooled [B P])."""
         config, length = self.config, ids.shape[1]
         if length > config.max_position_embeddings:
-            raise ValueError(
+            raise UserError(
                 f"at most {config.max_position_embeddings} text tokens fit this encoder; got {length}: "
                 "pad and truncate with its own tokenizer"
             )

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from editmgt_jax.config import LoRAConfig, MGTConfig
+from editmgt_jax.errors import UserError
 from editmgt_jax.models import attention
 from editmgt_jax.models.layers import (
     Linear,
@@ -223,7 +224,7 @@ class MGT(nn.Module):
     def setup(self):
         config, width = self.config, self.config.width
         if self.remat not in REMAT_POLICIES:
-            raise ValueError(f"remat must be one of {sorted(REMAT_POLICIES)}; got {self.remat!r}")
+            raise UserError(f"remat must be one of {sorted(REMAT_POLICIES)}; got {self.remat!r}")
 
         def dense(features, use_bias=False):
             return nn.Dense(features, use_bias=use_bias, dtype=self.dtype)
@@ -271,7 +272,7 @@ class MGT(nn.Module):
 
     def _check_grid(self, name, tokens):
         if tokens.ndim != 3 or any(side % self.config.stride or not side for side in tokens.shape[1:]):
-            raise ValueError(
+            raise UserError(
                 f"{name} must be [batch, rows, columns] with sides that are multiples of {self.config.stride}; "
                 f"got shape {tokens.shape}"
             )
@@ -286,7 +287,7 @@ class MGT(nn.Module):
         """
         batch = text_states.shape[0]
         if text_states.shape[-1] != self.config.joint_attention_dim:
-            raise ValueError(
+            raise UserError(
                 f"text_states must be {self.config.joint_attention_dim} wide (joint_attention_dim); "
                 f"got shape {text_states.shape}"
             )

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from editmgt_jax.errors import UserError
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-class PromptError(ValueError):
+class PromptError(UserError):
     """An instruction or query phrase that cannot be used."""
 
 

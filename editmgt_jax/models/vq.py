@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from editmgt_jax.config import VQConfig
+from editmgt_jax.errors import UserError
 from editmgt_jax.models.layers import GroupNorm
 
 
@@ -130,7 +131,7 @@ class VQModel(nn.Module):
     def latents(self, pixels):
         """[B Y X 3] in [0, 1] -> [B H W code_dim] before quantisation. Sides must be multiples of `config.factor`."""
         if any(side % self.config.factor for side in pixels.shape[1:3]):
-            raise ValueError(f"image sides must be multiples of {self.config.factor}; got {pixels.shape[1:3]}")
+            raise UserError(f"image sides must be multiples of {self.config.factor}; got {pixels.shape[1:3]}")
         with jax.default_matmul_precision("highest"):
             return self.quant_conv(self.encoder(pixels.astype(jnp.float32)))
 

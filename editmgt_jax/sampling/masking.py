@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from editmgt_jax.errors import UserError
+
 HALF_PI = np.float32(np.pi / 2)
 
 
@@ -41,7 +43,7 @@ class Schedule(NamedTuple):
 def hidden_curve(t, kind: str):
     """Share of tokens hidden at progress `t` in [0, 1] (float32, any shape; a numpy array stays on the host)."""
     if kind not in CURVES:
-        raise ValueError(f"unknown mask schedule {kind!r}: choose one of {', '.join(CURVES)}")
+        raise UserError(f"unknown mask schedule {kind!r}: choose one of {', '.join(CURVES)}")
     return CURVES[kind](t)
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from editmgt_jax.config import SchedulerConfig
+from editmgt_jax.errors import UserError
 from editmgt_jax.sampling.decode import HOLDS
 from editmgt_jax.sampling.localize import FILTERS
 from editmgt_jax.sampling.masking import Schedule, decode_schedule
@@ -20,7 +21,7 @@ from editmgt_jax.sampling.masking import Schedule, decode_schedule
 MAX_THRESHOLD = 1.5
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError):
     """A setting outside its range: states the rule, what came and what to do."""
 
 

@@ -10,10 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from editmgt_jax.errors import UserError
+
 PREFIX = "--config."
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A config file or an override that cannot be used; names the key."""
 
 

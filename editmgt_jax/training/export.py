@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from editmgt_jax.config import write_json
+from editmgt_jax.errors import UserError
 from editmgt_jax.training.checkpoint import fingerprint
 from editmgt_jax.training.conditioning import TrainedText
 from editmgt_jax.training.runs import run_config, run_identity, run_params
@@ -25,12 +26,12 @@ def export(workdir, output, step=None, dtype="float32", raw=False, verify=False,
       raw: whether to write the parameters even if the run keeps their moving average.
       verify: whether to read the result back and compare every tensor.
       merged: whether to write the model that a LoRA adapts with the LoRA in its weights, in place of the LoRA alone.
-    Errors: FileNotFoundError, FileExistsError, CheckpointError; ValueError when there is no LoRA that can be merged.
+    Errors: FileNotFoundError, FileExistsError, CheckpointError; UserError when there is no LoRA that can be merged.
     """
     config = run_config(workdir)
     task = make_task(config)
     if merged and getattr(task, "lora", None) is None:
-        raise ValueError(f"only the run of a LoRA has something to merge; {workdir} is none")
+        raise UserError(f"only the run of a LoRA has something to merge; {workdir} is none")
     average = config.optimizer.ema_decay > 0 and not raw
     params = run_params(workdir, average, step)
     with new_directory(output, workdir) as target:
@@ -42,7 +43,7 @@ def export(workdir, output, step=None, dtype="float32", raw=False, verify=False,
             if merged:
                 base = task.base(lambda _, value: np.asarray(value))
                 if fingerprint(base) != run_identity(workdir, step)["base"]:
-                    raise ValueError(f"{config.start_from} is no longer the model that the LoRA was trained on")
+                    raise UserError(f"{config.start_from} is no longer the model that the LoRA was trained on")
                 params = {"mgt": merge(base, params["lora"], task.lora)}
             _write_editor(target, config, task, params, jnp.dtype(dtype), verify)
 

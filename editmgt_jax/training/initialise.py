@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from editmgt_jax.config import MGTConfig
+from editmgt_jax.errors import UserError
 
 _COPY_SHARPNESS = 3.0  # weight of the query and key norms of block 0: how narrowly the copying heads look
 _LOGIT_SCALE = 24.0  # logit of a perfect match with the codebook
@@ -50,7 +51,7 @@ def _channel_blocks(config: MGTConfig, per_token: int):
     need = 2 * cells * per_token
     heads = -(-cells * per_token // config.attention_head_dim)
     if need > config.width or heads > config.num_attention_heads:
-        raise ValueError(
+        raise UserError(
             f"the copy-friendly initialisation needs a width of at least {need} and {heads} heads for codes of "
             f"{per_token - 3} dimensions; the model has width {config.width} and {config.num_attention_heads} heads"
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from editmgt_jax.data.loader import Batches, Mixture, batches, token_batches
 from editmgt_jax.data.records import TOKENS, read_manifest
 from editmgt_jax.data.scenes.source import SceneConfig, SceneSource, instruction_corpus
+from editmgt_jax.errors import UserError
 from editmgt_jax.files import mounted
 from editmgt_jax.models.prompts import train_tokenizer
 
@@ -58,7 +59,7 @@ def parse_mixture(text: str) -> list[tuple[str, float]]:
         try:
             mixture.append((folder, float(weight)) if colon else (part, 1.0))
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f"folders of records are FOLDER or FOLDER:WEIGHT, with commas between them; got {text!r}"
             ) from error
     return mixture
@@ -85,7 +86,7 @@ def encoded_in_steps(config) -> set[str]:
         folders = [folder for folder, _ in parse_mixture(config.data[name])]
         stored = [bool(read_manifest(folder, TOKENS).get("text_states")) for folder in folders]
         if len(set(stored)) > 1:
-            raise ValueError(f"all folders of data.{name} must hold text states, or none; got {config.data[name]}")
+            raise UserError(f"all folders of data.{name} must hold text states, or none; got {config.data[name]}")
         needed |= {"empty text"} if any(stored) else {"text"}
         needed |= set() if folders else {"images"}
     return needed
@@ -119,7 +120,7 @@ def _weights(text: str) -> list[tuple[str, float]]:
     """'style:0.5,add:2' -> [('style', 0.5), ('add', 2.0)]"""
     weights = parse_mixture(text)
     if any(":" not in part for part in text.split(",") if part.strip()):
-        raise ValueError(f"data.categories must read CATEGORY:WEIGHT, with commas between them; got {text!r}")
+        raise UserError(f"data.categories must read CATEGORY:WEIGHT, with commas between them; got {text!r}")
     return weights
 
 
@@ -132,13 +133,13 @@ def _check_tokens(config) -> None:
     elif config.model.tokenizer:
         tokenizers = [config.model.tokenizer]
     else:
-        raise ValueError(f"{folders[0]} has no folder `tokenizer`: name its text tokenizer in model.tokenizer")
+        raise UserError(f"{folders[0]} has no folder `tokenizer`: name its text tokenizer in model.tokenizer")
     facts = identity(config.model.vq or Path(config.model.encoders) / "vqvae", *tokenizers)
     for folder in folders:
         manifest = read_manifest(folder, TOKENS)
         for name, value in facts.items():
             if manifest.get(name) != value:
-                raise ValueError(
+                raise UserError(
                     f"the records in {folder} were made with another {name} than the config names: "
                     "encode the data again, or name the folders it was encoded with"
                 )

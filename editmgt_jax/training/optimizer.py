@@ -8,6 +8,8 @@ import functools
 import jax
 import optax
 
+from editmgt_jax.errors import UserError
+
 SCHEDULES = ("constant", "cosine", "wsd")
 
 # Parameters that the released trainer leaves out of weight decay, by the last parts of their path in our tree (Q15).
@@ -21,7 +23,7 @@ def learning_rate(config) -> optax.Schedule:
     to 0 in a line: a run can be made longer at any time before its decay begins.
     """
     if config.schedule not in SCHEDULES:
-        raise ValueError(f"optimizer.schedule must be one of {SCHEDULES}; got {config.schedule!r}")
+        raise UserError(f"optimizer.schedule must be one of {SCHEDULES}; got {config.schedule!r}")
     peak, warmup = config.learning_rate, config.warmup_steps
     if config.schedule == "constant":
         after = optax.constant_schedule(peak)
@@ -30,7 +32,7 @@ def learning_rate(config) -> optax.Schedule:
     else:
         stable = config.total_steps - warmup - config.decay_steps
         if config.decay_steps < 1 or stable < 0:
-            raise ValueError(
+            raise UserError(
                 "schedule wsd needs decay_steps >= 1 and total_steps >= warmup_steps + decay_steps; "
                 f"got {config.decay_steps}, {config.total_steps} and {warmup}"
             )
@@ -57,9 +59,9 @@ def decay_mask(params, undecayed: str = "released"):
 def make_optimizer(config) -> optax.GradientTransformation:
     """The optimizer of `config.optimizer`: clip by global norm, then AdamW on the schedule."""
     if config.undecayed not in ("released", "no_norms"):
-        raise ValueError(f"optimizer.undecayed must be 'released' or 'no_norms'; got {config.undecayed!r}")
+        raise UserError(f"optimizer.undecayed must be 'released' or 'no_norms'; got {config.undecayed!r}")
     if config.first_moment not in ("float32", "bfloat16"):
-        raise ValueError(f"optimizer.first_moment must be 'float32' or 'bfloat16'; got {config.first_moment!r}")
+        raise UserError(f"optimizer.first_moment must be 'float32' or 'bfloat16'; got {config.first_moment!r}")
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(

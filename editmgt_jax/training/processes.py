@@ -15,6 +15,8 @@ import jax
 from jax._src import distributed  # its key-value store has no public name
 from jax.experimental import multihost_utils
 
+from editmgt_jax.errors import EditMGTError
+
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 LONGEST_WAIT = 1800  # seconds that processes wait for each other: one may encode a whole shard meanwhile
 LAST_WORDS = 10  # seconds that the first process waits for the others when a job ends with an error
@@ -23,12 +25,8 @@ _LEAVING = threading.Lock()  # held by the thread that ends this process, never 
 _QUESTIONS = itertools.count()
 
 
-class ProcessError(RuntimeError):
-    """A job that cannot be joined, or fell apart. `transient`: whether a new start may well do better."""
-
-    def __init__(self, message, transient: bool = False):
-        super().__init__(message)
-        self.transient = transient
+class ProcessError(EditMGTError, RuntimeError):
+    """A job that cannot be joined, or fell apart."""
 
 
 def join(heartbeat: int = 30) -> None:

@@ -21,6 +21,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from editmgt_jax.errors import UserError
+
 AXES = ("data", "fsdp", "tensor", "context")
 BATCH = ("data", "fsdp")
 ACTIVATIONS = (("batch", BATCH), ("length", "context"), ("heads", "tensor"), ("channels", "tensor"))
@@ -64,7 +66,7 @@ class Layout:
     def of(self, tree):
         """The sharding of every leaf of a tree of arrays or shapes.
 
-        Errors: ValueError for a name that no rule covers, or a dimension that its axes do not divide.
+        Errors: UserError for a name that no rule covers, or a dimension that its axes do not divide.
         """
         return jax.tree_util.tree_map_with_path(lambda path, leaf: self.of_leaf(path_name(path), leaf.shape), tree)
 
@@ -78,7 +80,7 @@ class Layout:
         for dimension, (size, axis) in enumerate(zip(shape, axes, strict=True)):
             parts = 1 if axis is None else self.mesh.shape[axis]
             if size % parts:
-                raise ValueError(
+                raise UserError(
                     f"dimension {dimension} of {name} {list(shape)} must be a multiple of the {parts} devices of mesh axis "
                     f"{axis!r}: choose another size for it in config.mesh"
                 )
@@ -96,10 +98,10 @@ class Layout:
     # ---- batches
 
     def check_batch(self, batch_size: int, parts: int) -> None:
-        """Errors: ValueError unless a batch can be cut into `parts` and spread over the mesh."""
+        """Errors: UserError unless a batch can be cut into `parts` and spread over the mesh."""
         share = parts * math.prod(self.mesh.shape[axis] for axis in BATCH)
         if batch_size % share:
-            raise ValueError(
+            raise UserError(
                 f"batch_size must be a multiple of {share} (mesh axes data x fsdp x accumulate); got {batch_size}"
             )
 
@@ -133,19 +135,19 @@ def make_mesh(sizes: dict, devices=None) -> Mesh:
     Args:
       sizes: of `AXES`; one may be -1: what is left. Slices of a multi-slice job are told by the devices, and the data axis
         must be a multiple of their number.
-    Errors: ValueError when the product is not the number of devices.
+    Errors: UserError when the product is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {axis: sizes[axis] for axis in AXES}
     known = math.prod(size for size in sizes.values() if size != -1)
     if list(sizes.values()).count(-1) > 1 or known < 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise ValueError(f"sizes of mesh axes must be positive, or one of them -1 for what is left; got {sizes}")
+        raise UserError(f"sizes of mesh axes must be positive, or one of them -1 for what is left; got {sizes}")
     given, sizes = sizes, {axis: len(devices) // known if size == -1 else size for axis, size in sizes.items()}
     if math.prod(sizes.values()) != len(devices):
-        raise ValueError(f"the sizes of the mesh axes must multiply to the {len(devices)} devices; got {given}")
+        raise UserError(f"the sizes of the mesh axes must multiply to the {len(devices)} devices; got {given}")
     slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
     if sizes["data"] % slices:
-        raise ValueError(f"mesh axis data must be a multiple of the {slices} slices; got {sizes}")
+        raise UserError(f"mesh axis data must be a multiple of the {slices} slices; got {sizes}")
     inside = (sizes["data"] // slices, *(sizes[axis] for axis in AXES[1:]))
     if slices == 1:
         return Mesh(mesh_utils.create_device_mesh(inside, devices), AXES)

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import time
 
+from editmgt_jax.errors import FINAL
+
 LONGEST_WAIT = 60.0  # seconds
-FINAL = 2  # exit code of errors that would come again: of `editmgt`, as of most commands that were called wrongly
 
 
 def supervise(command: list[str], max_restarts: int = 100, first_wait: float = 1.0, healthy: float = 600.0) -> int:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from editmgt_jax.data.records import PAIRS, PairSource, read_manifest
 from editmgt_jax.data.tokenise import Encoders
 from editmgt_jax.data.tokenise import tokenize as write_tokens
+from editmgt_jax.errors import UserError
 from editmgt_jax.files import mounted
 from editmgt_jax.models.prompts import PromptTokenizer
 from editmgt_jax.training import inputs, processes
@@ -50,13 +51,13 @@ def tokenize_pairs(records, model, output, batch_size: int = 32, text_states: bo
       records: folder of `editmgt prepare`; model: model directory, None is the default model.
       batch_size: pairs that a process encodes at a time; text_states: whether to store the text encoders' output, too.
     Returns: what `data.tokenize.tokenize` returns.
-    Errors: ValueError when records or model do not fit.
+    Errors: UserError when records or model do not fit.
     """
     output = mounted(output, "the output")
     processes.check_joined()
     manifest = read_manifest(records, PAIRS)
     if batch_size < 1 or 2 * batch_size % jax.local_device_count():
-        raise ValueError(
+        raise UserError(
             f"twice batch_size must be a positive multiple of the {jax.local_device_count()} devices; got {batch_size}"
         )
     directory, _ = find_model(model)
@@ -64,7 +65,7 @@ def tokenize_pairs(records, model, output, batch_size: int = 32, text_states: bo
     unit = loaded.unit
     for bucket in manifest["buckets"]:
         if any(int(side) % unit for side in bucket.split("x")):
-            raise ValueError(
+            raise UserError(
                 f"this model's pictures have sides that are multiples of {unit} pixels; got bucket {bucket}"
             )
     towers = {"text_ids": loaded.text.clip} | ({} if loaded.text.llm is None else {"llm_ids": loaded.text.llm})

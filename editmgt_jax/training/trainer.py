@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 
 from editmgt_jax.data.loader import Batches
+from editmgt_jax.errors import EditMGTError, UserError
 from editmgt_jax.files import mounted
 from editmgt_jax.training import inputs, processes, runs, samples, sharding
 from editmgt_jax.training.checkpoint import Checkpoints
@@ -31,13 +32,13 @@ BAD_BATCHES = "bad_batches.jsonl"
 PROFILE = "profile"
 
 
-class TrainingError(RuntimeError):
+class TrainingError(EditMGTError, RuntimeError):
     """Training that must not go on: says why, and what to do."""
 
 
 def make_task(config):
     if config.task not in TASKS:
-        raise ValueError(f"task must be one of {sorted(TASKS)}; got {config.task!r}")
+        raise UserError(f"task must be one of {sorted(TASKS)}; got {config.task!r}")
     return TASKS[config.task](config)
 
 
@@ -47,7 +48,7 @@ def train(config, workdir, profile: tuple[int, int] | None = None) -> dict:
     Args:
       profile: steps (first, end) that are traced into the folder `profile`.
     Returns: the last evaluation.
-    Errors: ValueError, FileNotFoundError for the config; CheckpointError, TrainingError, DataError.
+    Errors: UserError, FileNotFoundError for the config; CheckpointError, TrainingError, DataError.
     """
     workdir = mounted(workdir, "the workdir")
     processes.check_joined()
@@ -110,7 +111,7 @@ def _set_up(config, workdir, ledger, watchdog):
     else:
         _say(f"resuming {workdir} at step {int(state.step)}")
     if int(state.step) > config.steps:
-        raise ValueError(
+        raise UserError(
             f"the run in {workdir} is at step {int(state.step)}, past steps={config.steps}: name more steps"
         )
 
@@ -145,7 +146,7 @@ def _samples(config, workdir, task, layout) -> Samples | None:
     if not count:
         return None
     if task.encode_prompts is None or not config.model.reference:
-        raise ValueError("sample_edits must be 0: only editors edit")
+        raise UserError("sample_edits must be 0: only editors edit")
     batches = inputs.make_batches(config, "heldout", task.encode_prompts, range(count))
     return Samples(workdir / samples.FOLDER, task, layout, batches, count)
 

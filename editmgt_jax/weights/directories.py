@@ -29,6 +29,7 @@ from editmgt_jax.config import (
     VQConfig,
     write_json,
 )
+from editmgt_jax.errors import EditMGTError, UserError
 from editmgt_jax.models.prompts import train_tokenizer
 from editmgt_jax.weights import lora as adapters
 from editmgt_jax.weights import presets
@@ -72,7 +73,7 @@ COMPONENTS = {name: MGTConfig for name in MGT_FOLDERS} | {
 }
 
 
-class DirectoryError(ValueError):
+class DirectoryError(UserError):
     """A request about model directories that cannot be met."""
 
 
@@ -117,13 +118,13 @@ def inspect(directory) -> dict:
             entry["dtypes"] = dict(Counter(tensor.dtype for tensor in tensors.values()))
             entry["bytes"] = sum(tensor.bytes for tensor in tensors.values())
             check_weights(directory / folder, config, abstract_params(make_module(config)))
-        except (OSError, ValueError) as error:
+        except (OSError, EditMGTError) as error:
             entry["problem"] = str(error)
     problem = next((entry["problem"] for entry in components.values() if entry["problem"]), None)
     if problem is None:
         try:
             load_model(directory, check_only=True)
-        except (OSError, ValueError) as error:
+        except (OSError, EditMGTError) as error:
             problem = str(error)
     return {"directory": str(directory), "components": components, "loads": problem is None, "problem": problem}
 
@@ -259,9 +260,9 @@ def to_editor(
     base, mgt_folder = find_model(base)
     config = MGTConfig.from_json(mgt_folder / "config.json")
     if config.connector_type != "none":
-        raise ValueError(f"{base} must be a text-to-image base, without a connector; it has {config.connector_type!r}")
+        raise UserError(f"{base} must be a text-to-image base, without a connector; it has {config.connector_type!r}")
     if config.joint_attention_dim != config.width:
-        raise ValueError(
+        raise UserError(
             f"the base's joint_attention_dim must be its width {config.width}, for its context_embedder is kept; "
             f"got {config.joint_attention_dim}"
         )
@@ -361,7 +362,7 @@ def make_random(preset: str, output, text_encoders: str = "small", dtype="float3
       dtype: of the matrices of the transformer and of the text encoders, 'float32', 'float16' or 'bfloat16'.
     """
     if text_encoders not in ("small", "full"):
-        raise ValueError(f"text_encoders must be 'small' or 'full'; got {text_encoders!r}")
+        raise UserError(f"text_encoders must be 'small' or 'full'; got {text_encoders!r}")
     configs = presets.preset(preset)
     with new_directory(output) as target:
         sizes = {}

@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from editmgt_jax.errors import UserError
 from editmgt_jax.files import mounted
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -36,7 +37,7 @@ _DTYPE_NAMES = {dtype: name for name, dtype in _STORED.items()}
 SHARD_BYTES = 5 * 10**9  # a larger component is written in several files and an index
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """Weight files that cannot be used: names the file, the keys and both shapes."""
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, SchedulerConfig, VQConfig, dtype_name
+from editmgt_jax.errors import UserError
 from editmgt_jax.models.clip_text import CLIPText
 from editmgt_jax.models.gemma2 import Gemma2
 from editmgt_jax.models.mgt import MGT, init_mgt
@@ -32,7 +33,7 @@ HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """The parts of a model. Errors at construction: ValueError when they do not fit each other."""
+    """The parts of a model. Errors at construction: UserError when they do not fit each other."""
 
     mgt: MGT
     mgt_params: Any
@@ -49,7 +50,7 @@ class LoadedModel:
         if scheduler.native_size is None:  # 1024 pixels for the released editor and Meissonic, 512 for Monetico
             object.__setattr__(self, "scheduler", dataclasses.replace(scheduler, native_size=NATIVE_UNITS * self.unit))
         elif scheduler.native_size < 1 or scheduler.native_size % self.unit:
-            raise ValueError(f"native_size must be a multiple of {self.unit} pixels; got {scheduler.native_size}")
+            raise UserError(f"native_size must be a multiple of {self.unit} pixels; got {scheduler.native_size}")
 
     @property
     def mgt_variables(self) -> dict:
@@ -73,7 +74,7 @@ def load_model(directory=None, dtype=None, strict: bool = False, check_only: boo
       strict: whether weights that hold NaN are errors and not warnings.
       check_only: whether to read only the headers of the weight files; the parameters are then their shapes.
       lora: folder of a LoRA, as PEFT or `editmgt export` writes it, that adapts the transformer; it is not merged.
-    Errors: FileNotFoundError, WeightsError, ValueError, naming the file.
+    Errors: FileNotFoundError, WeightsError, UserError, naming the file.
     """
     dtypes, reading = _dtypes(dtype), {"strict": strict, "check_only": check_only}
     directory, mgt_directory = find_model(directory)
@@ -104,7 +105,7 @@ def _dtypes(dtype) -> dict:
     chosen = dtype if isinstance(dtype, dict) else dict.fromkeys(names, dtype)
     chosen = {name: dtype_name(value) if isinstance(value, str) else value for name, value in chosen.items()}
     if unknown := sorted(chosen.keys() - set(names)):
-        raise ValueError(f"dtypes may be chosen for {', '.join(names)}; got {unknown}")
+        raise UserError(f"dtypes may be chosen for {', '.join(names)}; got {unknown}")
     return {name: jnp.dtype(chosen.get(name) or default) for name in names}
 
 
@@ -217,7 +218,7 @@ def load_text(directory, mgt, dtypes, reading) -> TextEncoder:
       dtypes: of `text_encoder` and `llm_encoder`; reading: strict, check_only and place, as in `load_mgt`.
     """
     if mgt.text_encoder_architecture not in ("CLIP", "CLIP_Gemma2"):
-        raise ValueError(
+        raise UserError(
             f"text_encoder_architecture must be 'CLIP' or 'CLIP_Gemma2'; {directory} needs "
             f"{mgt.text_encoder_architecture!r}"
         )
@@ -240,10 +241,10 @@ def _load_llm(directory, mgt, dtype, reading) -> TextTower:
     tokenizer = PromptTokenizer(directory, LLM_LENGTH)
     size, most = tokenizer.special_ids()["vocab_size"], model.config.vocab_size
     if size > most:
-        raise ValueError(f"the tokenizer in {directory} may have at most the {most} ids of its model; it has {size}")
+        raise UserError(f"the tokenizer in {directory} may have at most the {most} ids of its model; it has {size}")
     return TextTower(model, params, tokenizer)
 
 
 def _match(name, value, other_name, other):
     if value != other:
-        raise ValueError(f"{name} must equal {other_name}, {other}; got {value}: the folders are of different models")
+        raise UserError(f"{name} must equal {other_name}, {other}; got {value}: the folders are of different models")

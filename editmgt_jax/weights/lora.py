@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from editmgt_jax.config import LoRAConfig, MGTConfig, write_json
+from editmgt_jax.errors import UserError
 from editmgt_jax.weights.conversion import is_linear, load_params, released_leaves, released_tensors
 from editmgt_jax.weights.files import write_weights
 
@@ -24,7 +25,7 @@ BLOCKS = ("double_blocks", "single_blocks")
 
 
 def abstract_lora(config: LoRAConfig, mgt: MGTConfig, abstract_params):
-    """The shapes of a LoRA's tree. Errors: ValueError when a target names no linear module."""
+    """The shapes of a LoRA's tree. Errors: UserError when a target names no linear module."""
     flat, found, tree = flatten_dict(abstract_params, sep="/"), set(), {}
     for key, path, _ in released_leaves(mgt, abstract_params):
         module = key.removesuffix(".weight")
@@ -37,22 +38,20 @@ def abstract_lora(config: LoRAConfig, mgt: MGTConfig, abstract_params):
         tree[f"{base}/lora_a"] = jax.ShapeDtypeStruct((*layers, inputs, config.r), jnp.float32)
         tree[f"{base}/lora_b"] = jax.ShapeDtypeStruct((*layers, config.r, outputs), jnp.float32)
     if absent := sorted(set(config.target_modules) - found):
-        raise ValueError(f"target_modules must be ends of names of linear modules of the transformer; {absent} are not")
+        raise UserError(f"target_modules must be ends of names of linear modules of the transformer; {absent} are not")
     return unflatten_dict({tuple(path.split("/")): leaf for path, leaf in tree.items()})
 
 
 def check_applicable(lora, config: LoRAConfig) -> None:
-    """Errors: ValueError for modules that the transformer cannot adapt unmerged: others than those of its blocks, and with
+    """Errors: UserError for modules that the transformer cannot adapt unmerged: others than those of its blocks, and with
     scope 'reference' those that no reference token passes."""
     for path in flatten_dict(lora):
         if path[0] not in BLOCKS:
-            raise ValueError(
+            raise UserError(
                 f"unmerged, a LoRA adapts modules of the blocks; {'/'.join(path[:-1])} is none: leave it out, or merge the LoRA"
             )
         if config.scope == "reference" and path[1].startswith("text_"):
-            raise ValueError(
-                f"scope 'reference' must target modules that the reference passes; {path[1]} is the text's"
-            )
+            raise UserError(f"scope 'reference' must target modules that the reference passes; {path[1]} is the text's")
 
 
 def init_lora(config: LoRAConfig, mgt: MGTConfig, abstract_params, key):
@@ -81,7 +80,7 @@ def save_lora(directory, config: LoRAConfig, mgt: MGTConfig, lora, verify: bool 
 
 
 def load_lora(directory, config: LoRAConfig, mgt: MGTConfig, abstract_params, strict: bool = False):
-    """Reads what `save_lora` or PEFT wrote, as host arrays. Errors: WeightsError, ValueError."""
+    """Reads what `save_lora` or PEFT wrote, as host arrays. Errors: WeightsError, UserError."""
     return load_params(directory, mgt, abstract_lora(config, mgt, abstract_params), None, None, strict, PREFIX)
 
 
@@ -100,10 +99,10 @@ def read_config(directory) -> LoRAConfig:
 def merge(params, lora, config: LoRAConfig):
     """The transformer's parameters with the LoRA added to its kernels, for good.
 
-    Errors: ValueError when its scope is not all tokens, for merged kernels act on all.
+    Errors: UserError when its scope is not all tokens, for merged kernels act on all.
     """
     if config.scope != "all":
-        raise ValueError(
+        raise UserError(
             f"only a LoRA of scope 'all' can be merged: merged weights act on all tokens; this one has {config.scope!r}"
         )
     flat, extra = flatten_dict(params), flatten_dict(lora)

@@ -7,6 +7,7 @@ Source  config.json files of WeiChow/EditMGT (1024 px editor), MeissonFlow/Meiss
 import dataclasses
 
 from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, SchedulerConfig, VQConfig
+from editmgt_jax.errors import UserError
 
 _VQ = VQConfig(
     block_out_channels=(128, 256, 256, 512, 768),
@@ -40,9 +41,9 @@ PRESETS = {
 
 
 def preset(name: str) -> dict:
-    """{folder: config} of a released model. Errors: ValueError listing the names."""
+    """{folder: config} of a released model. Errors: UserError listing the names."""
     if name not in PRESETS:
-        raise ValueError(f"a preset must be one of {', '.join(PRESETS)}; got {name!r}")
+        raise UserError(f"a preset must be one of {', '.join(PRESETS)}; got {name!r}")
     return dict(PRESETS[name])
 
 

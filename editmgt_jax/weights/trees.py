@@ -6,15 +6,13 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from editmgt_jax.errors import EditMGTError
+
 _IN_FLIGHT = 1 << 30  # bytes that a whole tree is written and read with
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or read. `transient`: whether a new start may well do better."""
-
-    def __init__(self, message, transient: bool = False):
-        super().__init__(message)
-        self.transient = transient
+class CheckpointError(EditMGTError, RuntimeError):
+    """A checkpoint that cannot be written or read."""
 
 
 def save_tree(directory, tree) -> None:

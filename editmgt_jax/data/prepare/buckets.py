@@ -11,6 +11,8 @@ import math
 
 from PIL import Image
 
+from editmgt_jax.errors import UserError
+
 UNIT = 32  # pixels that sides are multiples of
 ASPECTS = (1 / 2, 9 / 16, 2 / 3, 3 / 4, 4 / 5, 1, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2)  # width over height
 
@@ -18,7 +20,7 @@ ASPECTS = (1 / 2, 9 / 16, 2 / 3, 3 / 4, 4 / 5, 1, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2
 def bucket_sizes(resolution: int) -> tuple[tuple[int, int], ...]:
     """(width, height) of each bucket, each about as large as a square of `resolution` pixels a side."""
     if resolution < UNIT or resolution % UNIT:
-        raise ValueError(f"resolution must be a positive multiple of {UNIT} pixels; got {resolution}")
+        raise UserError(f"resolution must be a positive multiple of {UNIT} pixels; got {resolution}")
     sizes = {}
     for aspect in ASPECTS:
         width = round(resolution * math.sqrt(aspect) / UNIT) * UNIT

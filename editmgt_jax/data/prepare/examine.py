@@ -14,6 +14,7 @@ from PIL import Image
 from editmgt_jax import images
 from editmgt_jax.data.prepare.buckets import UNIT, Placement, bucket_of, bucket_sizes, place
 from editmgt_jax.data.prepare.sources import Row
+from editmgt_jax.errors import UserError
 
 FORMATS = {"jpeg": {"quality": 95, "subsampling": "4:4:4"}, "png": {}}
 HASH_SIDE = 16  # cells a side of a perceptual hash
@@ -57,15 +58,15 @@ class PrepareConfig:
     def __post_init__(self):
         bucket_sizes(self.resolution)
         if self.image_format not in FORMATS:
-            raise ValueError(f"image_format must be one of {sorted(FORMATS)}; got {self.image_format!r}")
+            raise UserError(f"image_format must be one of {sorted(FORMATS)}; got {self.image_format!r}")
         for name in ("max_pixels", "task_rows", "max_instruction", "max_per_category"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
+                raise UserError(f"{name} must be at least 1; got {value}")
         if self.max_aspect_mismatch < 1:
-            raise ValueError(f"max_aspect_mismatch is a ratio, at least 1; got {self.max_aspect_mismatch}")
+            raise UserError(f"max_aspect_mismatch is a ratio, at least 1; got {self.max_aspect_mismatch}")
         if not 0 <= self.min_changed <= self.max_changed <= 1:
-            raise ValueError(
+            raise UserError(
                 f"min_changed and max_changed must be shares, 0 <= min <= max <= 1; got {self.min_changed}, "
                 f"{self.max_changed}"
             )

@@ -38,6 +38,7 @@ from editmgt_jax.data.records import (
     write_json,
     write_text,
 )
+from editmgt_jax.errors import UserError
 from editmgt_jax.files import mounted
 
 NEEDED = ("apache_beam", "pyarrow", "tensorflow_datasets")  # of the extra `prepare`
@@ -46,7 +47,7 @@ REPORTS = "reports"
 JOB = "job.json"
 
 
-class PrepareError(ValueError):
+class PrepareError(UserError):
     """A preparation that cannot start: says what stands in its way."""
 
 

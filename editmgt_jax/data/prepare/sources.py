@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from editmgt_jax.errors import UserError
 from editmgt_jax.files import mounted
 
 # Columns (fields of a JSON line) by what they mean; the first that a table has counts.
@@ -31,7 +32,7 @@ ROWS_AT_ONCE = 8  # pictures of so many rows are in memory together
 PART_ROWS = 256  # of sources that have no parts of their own
 
 
-class SourceError(ValueError):
+class SourceError(UserError):
     """Raw data that cannot be listed: names the file and what it must be."""
 
 

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from editmgt_jax.data.scenes import drawing, edits, styles
 from editmgt_jax.data.scenes.colours import name_colour
+from editmgt_jax.errors import UserError
 
 __all__ = ["CATEGORIES", "SceneConfig", "SceneSource", "instruction_corpus", "name_colour", "preview"]
 
@@ -38,16 +39,16 @@ class SceneConfig:
 
     def __post_init__(self):
         if self.size < 32:
-            raise ValueError(f"size must be at least 32 pixels, got {self.size}; objects would be specks")
+            raise UserError(f"size must be at least 32 pixels, got {self.size}; objects would be specks")
         if self.split not in SPLITS:
-            raise ValueError(f"split must be one of {SPLITS}, got {self.split!r}")
+            raise UserError(f"split must be one of {SPLITS}, got {self.split!r}")
         if self.objects not in ("core", "all"):
-            raise ValueError(f"objects must be 'core' or 'all', got {self.objects!r}")
+            raise UserError(f"objects must be 'core' or 'all', got {self.objects!r}")
         if self.seed < 0 or self.length < 1:
-            raise ValueError(f"seed must be >= 0 and length >= 1, got seed={self.seed}, length={self.length}")
+            raise UserError(f"seed must be >= 0 and length >= 1, got seed={self.seed}, length={self.length}")
         unknown = [name for name in self.categories if name not in CATEGORIES]
         if unknown or not self.categories or len(set(self.categories)) < len(self.categories):
-            raise ValueError(f"categories must be distinct, at least one, of {CATEGORIES}; got {self.categories!r}")
+            raise UserError(f"categories must be distinct, at least one, of {CATEGORIES}; got {self.categories!r}")
 
 
 def _edit_mask(plan, size):
@@ -147,7 +148,7 @@ class SceneSource:
                     "facts": _facts(plan, template),
                 }
                 return example, plan
-        raise RuntimeError(f"no visible edit in {_ATTEMPTS} draws for example {index} of {self.config}")
+        raise UserError(f"no visible edit in {_ATTEMPTS} draws for example {index} of {self.config}")
 
 
 def instruction_corpus(n, config):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from editmgt_jax.config import AESTHETIC_SCORE, LoRAConfig, MGTConfig, SchedulerConfig
+from editmgt_jax.errors import UserError
 from editmgt_jax.models.flops import forward_flops
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.sampling import masking
@@ -44,7 +45,7 @@ class MGTTask:
         self.config = config
         self.monitor = ("accuracy_changed" if config.model.reference else "accuracy", "max")
         if config.model.encoders and (config.model.vq or config.model.scheduler):
-            raise ValueError(
+            raise UserError(
                 "model.encoders bring their own vqvae and scheduler: leave model.vq and model.scheduler empty"
             )
         vq_directory = config.model.vq or str(Path(config.model.encoders) / "vqvae")
@@ -52,7 +53,7 @@ class MGTTask:
         self.vq_directory, self.vq_config = vq_directory, self.vq.config
         self.mgt_config = MGTConfig.from_dict(config.model.mgt.to_dict())
         if self.mgt_config.codebook_size != self.vq_config.num_vq_embeddings:
-            raise ValueError(
+            raise UserError(
                 f"model.mgt.codebook_size must equal the tokenizer's {self.vq_config.num_vq_embeddings} codes; "
                 f"got {self.mgt_config.codebook_size}"
             )
@@ -61,7 +62,7 @@ class MGTTask:
             chosen = config.lora
             self.lora = LoRAConfig(chosen.rank, float(chosen.alpha), tuple(chosen.targets), chosen.scope)
             if not config.start_from:
-                raise ValueError("a LoRA adapts a model: name its directory or run in start_from")
+                raise UserError("a LoRA adapts a model: name its directory or run in start_from")
         self.mgt = MGT(
             self.mgt_config,
             dtype=jnp.dtype(config.model.dtype),
@@ -72,7 +73,7 @@ class MGTTask:
         self.text = text_of(config, self.mgt_config)
         self.scheduler = self._scheduler()
         if self.lora is not None and isinstance(self.text, TrainedText):
-            raise ValueError(
+            raise UserError(
                 "a LoRA is trained alone: name the model directory with its text encoders in model.encoders"
             )
 
@@ -94,7 +95,7 @@ class MGTTask:
         path = Path(self.config.model.encoders) / "scheduler" / "scheduler_config.json"
         scheduler = SchedulerConfig.from_json(path)
         if scheduler.timestep_convention != convention:
-            raise ValueError(f"model.timestep_convention must be that of {path}, {scheduler.timestep_convention!r}")
+            raise UserError(f"model.timestep_convention must be that of {path}, {scheduler.timestep_convention!r}")
         return scheduler
 
     # ---- parameters
@@ -136,7 +137,7 @@ class MGTTask:
             self._check_same(before, directory)
             params = best_params(directory)
             if "mgt" not in params:
-                raise ValueError(
+                raise UserError(
                     f"{directory} is the run of a LoRA: name a model directory with it merged (editmgt export --merge)"
                 )
             return _placed({name: params[name] for name in self._trained()}, put)
@@ -154,7 +155,7 @@ class MGTTask:
 
     def _check_same(self, other: MGTConfig, where) -> None:
         if other != self.mgt_config:
-            raise ValueError(f"model.mgt must be the config of start_from, {where}: {other}; got {self.mgt_config}")
+            raise UserError(f"model.mgt must be the config of start_from, {where}: {other}; got {self.mgt_config}")
 
     def frozen(self, put, encodes) -> dict:
         """What steps need and do not train.

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from editmgt_jax.config import VQConfig
+from editmgt_jax.errors import UserError
 from editmgt_jax.models.vq import VQModel
 from editmgt_jax.sampling.masking import covered_tokens
 from editmgt_jax.training.runs import best_params
@@ -63,7 +64,7 @@ class VQTask:
         self.model_config = VQConfig.from_dict(config.model.to_dict())
         self.model = VQModel(self.model_config)
         if config.accumulate != 1:
-            raise ValueError(f"task vq has one codebook update a step: accumulate must be 1; got {config.accumulate}")
+            raise UserError(f"task vq has one codebook update a step: accumulate must be 1; got {config.accumulate}")
 
     def init(self, key):
         """Random parameters."""

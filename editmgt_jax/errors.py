@@ -1,0 +1,34 @@
+"""Errors meant for users: they state a rule, what came and what to do. So do those of files (OSError).
+
+Any other exception is a defect of this package and keeps its traceback.
+"""
+
+import errno
+import os
+
+FINAL = 2  # exit code of errors that a restart cannot fix, as of most commands that were called wrongly
+TRANSIENT = os.EX_TEMPFAIL  # of errors that a restart may fix
+_PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH}
+
+
+class EditMGTError(Exception):
+    """Base class of all errors meant for users. `transient`: whether a restart may fix it."""
+
+    def __init__(self, message: str = "", transient: bool = False):
+        super().__init__(message)
+        self.transient = transient
+
+    @property
+    def exit_code(self) -> int:
+        return TRANSIENT if self.transient else FINAL
+
+
+class UserError(EditMGTError, ValueError):
+    """A value, a file or a request that breaks a rule."""
+
+
+def exit_code(error: EditMGTError | OSError) -> int:
+    """The exit code of a command that ends with `error`: FINAL or TRANSIENT."""
+    if isinstance(error, EditMGTError):
+        return error.exit_code
+    return TRANSIENT if error.errno in _PASSING else FINAL

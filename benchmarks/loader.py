@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from editmgt_jax.data.loader import Mixture, token_batches
-from editmgt_jax.data.records import MANIFEST, TOKENS, VERSION, Field, Schema, TokenSet, write_json, write_shard
+from editmgt_jax.data.records import MANIFEST, TOKENS, VERSION, Field, Schema, TokenSet, write_shard
+from editmgt_jax.files import write_json
 
 FIELDS = (
     Field("source_ids", "uint16", (64, 64)),

@@ -18,6 +18,7 @@ import typing
 from pathlib import Path
 
 from editmgt_jax.errors import UserError
+from editmgt_jax.files import write_json
 
 RELEASED_NEGATIVE_PROMPT = (
     "worst quality, low quality, low res, blurry, distortion, watermark, logo, signature, text, jpeg artifacts, "
@@ -94,6 +95,10 @@ class _JSONConfig:
     def to_dict(self) -> dict:
         """The released keys, with `_class_name`."""
         return {"_class_name": self.CLASS_NAME} | dataclasses.asdict(self)
+
+    def to_json(self, path) -> None:
+        """Writes what `from_json` reads."""
+        write_json(path, self.to_dict(), indent=2, sort_keys=True)
 
     @classmethod
     def _completed(cls, values: dict) -> dict:
@@ -428,8 +433,3 @@ class LoRAConfig(_JSONConfig):
     @property
     def scale(self) -> float:
         return self.lora_alpha / self.r
-
-
-def write_json(config: _JSONConfig, path) -> None:
-    """Writes `config` as released JSON, sorted and indented."""
-    Path(path).write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")

@@ -1,8 +1,20 @@
-"""Where files may lie."""
+"""Files and folders that are whole or not there, and where they may lie.
 
+What is being written has the name `NAME.UNIQUE.tmp` beside the one it gets; a killed process leaves it behind.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from editmgt_jax.errors import UserError
+
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF}  # of file systems that cannot sync a folder
 
 
 def mounted(path, what: str) -> Path:
@@ -17,3 +29,77 @@ def mounted(path, what: str) -> Path:
             "is mounted with gcsfuse and the like"
         )
     return Path(path).absolute()
+
+
+@contextlib.contextmanager
+def replacing(path) -> Iterator[Path]:
+    """A name to write a file under: the file takes the name of `path` when the block ends, and is removed when it fails.
+
+    It is on the disk by then, not only in memory. A block that leaves no file changes nothing.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        if temporary.exists():
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text: str) -> None:
+    """Writes a file, or replaces it, at once."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path, values, indent: int | None = 1, sort_keys: bool = False) -> None:
+    """Writes a JSON file, or replaces it, at once."""
+    write_text(path, json.dumps(values, indent=indent, sort_keys=sort_keys) + "\n")
+
+
+@contextlib.contextmanager
+def new_folder(output, *sources) -> Iterator[Path]:
+    """A folder to fill: it takes the name of `output` when the block ends, and is removed when it fails.
+
+    Args:
+      sources: folders that are read meanwhile; the new one must not lie in them.
+    Errors: FileExistsError, UserError.
+    """
+    output = mounted(output, "a new directory")
+    if output.exists():
+        raise FileExistsError(f"{output} exists: a new directory is written, name another one")
+    for source in sources:
+        if output.resolve().is_relative_to(Path(source).resolve()):
+            raise UserError(f"the output must lie outside of what is read, {source}; got {output}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(output)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                _sync(Path(folder, name))
+            _sync(Path(folder))
+        temporary.replace(output)
+        _sync(output.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{secrets.token_hex(6)}.tmp")
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in _NO_FOLDER_SYNC):
+            raise
+    finally:
+        os.close(descriptor)

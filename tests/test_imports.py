@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "editmgt_jax"
 BASE = {"config", "files", "errors"}
 # Module or folder -> the modules and folders of this package that it may import, besides its own folder.
 MAY_IMPORT = {
-    "config": {"errors"},
+    "config": {"errors", "files"},
     "errors": set(),
     "files": {"errors"},
     "models": BASE,

@@ -4,7 +4,6 @@ import shutil
 import pytest
 import tiny
 
-from editmgt_jax.config import write_json
 from editmgt_jax.models.prompts import PromptError
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.weights.loading import load_model
@@ -53,8 +52,7 @@ def test_parts_of_different_models(tiny_model, tmp_path):
         (tmp_path / part.name).symlink_to(part)
     (tmp_path / "scheduler").unlink()
     (tmp_path / "scheduler").mkdir()
-    write_json(
-        dataclasses.replace(tiny.SCHEDULER_CONFIG, mask_token_id=38), tmp_path / "scheduler/scheduler_config.json"
-    )
+    other = dataclasses.replace(tiny.SCHEDULER_CONFIG, mask_token_id=38)
+    other.to_json(tmp_path / "scheduler" / "scheduler_config.json")
     with pytest.raises(ValueError, match="mask_token_id must equal.*39; got 38"):
         load_model(tmp_path)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, SchedulerConfig, VQConfig, write_json
+from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, SchedulerConfig, VQConfig
 from editmgt_jax.models.clip_text import CLIPText
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.models.prompts import PromptTokenizer, train_tokenizer
@@ -69,7 +69,7 @@ def write_model(directory: Path, text_length: int = TEXT_LENGTH, **scheduler) ->
     save_component(directory / "text_encoder", text_config, random_params(lambda key: text.init(key, ids)["params"]))
     (directory / "scheduler").mkdir()
     config = dataclasses.replace(SCHEDULER_CONFIG, **scheduler)
-    write_json(config, directory / "scheduler" / "scheduler_config.json")
+    config.to_json(directory / "scheduler" / "scheduler_config.json")
     return directory
 
 

@@ -9,7 +9,6 @@ import collections
 import dataclasses
 import errno
 import json
-import time
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  (lets numpy know bfloat16)
@@ -18,6 +17,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from editmgt_jax.errors import EditMGTError, UserError
+from editmgt_jax.files import replacing
 
 MANIFEST = "manifest.json"
 VERSION = 2
@@ -73,14 +73,12 @@ class Schema:
 
 
 def write_shard(path, schema: Schema, examples) -> None:
-    """Writes one shard under a temporary name, then renames it: a shard that exists is whole."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{time.time_ns()}.tmp")
-    writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")  # ids hardly compress
-    for example in examples:
-        writer.write(schema.pack(example))
-    writer.close()
-    temporary.replace(path)
+    """Writes one shard at once: a shard that exists is whole."""
+    with replacing(path) as temporary:
+        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")  # ids hardly compress
+        for example in examples:
+            writer.write(schema.pack(example))
+        writer.close()
 
 
 class PairWriter:
@@ -135,28 +133,12 @@ class ShardReader:
 
 def copy_records(source, target, keep: list[bool]) -> None:
     """Writes the records of a shard for which `keep` is true as another shard."""
-    target, reader = Path(target), ShardReader(source)
-    temporary = target.with_name(f"{target.name}.{time.time_ns()}.tmp")
-    writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
-    try:
+    reader = ShardReader(source)
+    with replacing(target) as temporary:
+        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
         for index in np.flatnonzero(keep):
             writer.write(reader.read(int(index)))
         writer.close()
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path, values) -> None:
-    write_text(path, json.dumps(values, indent=1) + "\n")
-
-
-def write_text(path, text: str) -> None:
-    """Writes a file under a temporary name, then renames it."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{time.time_ns()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def categories_name(bucket: str) -> str:

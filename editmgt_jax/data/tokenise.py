@@ -31,11 +31,10 @@ from editmgt_jax.data.records import (
     Field,
     Schema,
     categories_name,
-    write_json,
     write_shard,
-    write_text,
 )
 from editmgt_jax.errors import UserError
+from editmgt_jax.files import write_json, write_text
 
 SHARD = 4096  # examples
 JOB = "job.json"  # what the records of a folder are made of

@@ -14,8 +14,6 @@ on the training split; the held-out split is for reporting.
 """
 
 import dataclasses
-import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,6 +22,7 @@ from tqdm import tqdm
 from editmgt_jax import images
 from editmgt_jax.data.scenes.source import CATEGORIES, SceneConfig, SceneSource, name_colour
 from editmgt_jax.evaluation import metrics, report
+from editmgt_jax.files import write_json
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.sampling import localize
 from editmgt_jax.sampling.masking import covered_tokens
@@ -248,8 +247,6 @@ def evaluate_scenes(
     summary, draw = evaluate(EditPipeline.from_pretrained(model), count, batch_size, seed, split, **settings)
     print(report.table(summary))
     if output:
-        temporary = Path(output).with_name(Path(output).name + ".tmp")
-        temporary.write_text(json.dumps(summary, indent=2) + "\n")
-        temporary.replace(output)
+        write_json(output, summary, indent=2)
     if gallery:
         images.save(draw(2), gallery)

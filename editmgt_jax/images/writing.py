@@ -1,12 +1,12 @@
 """Pictures -> files, written whole or not at all."""
 
-import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from editmgt_jax.files import replacing
 from editmgt_jax.images.drawing import strip
 from editmgt_jax.images.geometry import ImageError
 
@@ -45,7 +45,7 @@ def check_output(path, formats=None) -> None:
     if not path.parent.is_dir():
         raise ImageError(f"an output needs an existing folder; there is no {path.parent}: create it")
     try:
-        with _replacing(path) as temporary:
+        with replacing(path) as temporary:
             temporary.touch()
             temporary.unlink()
     except OSError as error:
@@ -56,7 +56,7 @@ def save(image: Image.Image, path) -> None:
     """Writes a picture whole or not at all. Errors: ImageError."""
     path = Path(path)
     check_output(path)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         image.save(temporary, format=FORMATS[path.suffix.lower()], quality=95)
 
 
@@ -67,17 +67,5 @@ def save_steps(frames: Sequence[Image.Image], path, milliseconds: int = 150) -> 
     if path.suffix.lower() not in ANIMATED:
         return save(strip(frames), path)
     durations = [milliseconds] * (len(frames) - 1) + [10 * milliseconds]
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
-
-
-@contextlib.contextmanager
-def _replacing(path):
-    """A temporary name in the same folder; what lies there in the end takes the name of `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        if temporary.exists():
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

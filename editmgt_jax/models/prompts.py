@@ -8,13 +8,13 @@ Differs an instruction that does not fit is an error, not a silent truncation; a
 import json
 import os
 import re
-import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from editmgt_jax.errors import UserError
+from editmgt_jax.files import new_folder
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -141,14 +141,8 @@ def train_tokenizer(
     learnt = json.loads(learner.to_str())["model"]["merges"][:merges]
     pairs = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in learnt]
     vocabulary = [*alphabet, *(symbol + "</w>" for symbol in alphabet), *("".join(pair) for pair in pairs), START, END]
-    directory = Path(directory)
-    temporary = directory.with_name(directory.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     unused = [] if size is None else [f"<|unused{i}|>" for i in range(size - len(set(vocabulary)))]
     ids = {token: i for i, token in enumerate(dict.fromkeys([*vocabulary[:-2], *unused, *vocabulary[-2:]]))}
-    (temporary / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False) + "\n")
-    (temporary / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in pairs))
     config = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": length,
@@ -158,6 +152,8 @@ def train_tokenizer(
         "pad_token": END,
         "unk_token": END,
     }
-    (temporary / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    temporary.replace(directory)
+    with new_folder(directory) as folder:
+        (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False) + "\n")
+        (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in pairs))
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     return len(ids)

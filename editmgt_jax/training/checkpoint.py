@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from editmgt_jax.files import write_json
 from editmgt_jax.training.processes import any_problem, wait_for_all
 from editmgt_jax.weights.trees import CheckpointError
 
@@ -221,9 +222,7 @@ class Checkpoints:
         """Adds to what is noted, and drops what is noted of checkpoints that are gone."""
         path = self._directory.with_name(SIZES)
         sizes = {n: files for n, files in _read_sizes(path).items() if (self._directory / n).is_dir()}
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(sizes | more))
-        temporary.replace(path)
+        write_json(path, sizes | more, indent=None)
 
     def _problem_of_sizes(self, step) -> str | None:
         noted = _read_sizes(self._directory.with_name(SIZES)).get(str(step))

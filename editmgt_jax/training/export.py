@@ -6,14 +6,13 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from editmgt_jax.config import write_json
 from editmgt_jax.errors import UserError
+from editmgt_jax.files import new_folder
 from editmgt_jax.training.checkpoint import fingerprint
 from editmgt_jax.training.conditioning import TrainedText
 from editmgt_jax.training.runs import run_config, run_identity, run_params
 from editmgt_jax.training.trainer import make_task
 from editmgt_jax.weights.conversion import save_component
-from editmgt_jax.weights.files import new_directory
 from editmgt_jax.weights.loading import load_vq
 from editmgt_jax.weights.lora import merge, save_lora
 
@@ -34,7 +33,7 @@ def export(workdir, output, step=None, dtype="float32", raw=False, verify=False,
         raise UserError(f"only the run of a LoRA has something to merge; {workdir} is none")
     average = config.optimizer.ema_decay > 0 and not raw
     params = run_params(workdir, average, step)
-    with new_directory(output, workdir) as target:
+    with new_folder(output, workdir) as target:
         if config.task == "vq":  # always float32: a rounded tokenizer gives other ids
             save_component(target / "vqvae", task.model_config, params, np.float32, verify)
         elif task.lora is not None and not merged:
@@ -60,4 +59,4 @@ def _write_editor(target, config, task, params, dtype, verify) -> None:
     save_component(target / "vqvae", task.vq_config, load_vq(task.vq_directory)[1], np.float32, verify)
     shutil.copytree(config.model.tokenizer, target / "tokenizer")
     (target / "scheduler").mkdir()
-    write_json(task.scheduler, target / "scheduler" / "scheduler_config.json")
+    task.scheduler.to_json(target / "scheduler" / "scheduler_config.json")

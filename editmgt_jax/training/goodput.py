@@ -9,6 +9,8 @@ import json
 import time
 from pathlib import Path
 
+from editmgt_jax.files import write_json
+
 KINDS = ("init", "compile", "data wait", "step", "checkpoint", "eval", "lost")
 LEDGER = "goodput.json"
 _MARKS = 16  # checkpoints whose times are remembered
@@ -72,9 +74,7 @@ class Ledger:
     def write(self) -> None:
         self.enter(self._kind)
         if self._path is not None:
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"seconds": self.seconds, "marks": self._marks, "time": self._since}))
-            temporary.replace(self._path)
+            write_json(self._path, {"seconds": self.seconds, "marks": self._marks, "time": self._since}, indent=None)
 
     def describe(self) -> str:
         """A line: the total, and the share of each kind."""

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from editmgt_jax.files import write_text
 from editmgt_jax.training.optimizer import learning_rate
 
 # Peak dense bfloat16 FLOP/s of a device, by how jax calls it.
@@ -195,9 +196,7 @@ def keep_lines(path, last_step: int, write: bool = True) -> list[str]:
     lines = path.read_text().splitlines() if path.is_file() else []
     kept = [line for line in lines if _step_of(line) <= last_step]
     if write and kept != lines:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        temporary.replace(path)
+        write_text(path, "".join(line + "\n" for line in kept))
     return kept
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from editmgt_jax.files import mounted
+from editmgt_jax.files import mounted, write_json
 from editmgt_jax.training.checkpoint import restore_params
 
 CHECKPOINTS = "checkpoints"
@@ -30,10 +30,7 @@ def run_config(workdir) -> ConfigDict:
 
 
 def write_config(workdir, config) -> None:
-    path = Path(workdir) / CONFIG
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    temporary.replace(path)
+    write_json(Path(workdir) / CONFIG, config.to_dict(), indent=2)
 
 
 def best_params(workdir):

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from editmgt_jax.config import write_json
 from editmgt_jax.weights.files import DTYPES, Pending, WeightFiles, WeightsError, check_finite, listed, write_weights
 from editmgt_jax.weights.rules import AFFINE, KINDS, LORA, RULES, Kind, Rule, identity, unused_tensors, weights_name
 
@@ -184,4 +183,4 @@ def save_component(directory, config, params, dtype=None, verify: bool = False) 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_weights(directory, weights_name(config), released_tensors(params, config, dtype), verify)
-    write_json(config, directory / "config.json")
+    config.to_json(directory / "config.json")

@@ -27,9 +27,9 @@ from editmgt_jax.config import (
     MGTConfig,
     SchedulerConfig,
     VQConfig,
-    write_json,
 )
 from editmgt_jax.errors import EditMGTError, UserError
+from editmgt_jax.files import new_folder, write_json
 from editmgt_jax.models.prompts import train_tokenizer
 from editmgt_jax.weights import lora as adapters
 from editmgt_jax.weights import presets
@@ -49,7 +49,6 @@ from editmgt_jax.weights.files import (
     check_finite,
     check_same,
     listed,
-    new_directory,
     write_weights,
 )
 from editmgt_jax.weights.loading import (
@@ -157,7 +156,7 @@ def to_orbax(source, output, verify: bool = False, strict: bool = False) -> None
       strict: whether NaN is an error.
     """
     source, _ = find_model(source)
-    with new_directory(output, source) as target:
+    with new_folder(output, source) as target:
         for folder, config in _components(source):
             files = WeightFiles(source / folder)
             params = load_params(source / folder, config, abstract_params(make_module(config)), None, None, strict)
@@ -166,7 +165,7 @@ def to_orbax(source, output, verify: bool = False, strict: bool = False) -> None
                 check_finite(key, value, strict)
             (target / folder).mkdir()
             sums = {key: _checksum(files.read(key)) for key in sorted(files.tensors)}
-            (target / folder / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
+            write_json(target / folder / CHECKSUMS, sums)
             save_tree(target / folder / ORBAX, {"params": params} | ({"unused": unused} if unused else {}))
             del params, unused
             if verify:
@@ -182,7 +181,7 @@ def to_released(source, output, verify: bool = False, strict: bool = False) -> N
     source = Path(source)
     if not list(source.glob(f"*/{ORBAX}")):
         raise FileNotFoundError(f"a converted directory has components with a folder {ORBAX}; {source} has none")
-    with new_directory(output, source) as target:
+    with new_folder(output, source) as target:
         for folder, config in _components(source):
             (target / folder).mkdir()
             tensors = _orbax_tensors(source / folder, config, strict)
@@ -290,10 +289,10 @@ def to_editor(
         if key not in files.tensors
     }
     copied = {key: Pending(t.shape, DTYPES[t.dtype], lambda key=key: checked(key)) for key, t in files.tensors.items()}
-    with new_directory(output, base, *([] if llm_encoder is None else [llm_encoder])) as target:
+    with new_folder(output, base, *([] if llm_encoder is None else [llm_encoder])) as target:
         (target / MGT_FOLDERS[0]).mkdir()
         write_weights(target / MGT_FOLDERS[0], weights_name(editor), copied | new, verify)
-        write_json(editor, target / MGT_FOLDERS[0] / "config.json")
+        editor.to_json(target / MGT_FOLDERS[0] / "config.json")
         check_weights(target / MGT_FOLDERS[0], editor, abstract_params(make_module(editor)))
         replaced = {mgt_folder.name} | ({"llm_encoder"} if llm_encoder is not None else set())
         _copy_the_rest(base, target, lambda path: path.parts[0] in replaced)
@@ -315,7 +314,7 @@ def convert_lora(source, output, model, verify: bool = False, strict: bool = Fal
     config = adapters.read_config(source)
     mgt, _ = load_mgt(find_model(model)[1], check_only=True)
     lora = load_lora(source, config, mgt, strict)
-    with new_directory(output, source) as target:
+    with new_folder(output, source) as target:
         if (source / ORBAX).is_dir():
             adapters.save_lora(target, config, mgt.config, lora, verify)
         else:
@@ -345,7 +344,7 @@ def merge_lora(source, output, lora, verify: bool = False, strict: bool = False)
     mgt = make_module(MGTConfig.from_json(mgt_folder / "config.json"))
     params = load_params(mgt_folder, mgt.config, abstract_params(mgt), None, None, strict)
     params = adapters.merge(params, load_lora(lora, config, mgt, strict), config)
-    with new_directory(output, source, lora) as target:
+    with new_folder(output, source, lora) as target:
         (target / mgt_folder.name).mkdir()
         write_weights(target / mgt_folder.name, weights_name(mgt.config), released_tensors(params, mgt.config), verify)
         _copy_the_rest(source, target, lambda path: path.parts[0] == mgt_folder.name and ".safetensors" in path.name)
@@ -364,7 +363,7 @@ def make_random(preset: str, output, text_encoders: str = "small", dtype="float3
     if text_encoders not in ("small", "full"):
         raise UserError(f"text_encoders must be 'small' or 'full'; got {text_encoders!r}")
     configs = presets.preset(preset)
-    with new_directory(output) as target:
+    with new_folder(output) as target:
         sizes = {}
         for folder, encoder, length in (("tokenizer", "text_encoder", 77), ("llm_encoder", "llm_encoder", 256)):
             if encoder in configs:
@@ -378,11 +377,11 @@ def make_random(preset: str, output, text_encoders: str = "small", dtype="float3
         for folder, config in configs.items():
             (target / folder).mkdir(exist_ok=True)
             if isinstance(config, SchedulerConfig):
-                write_json(config, target / folder / "scheduler_config.json")
+                config.to_json(target / folder / "scheduler_config.json")
                 continue
             chosen = jnp.dtype("float32" if isinstance(config, VQConfig) else dtype)
             write_weights(target / folder, weights_name(config), dict(_random_tensors(config, chosen, seed)))
-            write_json(config, target / folder / "config.json")
+            config.to_json(target / folder / "config.json")
 
 
 # What the small tokenizers learn. The released negative prompt must fit the 77 tokens of a text-to-image model.

@@ -4,13 +4,9 @@ Nothing here holds more than the tensor at hand, so that a machine that barely h
 Source  the safetensors format; shards and their index as diffusers and transformers write them
 """
 
-import contextlib
 import json
 import math
-import os
-import shutil
 import struct
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from editmgt_jax.errors import UserError
-from editmgt_jax.files import mounted
+from editmgt_jax.files import replacing, write_json
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -149,36 +145,6 @@ def check_finite(key: str, array: np.ndarray, strict: bool) -> None:
     warnings.warn(message, stacklevel=2)
 
 
-@contextlib.contextmanager
-def new_directory(output, *sources):
-    """A folder to fill: renamed to `output` when the block ends, removed when it fails.
-
-    Args:
-      sources: folders that are read meanwhile; the new one must not lie in them.
-    Errors: FileExistsError, WeightsError.
-    """
-    output = mounted(output, "a new directory")
-    if output.exists():
-        raise FileExistsError(f"{output} exists: a new directory is written, name another one")
-    for source in sources:
-        if output.resolve().is_relative_to(Path(source).resolve()):
-            raise WeightsError(f"the output must lie outside of what is read, {source}; got {output}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{output.name}.", suffix=".tmp", dir=output.parent))
-    try:
-        temporary.chmod(0o777 & ~_umask())
-        yield temporary
-        temporary.replace(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def write_weights(directory, name: str, tensors: Mapping[str, Pending], verify: bool = False) -> None:
     """Writes tensors as `name`, or as shards and an index where they exceed SHARD_BYTES.
 
@@ -202,7 +168,7 @@ def write_weights(directory, name: str, tensors: Mapping[str, Pending], verify: 
     if count > 1:
         weight_map = {key: shard_name for shard_name, shard in zip(names, shards, strict=True) for key in shard}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (directory / f"{name}.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        write_json(directory / f"{name}.index.json", index, indent=2, sort_keys=True)
     if verify:
         check_same(WeightFiles(directory), tensors)
 
@@ -234,14 +200,10 @@ def _write_file(path, tensors):
         header[key] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of 8
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for key, tensor in tensors.items():
             array = np.ascontiguousarray(tensor.make())
             if array.shape != tuple(tensor.shape) or array.dtype != tensor.dtype:
                 raise ValueError(f"{key} must be {tensor.shape} {tensor.dtype}; got {array.shape} {array.dtype}")
             file.write(as_bits(array).data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

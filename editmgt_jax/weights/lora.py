@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from editmgt_jax.config import LoRAConfig, MGTConfig, write_json
+from editmgt_jax.config import LoRAConfig, MGTConfig
 from editmgt_jax.errors import UserError
 from editmgt_jax.weights.conversion import is_linear, load_params, released_leaves, released_tensors
 from editmgt_jax.weights.files import write_weights
@@ -85,7 +85,7 @@ def load_lora(directory, config: LoRAConfig, mgt: MGTConfig, abstract_params, st
 
 
 def write_config(config: LoRAConfig, directory) -> None:
-    write_json(config, Path(directory) / (PEFT_CONFIG_NAME if config.scope == "all" else CONFIG_NAME))
+    config.to_json(Path(directory) / (PEFT_CONFIG_NAME if config.scope == "all" else CONFIG_NAME))
 
 
 def read_config(directory) -> LoRAConfig:

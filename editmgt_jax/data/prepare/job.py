@@ -35,11 +35,9 @@ from editmgt_jax.data.records import (
     PairWriter,
     copy_records,
     read_manifest,
-    write_json,
-    write_text,
 )
 from editmgt_jax.errors import UserError
-from editmgt_jax.files import mounted
+from editmgt_jax.files import mounted, new_folder, write_json, write_text
 
 NEEDED = ("apache_beam", "pyarrow", "tensorflow_datasets")  # of the extra `prepare`
 STAGING = "staging"
@@ -286,9 +284,8 @@ def survey(task: Task) -> None:
     """Examines the rows of a task; what passes is written to its staging folder, and a line about every row."""
     if task.staged.is_dir():
         return
-    started, work = time.process_time(), task.staged.with_name(f"{task.name}.{time.time_ns()}.tmp")
-    work.mkdir(parents=True)
-    try:
+    started = time.process_time()
+    with new_folder(task.staged) as work:
         with contextlib.ExitStack() as stack, open(work / "rows.jsonl", "w") as lines:
             writers = {}
             for part in task.parts:
@@ -315,9 +312,6 @@ def survey(task: Task) -> None:
                         }
                     lines.write(json.dumps(line) + "\n")
         (work / "seconds").write_text(str(time.process_time() - started))
-        work.rename(task.staged)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _examined(row, config):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from editmgt_jax.data.prepare.counts import HISTOGRAMS
 from editmgt_jax.data.records import ShardReader
+from editmgt_jax.files import write_text
 
 PAGE = "summary.html"
 SAMPLES = 12  # pairs shown
@@ -47,9 +48,7 @@ def write(output, manifest: dict) -> None:
     config = "".join(f"<tr><td><code>{k}</code><td>{html.escape(str(v))}" for k, v in manifest["config"].items())
     sections.append(_section("Settings", f"<table>{config}</table>"))
     text = f"<!doctype html><meta charset=utf-8><title>Prepared pairs</title><style>{_STYLE}</style>"
-    temporary = output / (PAGE + ".tmp")
-    temporary.write_text(text + "\n".join(sections) + "\n")
-    temporary.replace(output / PAGE)
+    write_text(output / PAGE, text + "\n".join(sections) + "\n")
 
 
 def _section(title, body) -> str:

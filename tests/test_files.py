@@ -1,0 +1,123 @@
+import errno
+import json
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from editmgt_jax import files
+from editmgt_jax.errors import UserError
+from editmgt_jax.files import mounted, new_folder, replacing, write_json, write_text
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_replaced_at_once(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "before")
+    with replacing(path) as temporary:
+        temporary.write_text("after")
+        assert path.read_text() == "before" and temporary.parent == tmp_path
+    assert path.read_text() == "after" and names(tmp_path) == ["a.txt"]
+
+
+def test_a_write_that_fails_changes_nothing(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "before")
+    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "before" and names(tmp_path) == ["a.txt"]
+
+
+def test_a_block_that_writes_nothing_changes_nothing(tmp_path):
+    with replacing(tmp_path / "a.txt"):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_bytes_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    path, events = tmp_path / "a.txt", []
+    sync, replace = os.fsync, files.Path.replace
+
+    def note_sync(descriptor):
+        events.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(files.Path, "replace", lambda old, new: (events.append("name"), replace(old, new)))
+    write_json(path, {"b": 1, "a": [2]})
+    assert events == ["file", "name", "folder"]
+    assert path.read_text() == '{\n "b": 1,\n "a": [\n  2\n ]\n}\n'
+    events.clear()
+    with new_folder(tmp_path / "new") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "x").write_text("x")
+    assert sorted(events[:-2]) == ["file", "folder", "folder"] and events[-2:] == ["name", "folder"]
+
+
+def test_a_file_system_without_sync_of_folders_will_do(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def refuse_folders(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "no sync")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    write_json(tmp_path / "a.json", [1])
+    assert json.loads((tmp_path / "a.json").read_text()) == [1]
+
+
+def test_a_sync_that_fails_is_told(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_text(tmp_path / "a.txt", "a")
+    assert names(tmp_path) == []
+
+
+def test_a_folder_appears_only_once_complete(tmp_path):
+    with new_folder(tmp_path / "deep" / "new") as folder:
+        (folder / "a").write_text("a")
+        assert not (tmp_path / "deep" / "new").exists()
+    assert names(tmp_path / "deep") == ["new"] and names(tmp_path / "deep" / "new") == ["a"]
+    with pytest.raises(FileExistsError, match="name another one"), new_folder(tmp_path / "deep" / "new"):
+        pytest.fail("it exists")
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "deep" / "other"):
+        raise ZeroDivisionError
+    assert names(tmp_path / "deep") == ["new"]
+
+
+def test_a_folder_lies_outside_of_its_sources(tmp_path):
+    with (
+        pytest.raises(UserError, match="must lie outside"),
+        new_folder(tmp_path / "source" / "new", tmp_path / "source"),
+    ):
+        pytest.fail("it lies inside")
+
+
+def test_a_kill_leaves_no_name(tmp_path):
+    code = (
+        "import os, signal, sys\n"
+        "from editmgt_jax.files import replacing\n"
+        "with replacing(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.txt")], timeout=60)
+    (left,) = names(tmp_path)
+    assert left.startswith("a.txt.") and left.endswith(".tmp")
+
+
+def test_an_address_is_no_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert mounted("runs/a", "a run") == tmp_path / "runs" / "a"
+    with pytest.raises(UserError, match="a run must lie in a file system .* gs://bucket/a"):
+        mounted("gs://bucket/a", "a run")

@@ -18,7 +18,7 @@ import numpy as np
 from editmgt_jax.config import MGTConfig
 from editmgt_jax.models.flops import forward_flops
 from editmgt_jax.models.mgt import MGT
-from editmgt_jax.weights.loading import abstract_params
+from editmgt_jax.weights.components import abstract_params
 
 PRODUCTS = ((2304, 1024, 4096), (2304, 4096, 1024), (2048, 2048, 2048), (4096, 4096, 4096))
 SPELL = 2.0  # seconds

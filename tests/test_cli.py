@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import os
@@ -16,7 +17,7 @@ from editmgt_jax.cli import shared
 from editmgt_jax.config import MGTConfig
 from editmgt_jax.errors import FINAL, TRANSIENT, UserError
 from editmgt_jax.training.config_files import ConfigError, load_config
-from editmgt_jax.weights.rules import RULES
+from editmgt_jax.weights.components import COMPONENTS
 from editmgt_jax.weights.trees import CheckpointError
 
 ROOT = Path(__file__).parents[1]
@@ -142,7 +143,9 @@ def test_defects_keep_their_traceback(model, folder, monkeypatch):
 
 
 def test_a_lost_conversion_rule_is_a_defect(model, monkeypatch):
-    monkeypatch.setitem(RULES, MGTConfig, [rule for rule in RULES[MGTConfig] if rule.ours != "project_in"])
+    row = COMPONENTS[MGTConfig]
+    fewer = [rule for rule in row.rules if rule.ours != "project_in"]
+    monkeypatch.setitem(COMPONENTS, MGTConfig, dataclasses.replace(row, rules=fewer))
     with pytest.raises(ValueError, match="exactly one conversion rule must cover project_in/kernel; 0 do"):
         cli.main(["inspect", str(model)])
 

@@ -11,12 +11,12 @@ from safetensors.numpy import load_file, save_file
 
 from editmgt_jax.config import CLIPTextConfig, MGTConfig, VQConfig
 from editmgt_jax.models.clip_text import CLIPText
-from editmgt_jax.weights import conversion, rules
+from editmgt_jax.weights import components, conversion, rules
 from editmgt_jax.weights.files import WeightsError
 from editmgt_jax.weights.loading import load_mgt, load_vq
 
 DATA = Path(__file__).parent / "data"
-WEIGHTS = rules.WEIGHTS_NAME
+WEIGHTS = components.DIFFUSERS_NAME
 
 
 @pytest.fixture

@@ -16,14 +16,14 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from editmgt_jax import cli
-from editmgt_jax.config import LoRAConfig, MGTConfig
+from editmgt_jax.config import LoRAConfig
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.weights import directories
 from editmgt_jax.weights import files as weights
+from editmgt_jax.weights.components import DIFFUSERS_NAME, abstract_params, make_module
 from editmgt_jax.weights.files import WeightFiles, WeightsError
-from editmgt_jax.weights.loading import abstract_params, load_mgt, make_module
+from editmgt_jax.weights.loading import load_mgt
 from editmgt_jax.weights.lora import abstract_lora, merge, save_lora
-from editmgt_jax.weights.rules import weights_name
 from editmgt_jax.weights.trees import load_tree, save_tree
 
 
@@ -81,7 +81,7 @@ def test_inspect_says_what_is_there_and_what_is_wrong(with_llm, tmp_path, capsys
     report = directories.inspect(with_llm)
     assert report["loads"] and report["components"]["llm_encoder"]["unused"] > 0
     shutil.copytree(with_llm, tmp_path / "model")
-    name = weights_name(MGTConfig())
+    name = DIFFUSERS_NAME
     tensors = load_file(tmp_path / "model/editmgt" / name)
     del tensors["embed.conv.weight"]
     save_file(tensors, tmp_path / "model/editmgt" / name)
@@ -278,7 +278,7 @@ def component(tmp_path):
 
 
 def rewrite(component, change):
-    path = component / weights_name(MGTConfig())
+    path = component / DIFFUSERS_NAME
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
@@ -309,7 +309,7 @@ def test_nan_is_a_warning_or_an_error(component):
 
 
 def test_an_index_that_names_absent_files(component):
-    name = weights_name(MGTConfig())
+    name = DIFFUSERS_NAME
     (component / f"{name}.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
     with pytest.raises(WeightsError, match="names files that.*gone.safetensors"):
         load_mgt(component)

@@ -18,9 +18,9 @@ from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.training import trainer
 from editmgt_jax.training.export import export
 from editmgt_jax.training.runs import run_config, run_params
-from editmgt_jax.weights.loading import abstract_params, load_mgt, load_model
+from editmgt_jax.weights.components import DIFFUSERS_NAME, abstract_params
+from editmgt_jax.weights.loading import load_mgt, load_model
 from editmgt_jax.weights.lora import init_lora, load_lora, merge, read_config, save_lora
-from editmgt_jax.weights.rules import WEIGHTS_NAME
 from editmgt_jax.weights.trees import CheckpointError
 
 
@@ -143,7 +143,7 @@ def test_a_merged_export_edits_as_the_lora_does(tiny_model, trained, tmp_path):
         pipe(picture, "make it red", seed=1) for pipe in (unmerged, EditPipeline.from_pretrained(tmp_path / "merged"))
     ]
     np.testing.assert_array_equal(results[0].token_ids, results[1].token_ids)
-    before, after = (load_file(folder / "editmgt" / WEIGHTS_NAME) for folder in (tiny_model, tmp_path / "merged"))
+    before, after = (load_file(folder / "editmgt" / DIFFUSERS_NAME) for folder in (tiny_model, tmp_path / "merged"))
     assert {name.rsplit(".", 2)[1] for name in before if (before[name] != after[name]).any()} == {
         "to_q",
         "to_k",
@@ -154,9 +154,9 @@ def test_a_merged_export_edits_as_the_lora_does(tiny_model, trained, tmp_path):
 def test_a_lora_is_of_one_model(trained, tiny_model, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(tiny_model, other)
-    tensors = load_file(other / "editmgt" / WEIGHTS_NAME)
+    tensors = load_file(other / "editmgt" / DIFFUSERS_NAME)
     name = next(name for name in tensors if name.endswith("to_q.weight"))
-    save_file(tensors | {name: tensors[name] + 1}, other / "editmgt" / WEIGHTS_NAME)
+    save_file(tensors | {name: tensors[name] + 1}, other / "editmgt" / DIFFUSERS_NAME)
     run = tmp_path / "run"
     shutil.copytree(trained[0], run)
     text = (run / "config.json").read_text().replace(f'"start_from": "{tiny_model}"', f'"start_from": "{other}"')

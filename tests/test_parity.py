@@ -31,9 +31,9 @@ from transformers import Gemma2Config as TorchGemma2Config  # noqa: E402
 from editmgt_jax.config import MGTConfig  # noqa: E402
 from editmgt_jax.sampling import localize  # noqa: E402
 from editmgt_jax.weights import directories  # noqa: E402
+from editmgt_jax.weights.components import DIFFUSERS_NAME  # noqa: E402
 from editmgt_jax.weights.files import WeightFiles  # noqa: E402
 from editmgt_jax.weights.loading import load_clip, load_gemma, load_mgt, load_vq  # noqa: E402
-from editmgt_jax.weights.rules import WEIGHTS_NAME  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -276,7 +276,7 @@ class TorchMGT(nn.Module):
 )  # fmt: skip
 def test_mgt_without_a_reference(tmp_path, config, grid):
     theirs = randomised(TorchMGT(config))
-    save_file({name: value.contiguous() for name, value in theirs.state_dict().items()}, tmp_path / WEIGHTS_NAME)
+    save_file({name: value.contiguous() for name, value in theirs.state_dict().items()}, tmp_path / DIFFUSERS_NAME)
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
     model, params = load_mgt(tmp_path)
     batch, length = 3, 7

@@ -25,8 +25,8 @@ from editmgt_jax.training.optimizer import decay_mask, learning_rate
 from editmgt_jax.training.runs import best_params, run_params
 from editmgt_jax.training.step import cross_entropy, loss_weights
 from editmgt_jax.training.token_job import tokenize_scenes
+from editmgt_jax.weights.components import DIFFUSERS_NAME
 from editmgt_jax.weights.loading import load_vq
-from editmgt_jax.weights.rules import WEIGHTS_NAME
 from editmgt_jax.weights.trees import CheckpointError
 
 
@@ -110,8 +110,8 @@ def test_records_of_two_jobs_are_not_mixed(vq_run, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="begun as another job"):
         tokenize_scenes(config, tmp_path / "tokens", 64)
     shutil.copytree(vq_run[1], tmp_path / "vqvae")
-    weights = load_file(tmp_path / "vqvae" / WEIGHTS_NAME)
-    save_file({name: value + 1 for name, value in weights.items()}, tmp_path / "vqvae" / WEIGHTS_NAME)
+    weights = load_file(tmp_path / "vqvae" / DIFFUSERS_NAME)
+    save_file({name: value + 1 for name, value in weights.items()}, tmp_path / "vqvae" / DIFFUSERS_NAME)
     other = mgt_config(tmp_path / "vqvae", 2)
     other.data.tokens = str(tmp_path / "tokens")
     with pytest.raises(ValueError, match="made with another image_tokenizer"):

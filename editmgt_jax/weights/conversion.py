@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from editmgt_jax.weights.components import component
 from editmgt_jax.weights.files import DTYPES, Pending, WeightFiles, WeightsError, check_finite, listed, write_weights
-from editmgt_jax.weights.rules import AFFINE, KINDS, LORA, RULES, Kind, Rule, identity, unused_tensors, weights_name
+from editmgt_jax.weights.rules import AFFINE, KINDS, LORA, Kind, Rule, identity
 
 _READ_BYTES = 1 << 27  # of a large unstacked tensor, at once
 
@@ -19,7 +20,7 @@ _READ_BYTES = 1 << 27  # of a large unstacked tensor, at once
 def is_linear(config, path: str) -> bool:
     """Whether a leaf of our tree is the kernel of a linear module, which low-rank factors can be added to."""
     module, leaf = path.rsplit("/", 1)
-    rules = [rule for rule in RULES[type(config)] if _match(rule, module) is not None]
+    rules = [rule for rule in component(config).rules if _match(rule, module) is not None]
     return leaf == "kernel" and rules[0].kind in ("linear", "rotary_linear")
 
 
@@ -55,7 +56,7 @@ def _leaves(config, abstract_params) -> list[_Leaf]:
     leaves = []
     for path, value in flatten_dict(abstract_params).items():
         found = []
-        for rule in RULES[type(config)]:
+        for rule in component(config).rules:
             kind = KINDS[rule.kind]
             module, leaf = ("/".join(path), "") if "" in kind.leaves else ("/".join(path[:-1]), path[-1])
             theirs = _match(rule, module)
@@ -99,7 +100,7 @@ def check_weights(directory, config, abstract_params, prefix="") -> WeightFiles:
     typed = set(needed)
     allowed = dict(needed)
     if not prefix:  # a component's files, not those of a LoRA
-        unused = unused_tensors(config)
+        unused = component(config).unused(config)
         allowed |= {key: shape for key, (shape, _) in unused.items()}
         needed |= {key: shape for key, (shape, always) in unused.items() if always}
     problems = [f"missing: {key} {list(shape)}" for key, shape in needed.items() if key not in files.tensors]
@@ -182,5 +183,5 @@ def save_component(directory, config, params, dtype=None, verify: bool = False) 
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    write_weights(directory, weights_name(config), released_tensors(params, config, dtype), verify)
+    write_weights(directory, component(config).file_name, released_tensors(params, config, dtype), verify)
     config.to_json(directory / "config.json")

@@ -21,18 +21,17 @@ import numpy as np
 
 from editmgt_jax.config import (
     RELEASED_NEGATIVE_PROMPT,
-    CLIPTextConfig,
     Gemma2Config,
     LoRAConfig,
     MGTConfig,
     SchedulerConfig,
-    VQConfig,
 )
 from editmgt_jax.errors import EditMGTError, UserError
 from editmgt_jax.files import new_folder, write_json
 from editmgt_jax.models.prompts import train_tokenizer
 from editmgt_jax.weights import lora as adapters
 from editmgt_jax.weights import presets
+from editmgt_jax.weights.components import MGT_FOLDERS, abstract_params, component, folder_configs, make_module
 from editmgt_jax.weights.conversion import (
     check_weights,
     load_params,
@@ -52,24 +51,15 @@ from editmgt_jax.weights.files import (
     write_weights,
 )
 from editmgt_jax.weights.loading import (
-    MGT_FOLDERS,
-    abstract_params,
     find_model,
     load_gemma,
     load_mgt,
     load_model,
-    make_module,
 )
-from editmgt_jax.weights.rules import unused_tensors, weights_name
 from editmgt_jax.weights.trees import load_tree, save_tree
 
 CHECKSUMS = "checksums.json"  # of a component's released tensors, beside its checkpoint
 ORBAX = "orbax"  # folder of a component whose weights are an Orbax checkpoint
-COMPONENTS = {name: MGTConfig for name in MGT_FOLDERS} | {
-    "vqvae": VQConfig,
-    "text_encoder": CLIPTextConfig,
-    "llm_encoder": Gemma2Config,
-}
 
 
 class DirectoryError(UserError):
@@ -78,7 +68,7 @@ class DirectoryError(UserError):
 
 def _components(directory: Path):
     """(folder name, config) of each component with weights, in a fixed order."""
-    for name, kind in COMPONENTS.items():
+    for name, kind in folder_configs().items():
         if (directory / name).is_dir():
             yield name, kind.from_json(directory / name / "config.json")
 
@@ -104,14 +94,14 @@ def inspect(directory) -> dict:
     """
     directory, _ = find_model(directory)
     components = {}
-    for folder, kind in COMPONENTS.items():
+    for folder, kind in folder_configs().items():
         if not (directory / folder).is_dir():
             continue
         entry = components[folder] = {"class": kind.CLASS_NAME, "problem": None}
         try:
             config = kind.from_json(directory / folder / "config.json")
             tensors = WeightFiles(directory / folder).tensors
-            unused = unused_tensors(config)
+            unused = component(config).unused(config)
             entry["parameters"] = sum(math.prod(t.shape) for key, t in tensors.items() if key not in unused)
             entry["unused"] = sum(math.prod(t.shape) for key, t in tensors.items() if key in unused)
             entry["dtypes"] = dict(Counter(tensor.dtype for tensor in tensors.values()))
@@ -160,7 +150,7 @@ def to_orbax(source, output, verify: bool = False, strict: bool = False) -> None
         for folder, config in _components(source):
             files = WeightFiles(source / folder)
             params = load_params(source / folder, config, abstract_params(make_module(config)), None, None, strict)
-            unused = {key: files.read(key) for key in files.tensors.keys() & unused_tensors(config).keys()}
+            unused = {key: files.read(key) for key in files.tensors.keys() & component(config).unused(config).keys()}
             for key, value in unused.items():
                 check_finite(key, value, strict)
             (target / folder).mkdir()
@@ -185,7 +175,7 @@ def to_released(source, output, verify: bool = False, strict: bool = False) -> N
         for folder, config in _components(source):
             (target / folder).mkdir()
             tensors = _orbax_tensors(source / folder, config, strict)
-            write_weights(target / folder, weights_name(config), tensors, verify)
+            write_weights(target / folder, component(config).file_name, tensors, verify)
             del tensors
             check_weights(target / folder, config, abstract_params(make_module(config)))
         _copy_the_rest(source, target, lambda path: path.name == CHECKSUMS or ORBAX in path.parts[1:])
@@ -291,7 +281,7 @@ def to_editor(
     copied = {key: Pending(t.shape, DTYPES[t.dtype], lambda key=key: checked(key)) for key, t in files.tensors.items()}
     with new_folder(output, base, *([] if llm_encoder is None else [llm_encoder])) as target:
         (target / MGT_FOLDERS[0]).mkdir()
-        write_weights(target / MGT_FOLDERS[0], weights_name(editor), copied | new, verify)
+        write_weights(target / MGT_FOLDERS[0], component(editor).file_name, copied | new, verify)
         editor.to_json(target / MGT_FOLDERS[0] / "config.json")
         check_weights(target / MGT_FOLDERS[0], editor, abstract_params(make_module(editor)))
         replaced = {mgt_folder.name} | ({"llm_encoder"} if llm_encoder is not None else set())
@@ -346,7 +336,9 @@ def merge_lora(source, output, lora, verify: bool = False, strict: bool = False)
     params = adapters.merge(params, load_lora(lora, config, mgt, strict), config)
     with new_folder(output, source, lora) as target:
         (target / mgt_folder.name).mkdir()
-        write_weights(target / mgt_folder.name, weights_name(mgt.config), released_tensors(params, mgt.config), verify)
+        write_weights(
+            target / mgt_folder.name, component(mgt.config).file_name, released_tensors(params, mgt.config), verify
+        )
         _copy_the_rest(source, target, lambda path: path.parts[0] == mgt_folder.name and ".safetensors" in path.name)
 
 
@@ -379,8 +371,8 @@ def make_random(preset: str, output, text_encoders: str = "small", dtype="float3
             if isinstance(config, SchedulerConfig):
                 config.to_json(target / folder / "scheduler_config.json")
                 continue
-            chosen = jnp.dtype("float32" if isinstance(config, VQConfig) else dtype)
-            write_weights(target / folder, weights_name(config), dict(_random_tensors(config, chosen, seed)))
+            chosen = jnp.dtype("float32" if component(config).always_float32 else dtype)
+            write_weights(target / folder, component(config).file_name, dict(_random_tensors(config, chosen, seed)))
             config.to_json(target / folder / "config.json")
 
 
@@ -389,12 +381,11 @@ _SENTENCES = ["make the car red", "remove the tree", "add a small blue bird", RE
 
 
 def _random_tensors(config, dtype, seed):
-    whole = config
-    if isinstance(config, Gemma2Config):  # with the layer and the norm that files have and the text states do not need
-        whole = dataclasses.replace(config, num_hidden_layers=config.num_hidden_layers + 1, layer_types=())
-        yield "model.norm.weight", _random_tensor("model.norm.weight", "scale", (config.hidden_size,), dtype, seed)
-    for key, path, shape in released_leaves(whole, abstract_params(make_module(whole))):
+    for key, path, shape in released_leaves(config, abstract_params(make_module(config))):
         yield key, _random_tensor(key, path, shape, dtype, seed)
+    for key, (shape, always) in component(config).unused(config).items():
+        if always:
+            yield key, _random_tensor(key, "scale" if len(shape) == 1 else "kernel", shape, dtype, seed)
 
 
 def _random_tensor(key, path, shape, dtype, seed) -> Pending:

@@ -16,15 +16,15 @@ from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, Schedule
 from editmgt_jax.errors import UserError
 from editmgt_jax.models.clip_text import CLIPText
 from editmgt_jax.models.gemma2 import Gemma2
-from editmgt_jax.models.mgt import MGT, init_mgt
+from editmgt_jax.models.mgt import MGT
 from editmgt_jax.models.prompts import PromptTokenizer
 from editmgt_jax.models.text import TextEncoder, TextTower
 from editmgt_jax.models.vq import VQModel
 from editmgt_jax.weights import lora as adapters
+from editmgt_jax.weights.components import MGT_FOLDERS, abstract_params, make_module
 from editmgt_jax.weights.conversion import check_weights, load_params
 
 DEFAULT_MODEL = Path(__file__).parents[1] / "assets" / "default"
-MGT_FOLDERS = ("editmgt", "transformer")
 NATIVE_UNITS = 32  # units a side of the square that a model was trained on, unless its files say otherwise
 LLM_LENGTH = 256  # tokens that the released editor pads an instruction to
 HUB_NAME = r"\w([\w.-]*\w)?/\w([\w.-]*\w)?"
@@ -173,28 +173,6 @@ def load_clip(directory, dtype=jnp.float32, **reading) -> tuple[CLIPText, Any]:
 def load_gemma(directory, dtype=jnp.float32, **reading) -> tuple[Gemma2, Any]:
     """Reads a Gemma 2 text encoder's folder. -> (module, parameters)"""
     return _load(directory, Gemma2Config, dtype, **reading)
-
-
-_MODULES = {MGTConfig: MGT, CLIPTextConfig: CLIPText, Gemma2Config: Gemma2}
-
-
-def make_module(config, dtype=jnp.float32):
-    """The module of an architecture."""
-    return VQModel(config) if isinstance(config, VQConfig) else _MODULES[type(config)](config, dtype)
-
-
-def abstract_params(model):
-    """The shapes of a module's parameters. Nothing is computed."""
-
-    def init(key):
-        if isinstance(model, MGT):
-            return init_mgt(model, key)
-        if isinstance(model, VQModel):
-            side = 4 * model.config.factor
-            return model.init(key, jnp.zeros((1, side, side, 3)))["params"]
-        return model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
-
-    return jax.eval_shape(init, jax.random.key(0))
 
 
 def _load(directory, kind, dtype, strict=False, check_only=False, place=None):

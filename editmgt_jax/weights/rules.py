@@ -12,11 +12,6 @@ Source  diffusers / transformers state dicts (torch Linear is [out, in], Conv2d 
 import dataclasses
 from collections.abc import Callable
 
-from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, VQConfig
-
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-TRANSFORMERS_WEIGHTS_NAME = "model.safetensors"
-
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -210,18 +205,14 @@ GEMMA_RULES = [
     *(Rule(f"layers/{n}", f"{_GEMMA}.mlp.{n}", "linear") for n in ("gate_proj", "up_proj", "down_proj")),
 ]
 
-RULES = {MGTConfig: MGT_RULES, VQConfig: VQ_RULES, CLIPTextConfig: CLIP_RULES, Gemma2Config: GEMMA_RULES}
+
+def unused_of_clip(config) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """Tensors that released files carry and our model does not have: a buffer. -> {key: (shape, whether every file has it)}"""
+    return {"text_model.embeddings.position_ids": ((1, config.max_position_embeddings), False)}
 
 
-def unused_tensors(config) -> dict[str, tuple[tuple[int, ...], bool]]:
-    """What released files carry and our models do not have: a buffer, or what Gemma 2 does after the states that are used.
-
-    Returns: {key: (shape, whether every file must have it)}.
-    """
-    if isinstance(config, CLIPTextConfig):
-        return {"text_model.embeddings.position_ids": ((1, config.max_position_embeddings), False)}
-    if not isinstance(config, Gemma2Config):
-        return {}
+def unused_of_gemma(config) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """As `unused_of_clip`: what Gemma 2 does after the states that are used."""
     width, inner = config.hidden_size, config.intermediate_size
     queries, keys = (config.head_dim * n for n in (config.num_attention_heads, config.num_key_value_heads))
     shapes = {f"{name}.weight": (width,) for name in _GEMMA_NORMS}
@@ -232,8 +223,3 @@ def unused_tensors(config) -> dict[str, tuple[tuple[int, ...], bool]]:
     last = f"model.layers.{config.num_hidden_layers - 1}."
     named = {key if key.startswith("model.") else last + key: (shape, True) for key, shape in shapes.items()}
     return named | {"lm_head.weight": ((config.vocab_size, width), False)}
-
-
-def weights_name(config) -> str:
-    """The file name that the library which reads a component looks for."""
-    return WEIGHTS_NAME if isinstance(config, (MGTConfig, VQConfig)) else TRANSFORMERS_WEIGHTS_NAME

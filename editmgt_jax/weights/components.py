@@ -1,0 +1,110 @@
+"""The component table: one row for each architecture whose weights a model directory holds.
+
+What differs between architectures is a column here; loading, conversion and model directories read the table.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, VQConfig
+from editmgt_jax.models.clip_text import CLIPText
+from editmgt_jax.models.gemma2 import Gemma2
+from editmgt_jax.models.mgt import MGT, init_mgt
+from editmgt_jax.models.vq import VQModel
+from editmgt_jax.weights import rules
+from editmgt_jax.weights.rules import Rule
+
+DIFFUSERS_NAME = "diffusion_pytorch_model.safetensors"
+TRANSFORMERS_NAME = "model.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """An architecture."""
+
+    config: type  # its frozen dataclass, with `from_json`
+    module: Callable[[Any, Any], nn.Module]  # (config, dtype) -> module
+    init: Callable[[Any, jax.Array], Any]  # (module, key) -> parameters, from a dummy input
+    rules: list[Rule]  # our modules <-> those of released files
+    file_name: str  # of its weights: the one that the library which reads them looks for
+    folders: tuple[str, ...]  # of a model directory that may hold it; the first is where it is written
+    unused: Callable[[Any], dict] = lambda _: {}  # config -> {key: (shape, whether every file has it)}, see `rules`
+    always_float32: bool = False  # whether no other dtype may be chosen for it
+
+
+def _init_vq(vq: VQModel, key):
+    side = 4 * vq.config.factor
+    return vq.init(key, jnp.zeros((1, side, side, 3)))["params"]
+
+
+def _init_text(model: CLIPText | Gemma2, key):
+    return model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+
+
+COMPONENTS = {
+    row.config: row
+    for row in (
+        Component(
+            config=MGTConfig,
+            module=MGT,
+            init=init_mgt,
+            rules=rules.MGT_RULES,
+            file_name=DIFFUSERS_NAME,
+            folders=("editmgt", "transformer"),
+        ),
+        Component(
+            config=VQConfig,
+            module=lambda config, _: VQModel(config),
+            init=_init_vq,
+            rules=rules.VQ_RULES,
+            file_name=DIFFUSERS_NAME,
+            folders=("vqvae",),
+            always_float32=True,  # lower precision changes its ids
+        ),
+        Component(
+            config=CLIPTextConfig,
+            module=CLIPText,
+            init=_init_text,
+            rules=rules.CLIP_RULES,
+            file_name=TRANSFORMERS_NAME,
+            folders=("text_encoder",),
+            unused=rules.unused_of_clip,
+        ),
+        Component(
+            config=Gemma2Config,
+            module=Gemma2,
+            init=_init_text,
+            rules=rules.GEMMA_RULES,
+            file_name=TRANSFORMERS_NAME,
+            folders=("llm_encoder",),
+            unused=rules.unused_of_gemma,
+        ),
+    )
+}
+MGT_FOLDERS = COMPONENTS[MGTConfig].folders
+
+
+def component(config) -> Component:
+    """The row of a config."""
+    return COMPONENTS[type(config)]
+
+
+def make_module(config, dtype=jnp.float32) -> nn.Module:
+    """The module of an architecture."""
+    return component(config).module(config, dtype)
+
+
+def abstract_params(model: nn.Module):
+    """The shapes of a module's parameters. Nothing is computed."""
+    init = component(model.config).init
+    return jax.eval_shape(lambda key: init(model, key), jax.random.key(0))
+
+
+def folder_configs() -> dict[str, type]:
+    """{folder of a model directory: the config class of what it holds}, in the table's order."""
+    return {folder: row.config for row in COMPONENTS.values() for folder in row.folders}

@@ -20,7 +20,8 @@ import pytest  # noqa: E402  (the flags come first)
 import tiny  # noqa: E402
 
 from editmgt_jax.pipeline import EditPipeline  # noqa: E402
-from editmgt_jax.weights import directories, presets  # noqa: E402
+from editmgt_jax.weights import presets  # noqa: E402
+from editmgt_jax.weights.random_model import make_random  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +37,7 @@ def with_llm(tmp_path_factory):
         for name, configs in tiny.small_presets().items():
             patch.setitem(presets.PRESETS, name, configs)
         directory = tmp_path_factory.mktemp("llm") / "model"
-        directories.make_random("tiny", directory)
+        make_random("tiny", directory)
         yield directory
 
 

@@ -24,6 +24,7 @@ from editmgt_jax.weights.components import DIFFUSERS_NAME, abstract_params, make
 from editmgt_jax.weights.files import WeightFiles, WeightsError
 from editmgt_jax.weights.loading import load_mgt
 from editmgt_jax.weights.lora import abstract_lora, merge, save_lora
+from editmgt_jax.weights.random_model import make_random
 from editmgt_jax.weights.trees import load_tree, save_tree
 
 
@@ -339,7 +340,7 @@ def test_a_name_that_is_neither_folder_nor_on_the_hub(monkeypatch):
 
 
 def test_a_base_becomes_an_editor(tmp_path, with_llm):
-    directories.make_random("tiny-base", tmp_path / "base")
+    make_random("tiny-base", tmp_path / "base")
     copied, new = directories.to_editor(tmp_path / "base", tmp_path / "editor", with_llm / "llm_encoder", verify=True)
     assert new == ["connector.projector.bias", "connector.projector.weight"]
     before, after = (WeightFiles(tmp_path / name) for name in ("base/transformer", "editor/editmgt"))

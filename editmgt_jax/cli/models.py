@@ -123,9 +123,9 @@ def _add_make_random(commands) -> None:
 
 
 def make_random(args) -> None:
-    from editmgt_jax.weights import directories
+    from editmgt_jax.weights.random_model import make_random as write_model
 
-    directories.make_random(args.preset, args.out, args.text_encoders, args.dtype, args.seed)
+    write_model(args.preset, args.out, args.text_encoders, args.dtype, args.seed)
 
 
 def _print_peak_memory() -> None:

@@ -1,4 +1,4 @@
-"""Whole model directories: say what is in one, move one to Orbax and back, make one of random weights.
+"""Whole model directories: say what is in one, move one to Orbax and back, make an editor of a base.
 
 A directory that is written appears under its name only when it is complete.
 Axes    none
@@ -11,16 +11,13 @@ import json
 import math
 import os
 import shutil
-import zlib
 from collections import Counter
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from editmgt_jax.config import (
-    RELEASED_NEGATIVE_PROMPT,
     Gemma2Config,
     LoRAConfig,
     MGTConfig,
@@ -28,7 +25,6 @@ from editmgt_jax.config import (
 )
 from editmgt_jax.errors import EditMGTError, UserError
 from editmgt_jax.files import new_folder, write_json
-from editmgt_jax.models.prompts import train_tokenizer
 from editmgt_jax.weights import lora as adapters
 from editmgt_jax.weights import presets
 from editmgt_jax.weights.components import MGT_FOLDERS, abstract_params, component, folder_configs, make_module
@@ -56,6 +52,7 @@ from editmgt_jax.weights.loading import (
     load_mgt,
     load_model,
 )
+from editmgt_jax.weights.random_model import random_tensor
 from editmgt_jax.weights.trees import load_tree, save_tree
 
 CHECKSUMS = "checksums.json"  # of a component's released tensors, beside its checkpoint
@@ -274,7 +271,7 @@ def to_editor(
         return value
 
     new = {
-        key: _random_tensor(key, path, shape, dtype, seed)
+        key: random_tensor(key, path, shape, dtype, seed)
         for key, path, shape in released_leaves(editor, abstract_params(make_module(editor)))
         if key not in files.tensors
     }
@@ -340,65 +337,3 @@ def merge_lora(source, output, lora, verify: bool = False, strict: bool = False)
             target / mgt_folder.name, component(mgt.config).file_name, released_tensors(params, mgt.config), verify
         )
         _copy_the_rest(source, target, lambda path: path.parts[0] == mgt_folder.name and ".safetensors" in path.name)
-
-
-# ---- random weights
-
-
-def make_random(preset: str, output, text_encoders: str = "small", dtype="float32", seed: int = 0) -> None:
-    """Writes a model directory with the architecture of a released model and random weights, for tests without its files.
-
-    Args:
-      text_encoders: 'small' (few layers, few words, the widths that the transformer needs) or 'full'.
-      dtype: of the matrices of the transformer and of the text encoders, 'float32', 'float16' or 'bfloat16'.
-    """
-    if text_encoders not in ("small", "full"):
-        raise UserError(f"text_encoders must be 'small' or 'full'; got {text_encoders!r}")
-    configs = presets.preset(preset)
-    with new_folder(output) as target:
-        sizes = {}
-        for folder, encoder, length in (("tokenizer", "text_encoder", 77), ("llm_encoder", "llm_encoder", 256)):
-            if encoder in configs:
-                size = configs[encoder].vocab_size if text_encoders == "full" else None
-                side = "left" if folder == "llm_encoder" else "right"
-                sizes[encoder] = train_tokenizer(
-                    _SENTENCES, target / folder, length=length, size=size, padding_side=side
-                )
-        if text_encoders == "small":
-            configs = presets.with_small_text(configs, sizes["text_encoder"], sizes.get("llm_encoder", 0))
-        for folder, config in configs.items():
-            (target / folder).mkdir(exist_ok=True)
-            if isinstance(config, SchedulerConfig):
-                config.to_json(target / folder / "scheduler_config.json")
-                continue
-            chosen = jnp.dtype("float32" if component(config).always_float32 else dtype)
-            write_weights(target / folder, component(config).file_name, dict(_random_tensors(config, chosen, seed)))
-            config.to_json(target / folder / "config.json")
-
-
-# What the small tokenizers learn. The released negative prompt must fit the 77 tokens of a text-to-image model.
-_SENTENCES = ["make the car red", "remove the tree", "add a small blue bird", RELEASED_NEGATIVE_PROMPT] * 2
-
-
-def _random_tensors(config, dtype, seed):
-    for key, path, shape in released_leaves(config, abstract_params(make_module(config))):
-        yield key, _random_tensor(key, path, shape, dtype, seed)
-    for key, (shape, always) in component(config).unused(config).items():
-        if always:
-            yield key, _random_tensor(key, "scale" if len(shape) == 1 else "kernel", shape, dtype, seed)
-
-
-def _random_tensor(key, path, shape, dtype, seed) -> Pending:
-    """Norm scales 1 (Gemma 2's 0), biases 0, matrices of unit gain, embeddings of unit spread."""
-
-    def make():
-        name = path.split("/")[-1]
-        if name in ("scale", "bias"):
-            is_one = name == "scale" and not key.startswith("model.")
-            return np.full(shape, float(is_one), np.float32)
-        gain = 1.0 if name in ("embedding", "codebook") else np.prod(shape[1:]) ** -0.5
-        dice = np.random.default_rng([seed, zlib.crc32(key.encode())])
-        return (dice.standard_normal(shape, np.float32) * np.float32(gain)).astype(dtype)
-
-    is_vector = len(shape) == 1
-    return Pending(shape, np.dtype(np.float32) if is_vector else dtype, make)

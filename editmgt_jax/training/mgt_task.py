@@ -70,6 +70,7 @@ class MGTTask:
             unroll=config.model.unroll,
             lora=self.lora,
             head_precision=config.model.get("head_precision", "highest"),
+            attention=config.model.get("attention", "auto"),  # runs of before have none
         )
         self.text = text_of(config, self.mgt_config)
         self.scheduler = self._scheduler()

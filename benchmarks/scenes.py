@@ -22,7 +22,7 @@ def pairs_per_second(config, pairs):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--objects", choices=("core", "all"), default="core")
+    parser.add_argument("--objects", choices=scenes.OBJECTS, default="core")
     parser.add_argument("--pairs", type=int, default=2000)
     options = parser.parse_args()
     config = scenes.SceneConfig(size=options.size, objects=options.objects)

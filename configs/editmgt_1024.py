@@ -33,6 +33,7 @@ def get_config():
         timestep_convention="released",
         reference=True,
         copy_friendly=False,
+        attention="auto",  # the backend: fused on GPUs in half precision, plain products elsewhere
         remat="full",
         unroll=1,
         scheduler=dict(),  # that of the encoders

@@ -32,6 +32,7 @@ def get_config():
         reference=True,  # False trains text-to-image
         timestep_convention="mask_rate",
         copy_friendly=True,
+        attention="auto",  # the backend: fused on GPUs in half precision, plain products elsewhere
         remat="none",
         unroll=4,
         mgt=dict(

@@ -15,6 +15,7 @@ from configs import scenes_vq
 from editmgt_jax.config import MGTConfig
 from editmgt_jax.data.loader import batches
 from editmgt_jax.data.records import Field, Schema, TokenBucket, TokenSet, read_manifest, write_shard
+from editmgt_jax.data.scenes.source import SceneConfig, SceneSource
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.models.prompts import PromptTokenizer
 from editmgt_jax.pipeline import EditPipeline
@@ -247,3 +248,25 @@ def test_batches_can_be_resumed_and_shuffled():
     assert take(again, 4) == rest
     assert sorted(sum(first + rest[:1], [])) == list(range(12)) == sorted(sum(rest[1:4], []))
     assert first + rest[:1] != rest[1:4]
+
+
+def test_scenes_that_worker_processes_draw_are_the_same():
+    source = SceneSource(SceneConfig(size=32, length=16))
+
+    def first(workers):
+        drawn = batches(source, 4, encode_text=Lengths(), workers=workers)
+        found = [next(drawn) for _ in range(2)]
+        drawn.close()
+        return found
+
+    for one, other in zip(first(0), first(2), strict=True):
+        assert one.keys() == other.keys() == {"source", "target", "mask", "lengths"}
+        for name, value in one.items():
+            np.testing.assert_array_equal(value, other[name])
+
+
+class Lengths:
+    """A text tokenizer that another process can be given."""
+
+    def __call__(self, texts):
+        return {"lengths": np.array([[len(text)] for text in texts], np.int32)}

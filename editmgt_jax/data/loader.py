@@ -123,6 +123,7 @@ def batches(
     encode_text=None,
     shuffle_seed: int | None = None,
     rows=None,
+    workers=0,
     threads=1,
     prefetch=4,
     named: str = "",
@@ -132,20 +133,12 @@ def batches(
     Args:
       source: random access to examples, dicts of arrays and of strings.
       batch_size: of the global batch; rows: those of it that this process needs, None is all.
-      encode_text: list of strings -> {name: int32 [1 T]}, of an example's 'instruction'. None leaves text out.
+      encode_text: list of strings -> {name: int32 [B T]}, of the examples' 'instruction'. None leaves text out.
+      workers: processes that read ahead; 0 reads in threads of this one.
       shuffle_seed: draws a new order every epoch; None keeps the source's.
       named: what tells the source from others.
     Yields: dict of arrays, batch first.
     """
-
-    def read(places):
-        return _stacked([to_arrays(source[int(place)]) for place in places])
-
-    def to_arrays(example):
-        arrays = {name: value for name, value in example.items() if isinstance(value, np.ndarray)}
-        if encode_text is not None:
-            arrays |= {name: ids[0] for name, ids in encode_text([example["instruction"]]).items()}
-        return arrays
 
     places = grain.MapDataset.range(len(source))
     if shuffle_seed is not None:
@@ -153,7 +146,22 @@ def batches(
     planned = places.repeat().batch(batch_size, drop_remainder=True)
     drawn = _digest(named, len(source), batch_size, shuffle_seed)
     name = "example {}".format
-    return Batches(planned, read, rows, name=name, threads=threads, prefetch=prefetch, drawn=drawn)
+    read = _ExampleReader(source, encode_text)
+    return Batches(planned, read, rows, name=name, workers=workers, threads=threads, prefetch=prefetch, drawn=drawn)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ExampleReader:
+    """Numbers of examples -> their arrays, stacked, and the ids of their instructions. Can be sent to another process."""
+
+    source: object
+    encode_text: Callable | None
+
+    def __call__(self, places) -> dict:
+        examples = [self.source[int(place)] for place in places]
+        arrays = [{n: value for n, value in one.items() if isinstance(value, np.ndarray)} for one in examples]
+        text = {} if self.encode_text is None else self.encode_text([one["instruction"] for one in examples])
+        return _stacked(arrays) | text
 
 
 def token_batches(

@@ -45,7 +45,7 @@ class Condition:
     pooled: jax.Array  # [B D] embedded pooled text and micro-conditions
     reference: jax.Array  # [B N' D] reference tokens in the trunk; N' = 0 without a reference
     reference_modulation: jax.Array  # [B D] its modulation vector (time 0)
-    strength: jax.Array  # [B] gamma
+    strength: jax.Array | None  # gamma, [1] or [B]; None is 1
     grid: tuple[int, int] | None = struct.field(pytree_node=False)  # (h, w) of the reference; None without one
 
 
@@ -56,7 +56,7 @@ class Shared:
     modulation: jax.Array  # [B 2 D]: [text and image, reference]
     cos: jax.Array  # [S K/2]
     sin: jax.Array
-    bias_rows: jax.Array  # [B 2 S]
+    bias_rows: jax.Array | None  # [1 or B, 2, S]; None adds nothing
     rows: jax.Array | None  # [B' R T] text rows whose relevance is wanted, of the last B' samples
     num_text: int = struct.field(pytree_node=False)
     num_image: int = struct.field(pytree_node=False)
@@ -83,6 +83,7 @@ class _Block(nn.Module):
     config: MGTConfig
     dtype: jnp.dtype
     lora: LoRAConfig | None = None
+    attention: str = "auto"
 
     def linear(self, features, name, reference_from):
         """A linear module whose LoRA, if any, sees all positions or those of the reference, which begin where it is said."""
@@ -101,7 +102,7 @@ class _Block(nn.Module):
         q, k = rotate(q, shared.cos, shared.sin), rotate(k, shared.cos, shared.sin)
         q = constrain(q, "batch", "length", "heads", None)
         k, v = (constrain(x, "batch", None, "heads", None) for x in (k, v))
-        out = attention.attend(q, k, v, shared.bias_rows, (live, q.shape[1] - live))
+        out = attention.attend(q, k, v, shared.bias_rows, (live, q.shape[1] - live), self.attention)
         if shared.rows is None:
             return out, None
         last = slice(q.shape[0] - shared.rows.shape[0], None)
@@ -212,6 +213,8 @@ class MGT(nn.Module):
       remat: which activations the backward pass keeps: 'none' (all), 'dots' or 'full' (recompute everything).
       unroll: blocks in one turn of the scan. All of them is right for training small models on a CPU, which then need
         not stack what the backward pass keeps.
+      head_precision: of the product with the codebook; only 'highest' keeps parity, and 'default' suits training.
+      attention: the backend, see `editmgt_jax.models.attention`.
       lora: of the low-rank factors in the collection "lora", laid out as the parameters of the blocks; None ignores them.
     """
 
@@ -220,11 +223,14 @@ class MGT(nn.Module):
     remat: str = "none"
     unroll: int = 1
     lora: LoRAConfig | None = None
+    head_precision: str = "highest"
+    attention: str = "auto"
 
     def setup(self):
         config, width = self.config, self.config.width
         if self.remat not in REMAT_POLICIES:
             raise UserError(f"remat must be one of {sorted(REMAT_POLICIES)}; got {self.remat!r}")
+        attention.check_backend(self.attention, self.dtype)
 
         def dense(features, use_bias=False):
             return nn.Dense(features, use_bias=use_bias, dtype=self.dtype)
@@ -247,10 +253,10 @@ class MGT(nn.Module):
         self.project_in = dense(width)
 
         self.double_blocks = _scan(DoubleBlock, config.num_layers, self.remat, self.unroll)(
-            config, self.dtype, self.lora
+            config, self.dtype, self.lora, self.attention
         )
         self.single_blocks = _scan(SingleBlock, config.num_single_layers, self.remat, self.unroll)(
-            config, self.dtype, self.lora
+            config, self.dtype, self.lora, self.attention
         )
 
         self.project_out_norm = RMSNorm()
@@ -260,7 +266,9 @@ class MGT(nn.Module):
             self.up_conv = dense(4 * width)  # a 2x2 stride-2 transposed conv is a linear map to 2 x 2 cells
         self.head_conv = dense(width)
         self.head_norm = RMSNorm()
-        self.head_logits = nn.Dense(config.codebook_size, use_bias=False, dtype=jnp.float32, precision="highest")
+        self.head_logits = nn.Dense(
+            config.codebook_size, use_bias=False, dtype=jnp.float32, precision=self.head_precision
+        )
 
     def _trunk_tokens(self, tokens):
         """[B H W] int32 ids -> [B N D]; image and reference go through the same weights."""
@@ -283,7 +291,8 @@ class MGT(nn.Module):
         Args:
           text_states: [B T E]; pooled: [B P]; micro_conditions: [B 5] (width, height, crop top, crop left, score).
           reference_tokens: [B H W] int32 ids of the source image, or None for text-to-image.
-          strength: gamma >= 0, scalar or [B]; 1 adds nothing, 0 switches the reference off exactly.
+          strength: gamma >= 0, scalar or [B]; 0 switches the reference off exactly. A Python 1 adds nothing to the program,
+            either.
         """
         batch = text_states.shape[0]
         if text_states.shape[-1] != self.config.joint_attention_dim:
@@ -311,7 +320,7 @@ class MGT(nn.Module):
             pooled=pooled,
             reference=reference,
             reference_modulation=self._modulation(jnp.zeros((batch,)), pooled),
-            strength=jnp.broadcast_to(jnp.asarray(strength, jnp.float32), (batch,)),
+            strength=None if _is_one(strength) else jnp.atleast_1d(jnp.asarray(strength, jnp.float32)),
             grid=grid,
         )
 
@@ -358,7 +367,7 @@ class MGT(nn.Module):
             modulation=jnp.stack([live_modulation, condition.reference_modulation], axis=1),
             cos=jnp.concatenate([cos, cos[reference_positions]]),
             sin=jnp.concatenate([sin, sin[reference_positions]]),
-            bias_rows=attention.strength_bias(condition.strength, (num_text + num_image, num_reference), batch),
+            bias_rows=attention.strength_bias(condition.strength, (num_text + num_image, num_reference)),
             rows=rows,
             num_text=num_text,
             num_image=num_image,
@@ -380,6 +389,11 @@ class MGT(nn.Module):
             x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * rows, 2 * columns, width)
         x = self.head_norm(self.head_conv(x))
         return self.head_logits(x.astype(jnp.float32))
+
+
+def _is_one(strength) -> bool:
+    """Whether it is known while tracing that the strength is 1."""
+    return isinstance(strength, int | float) and strength == 1
 
 
 def init_mgt(mgt: MGT, key):

@@ -102,6 +102,17 @@ class PromptTokenizer:
         return (positions >= len(before)) & (positions < len(within))
 
 
+class PromptTokenizers:
+    """The tokenizers of a model's text encoders, by the names of the ids they make. Can be sent to another process."""
+
+    def __init__(self, tokenizers: dict[str, PromptTokenizer]):
+        self.tokenizers = tokenizers
+
+    def __call__(self, prompts: list[str]) -> dict[str, np.ndarray]:
+        """[B] strings -> {name: ids [B T] int32}. Errors: PromptError."""
+        return {name: tokenizer(prompts) for name, tokenizer in self.tokenizers.items()}
+
+
 def _byte_symbols() -> list[str]:
     """The 256 printable stand-ins for bytes that byte-level BPE uses, in CLIP's order."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]

@@ -2,7 +2,8 @@
 
 Axes    B batch, Y X pixels, H W tokens, Z latent channels, C codebook size
 Source  diffusers VQModel with DownEncoderBlock2D / UpDecoderBlock2D; parity to 2e-4 on decoded pixels, ids identical
-Differs channels last; always float32 at the highest precision, also on accelerators (bfloat16 changes the ids)
+Differs channels last; always float32, and unless a training run asks for less at the highest precision, also on accelerators
+        (lower precision changes the ids)
 """
 
 import flax.linen as nn
@@ -111,6 +112,7 @@ class VQModel(nn.Module):
     """Vector-quantised autoencoder. Methods: `latents`, `encode`, `decode`; parameters are float32."""
 
     config: VQConfig
+    precision: str = "highest"  # of convolutions and products, as `jax.default_matmul_precision` names it
 
     def setup(self):
         config = self.config
@@ -132,7 +134,7 @@ class VQModel(nn.Module):
         """[B Y X 3] in [0, 1] -> [B H W code_dim] before quantisation. Sides must be multiples of `config.factor`."""
         if any(side % self.config.factor for side in pixels.shape[1:3]):
             raise UserError(f"image sides must be multiples of {self.config.factor}; got {pixels.shape[1:3]}")
-        with jax.default_matmul_precision("highest"):
+        with jax.default_matmul_precision(self.precision):
             return self.quant_conv(self.encoder(pixels.astype(jnp.float32)))
 
     def quantize(self, latents):
@@ -150,7 +152,7 @@ class VQModel(nn.Module):
 
     def decode_latents(self, latents):
         """[B H W code_dim] -> pixels [B Y X 3], not clipped."""
-        with jax.default_matmul_precision("highest"):
+        with jax.default_matmul_precision(self.precision):
             return self.decoder(self.post_quant_conv(latents))
 
     def decode(self, tokens):

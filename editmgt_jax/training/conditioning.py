@@ -13,7 +13,7 @@ import numpy as np
 
 from editmgt_jax.config import CLIPTextConfig
 from editmgt_jax.models.clip_text import CLIPText
-from editmgt_jax.models.prompts import PromptTokenizer
+from editmgt_jax.models.prompts import PromptTokenizer, PromptTokenizers
 from editmgt_jax.weights.loading import load_text
 
 
@@ -22,10 +22,7 @@ class TrainedText:
 
     def __init__(self, config: CLIPTextConfig, tokenizer_directory):
         self.config, self.model = config, CLIPText(config)
-        self._tokenizer = PromptTokenizer(tokenizer_directory)
-
-    def tokenizer(self, texts) -> dict:
-        return {"text_ids": self._tokenizer(texts)}
+        self.tokenizer = PromptTokenizers({"text_ids": PromptTokenizer(tokenizer_directory)})
 
     def init(self, key):
         return self.model.init(key, jnp.zeros((1, self.config.max_position_embeddings), jnp.int32))["params"]
@@ -43,7 +40,7 @@ class TrainedText:
 
     def words(self, batch):
         """Weights [B T] of the tokens of an instruction's words, for its relevance."""
-        return _words(batch["text_ids"], self._tokenizer)
+        return _words(batch["text_ids"], self.tokenizer.tokenizers["text_ids"])
 
     def empty_ids(self):
         """[1 T]: start mark, end mark, padding."""
@@ -64,15 +61,12 @@ class FrozenText:
         self._directory, self._mgt, self._dtype = Path(directory), mgt, jnp.dtype(dtype)
         towers = self._load(check_only=True)
         self._models = {name: tower.model for name, tower in towers.items()}
-        self._tokenizers = {name: tower.tokenizer for name, tower in towers.items()}
+        self.tokenizer = PromptTokenizers({name: tower.tokenizer for name, tower in towers.items()})
         self._empty_ids = self.tokenizer([""])
 
     def _load(self, **reading) -> dict:
         text = load_text(self._directory, self._mgt, {"text_encoder": self._dtype, "llm_encoder": self._dtype}, reading)
         return {"text_ids": text.clip} | ({} if text.llm is None else {"llm_ids": text.llm})
-
-    def tokenizer(self, texts) -> dict:
-        return {name: tokenizer(texts) for name, tokenizer in self._tokenizers.items()}
 
     def frozen(self, put, encodes) -> dict:
         """The encoders' parameters if steps encode 'text', and what they say of the empty prompt if records hold states.
@@ -108,8 +102,8 @@ class FrozenText:
 
     def words(self, batch):
         """Weights [B T] of the tokens of an instruction's words, for its relevance."""
-        name = list(self._tokenizers)[-1]  # of the encoder whose states the transformer attends to
-        return _words(batch[name], self._tokenizers[name])
+        name = list(self._models)[-1]  # of the encoder whose states the transformer attends to
+        return _words(batch[name], self.tokenizer.tokenizers[name])
 
 
 def _words(ids, tokenizer):

@@ -74,7 +74,8 @@ def scene_source(config, split: str, length: int = 1_000_000_000) -> SceneSource
 
 def learn_tokenizer(config, directory) -> None:
     """Learns a text tokenizer from the scenes' instructions."""
-    scenes = SceneConfig(size=config.data.size, seed=config.data.seed, objects="all")
+    objects = "all" if config.data.objects == "core" else config.data.objects
+    scenes = SceneConfig(size=config.data.size, seed=config.data.seed, objects=objects)
     train_tokenizer(instruction_corpus(20_000, scenes), directory, length=config.model.text.max_position_embeddings)
 
 
@@ -96,13 +97,14 @@ def make_batches(config, split: str, encode_text=None, rows=None) -> Batches:
     """Batches of a split: those of the token records that the config names, else of scenes.
 
     Args:
-      split: 'train' or 'heldout'; encode_text: strings -> {name: ids [1 T]}, for scenes; rows: of each global batch.
+      split: 'train' or 'heldout'; encode_text: strings -> {name: ids [B T]}, for scenes; rows: of each global batch.
     """
     data = config.data
     mixture = parse_mixture(data.tokens if split == "train" else data.heldout)
     if not mixture:
         source = scene_source(config, split)
-        more = {"rows": rows, "threads": data.threads, "named": repr(source.config)}
+        workers = data.workers if split == "train" else 0  # evaluation draws few
+        more = {"rows": rows, "workers": workers, "threads": data.threads, "named": repr(source.config)}
         return batches(source, config.batch_size, encode_text=encode_text, **more)
     weights = tuple(sorted(_weights(data.categories))) if split == "train" else ()
     return token_batches(

@@ -18,6 +18,9 @@ TARGET_HUES = {  # the colours that an object can be given, and the middle of ea
     "pink": 318.0,
 }
 NAMES = (*TARGET_HUES, "brown")
+GREYS = {"black": (0.02, 0.3), "white": (0.55, 1.12), "gray": (0.15, 0.75)}  # values that shadows and lights get
+_ODD = ("brown", *GREYS)  # not told by their hue alone
+_BROWN = 22.0  # its hue
 _UPPER_BOUNDS = (  # hue below which a name holds, in order; red wraps around
     (9.0, "red"),
     (36.5, "orange"),
@@ -99,24 +102,47 @@ def name_colour(rgb_pixels, weights=None):
     return name
 
 
-def recolour(rgb, opacity, target):
-    """Give the main colour of an object the hue called `target`; other hues (leaves, windows, wheels) stay.
+def _amount(away, saturation):
+    """How much of a pixel's colour is the main one, from its distance to the main hue: 0..1."""
+    near = np.clip((1.5 * _CLUSTER - np.abs(away)) / (0.5 * _CLUSTER), 0, 1)
+    return near * np.clip((saturation - 0.1) / 0.2, 0, 1)
 
-    uint8 [H W 3], opacity [H W] -> uint8 [H W 3]. Shading and, at half strength, the spread of hues are kept.
-    """
+
+def _main_hue(rgb, opacity, target):
     main = dominant_hue(rgb, opacity)
     if main is None:
         raise ValueError(f"only a coloured object can be recoloured, this one is grey; do not ask for {target!r}")
+    return main[0]
+
+
+def main_area(rgb, opacity):
+    """How much of each pixel is in the main colour. uint8 [H W 3], opacity [H W] -> float [H W] in 0..1"""
+    hue, saturation, _ = rgb_to_hsv(rgb)
+    return _amount(_gap(hue, _main_hue(rgb, opacity, "a pattern")), saturation)
+
+
+def recolour(rgb, opacity, target):
+    """Give the main colour of an object the colour called `target`; other hues (leaves, windows, wheels) stay.
+
+    uint8 [H W 3], opacity [H W] -> uint8 [H W 3]. Shading and, at half strength, the spread of hues are kept. `target` is
+    a key of `TARGET_HUES`, 'brown', or one of `GREYS`.
+    """
+    main = _main_hue(rgb, opacity, target)
     hue, saturation, value = rgb_to_hsv(rgb)
-    away = _gap(hue, main[0])
-    moved = (TARGET_HUES[target] + np.clip(0.35 * away, -9, 9)) % 360
+    away = _gap(hue, main)
+    moved = ((_BROWN if target in _ODD else TARGET_HUES[target]) + np.clip(0.35 * away, -9, 9)) % 360
     if target in ("yellow", "orange"):  # dark yellow would read as olive, dark orange as brown
         value_new, saturation_new = value**0.45, np.minimum(1, saturation * 1.1)
     elif target == "pink":
         value_new, saturation_new = value**0.6, saturation * 0.72
+    elif target == "brown":
+        value_new, saturation_new = 0.58 * value, np.clip(saturation, 0.5, 0.75)
+    elif target in GREYS:
+        light = value * (1 - 0.35 * saturation)  # a vivid colour is as bright as white but looks darker
+        dark, bright = GREYS[target]
+        value_new, saturation_new = dark + (bright - dark) * light, 0 * saturation
     else:
         value_new, saturation_new = value, saturation
     painted = hsv_to_rgb(moved, saturation_new, value_new)
-    amount = np.clip((1.5 * _CLUSTER - np.abs(away)) / (0.5 * _CLUSTER), 0, 1) * np.clip((saturation - 0.1) / 0.2, 0, 1)
-    mixed = rgb + amount[..., None] * (painted - rgb)
+    mixed = rgb + _amount(away, saturation)[..., None] * (painted - rgb)
     return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)

@@ -5,6 +5,8 @@ Exact   integer arithmetic throughout, so what two scenes share is equal in both
 """
 
 import dataclasses
+import functools
+import math
 import operator
 
 import numpy as np
@@ -17,7 +19,7 @@ class Thing:
     """One object or person in a scene. x and y are the pixel where it stands."""
 
     key: str | tuple[str, str, str]
-    colour: str | None  # the colour it was given; None leaves it as it is
+    look: str | None  # the colour or pattern it was given; None leaves it as it is
     side: int
     x: int
     y: int
@@ -28,6 +30,29 @@ class Thing:
     def name(self):
         return self.key if isinstance(self.key, str) else self.key[0]
 
+    @property
+    def seen_colour(self):
+        """What it was given, else its own colour, else None."""
+        return self.look or sprites.natural_colour(self.key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Light:
+    """What every pixel of a picture is multiplied with: a tint, brighter towards one side."""
+
+    tint: tuple[float, float, float]
+    towards: int = 0  # eighths of a turn, clockwise from the right
+    slope: float = 0.0  # from the dark side to the bright side, 1 being the brightness in the middle
+
+
+LIGHTS = tuple(
+    Light(tuple(round(level * channel, 4) for channel in tint), towards, slope)
+    for level in (0.72, 0.86, 1.0, 1.12)
+    for tint in ((1.0, 1.0, 1.0), (1.07, 1.0, 0.88), (0.92, 0.99, 1.08))
+    for towards, slope in ((0, 0.0), (0, 0.5), (4, 0.5), (5, 0.5), (6, 0.5), (7, 0.5))
+    if (level, tint, slope) != (1.0, (1.0, 1.0, 1.0), 0.0)
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
@@ -36,11 +61,12 @@ class Scene:
     shift: tuple[int, int]
     flip: bool
     things: tuple[Thing, ...]
+    light: Light | None = None
 
 
 def _placed(thing, size):
     """The layer of a thing and where it falls: (layer, rows of the picture, columns, rows of the layer, columns)."""
-    layer = sprites.layer(thing.key, thing.side, thing.colour)
+    layer = sprites.layer(thing.key, thing.side, thing.look)
     if thing.flip:
         layer = sprites.flipped(layer)
     top, left = thing.y - layer.ground[1], thing.x - layer.ground[0]
@@ -58,13 +84,24 @@ def footprint(thing, size, whole=True):
     return mask
 
 
-def opaque(scene, size):
-    """Where the things of a scene hide its background altogether. -> bool [S S]"""
+def opaque(things, size):
+    """Where things hide altogether what is behind them. -> bool [S S]"""
     mask = np.zeros((size, size), bool)
-    for thing in scene.things:
+    for thing in things:
         layer, outer, inner = _placed(thing, size)
         mask[outer] |= layer.rgba[inner][..., 3] == 255
     return mask
+
+
+def stacked(scene):
+    """The things of a scene from back to front."""
+    return sorted(scene.things, key=operator.attrgetter("y"))
+
+
+def in_front(thing, scene):
+    """The things of a scene that may hide this one."""
+    order = stacked(scene)
+    return order[order.index(thing) + 1 :]
 
 
 def _backdrop(scene, size):
@@ -76,12 +113,29 @@ def _backdrop(scene, size):
     return full[m + dy : m + dy + size, m + dx : m + dx + size]
 
 
+@functools.lru_cache(128)
+def _gains(light, size):
+    """-> uint16 [S S 3], 128 for what stays as bright as it is"""
+    steps = (np.arange(size) + 0.5) / size - 0.5
+    angle = light.towards * math.pi / 4
+    along = steps * math.cos(angle) + steps[:, None] * math.sin(angle)  # [S S]
+    gains = (1 + light.slope * along)[..., None] * np.asarray(light.tint)
+    return np.rint(128 * gains).astype(np.uint16)
+
+
+def _lit(picture, light):
+    lit = picture.astype(np.uint16)
+    lit *= _gains(light, len(picture))
+    lit >>= 7
+    return np.minimum(lit, 255, out=lit).astype(np.uint8)
+
+
 def render(scene, size):
     """-> uint8 [S S 3]"""
     canvas = _backdrop(scene, size).copy()
-    for thing in sorted(scene.things, key=operator.attrgetter("y")):
+    for thing in stacked(scene):
         layer, outer, inner = _placed(thing, size)
         rgba = layer.rgba[inner]
         below = canvas[outer].astype(np.uint16) * (255 - rgba[..., 3:].astype(np.uint16))
         canvas[outer] = rgba[..., :3] + ((below + 127) // 255).astype(np.uint8)
-    return canvas
+    return _lit(canvas, scene.light) if scene.light else canvas

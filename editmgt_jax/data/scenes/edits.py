@@ -4,21 +4,19 @@ Every quantity comes from the dice of one example. The first thing of a scene is
 """
 
 import dataclasses
-import functools
 
 import numpy as np
 
-from editmgt_jax.data.scenes import phrases, sprites
-from editmgt_jax.data.scenes.drawing import Scene, Thing
+from editmgt_jax.data.scenes import colours, patterns, phrases, sprites
+from editmgt_jax.data.scenes.drawing import LIGHTS, Scene, Thing
+from editmgt_jax.data.scenes.variety import variety
 
 _SLOTS = {  # number of objects -> centre of each slot, as a share of the picture
     1: {"left": 0.25, "middle": 0.5, "right": 0.75},
     2: {"left": 0.25, "right": 0.75},
     3: {"left": 0.2, "middle": 0.5, "right": 0.8},
 }
-_LARGEST = {1: 0.58, 2: 0.5, 3: 0.42}  # side of an object as a share of the picture; the smallest is 0.4
 _PERSON = 1.25  # people are drawn thinner than objects
-_NOVEL_SHARE = 0.14  # of the held-out examples of the five categories that can be about an unseen object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +40,8 @@ class Dice:
         self._generator = np.random.default_rng(entropy)
 
     def chance(self, share):
-        return self._generator.random() < share
+        """Whether something of this probability happens; a share of 0 takes no draw."""
+        return share > 0 and self._generator.random() < share
 
     def number(self, low, high):
         return low + (high - low) * self._generator.random()
@@ -51,39 +50,34 @@ class Dice:
         return options[int(len(options) * self._generator.random())]
 
 
-@functools.cache
-def _kinds(objects):
-    """What scenes of this kind show: (names, people counted several times so that they are not rare), actions, tones."""
-    names, people = sprites.catalogue()
-    if objects == "core":
-        return sprites.CORE + ("man", "woman") * 2, sprites.CORE_ACTIONS, sprites.CORE_TONES
-    actions, tones = sorted({action for _, action, _ in people}), sorted({tone for _, _, tone in people})
-    names = tuple(name for name in sorted(names) if name not in sprites.NOVEL)
-    return names + ("man", "woman") * 12, tuple(actions), tuple(tones)
-
-
 class Composer:
     """Draws scenes and plans edits for one configuration and one sequence of draws."""
 
     def __init__(self, config, dice):
-        self.config, self.dice, self.size = config, dice, config.size
-        self.names, self.actions, self.tones = _kinds(config.objects)
-        self.novel = config.split == "heldout" and dice.chance(_NOVEL_SHARE)  # fixed, so that redrawing cannot skew it
+        self.config, self.dice, self.size, self.variety = config, dice, config.size, variety(config.objects)
+        # Fixed for the example, so that redrawing cannot skew it.
+        self.novel = config.split == "heldout" and dice.chance(self.variety.novel_share)
 
     def _new_key(self, taken):
         """A name (or person) that shares no word with those taken, as its sprite key."""
         used = {word for name in taken for word in name.split()}
         while True:
-            name = self.dice.pick(self.names)
+            name = self.dice.pick(self.variety.names)
             if used.isdisjoint(name.split()):
                 break
         return self._person(name) if name in phrases.PRONOUNS else name
 
     def _person(self, name):
-        return name, self.dice.pick(self.actions), self.dice.pick(self.tones)
+        return name, self.dice.pick(self.variety.actions), self.dice.pick(self.variety.tones)
 
-    def _colour(self, key, share):
-        options = sprites.possible_colours(key)
+    def _looks(self, key):
+        """The colours and patterns that a thing can be given."""
+        return sprites.possible_colours(key) + tuple(
+            look for look in (self.variety.looks and sprites.other_looks(key)) if look in self.variety.looks
+        )
+
+    def _look(self, key, share):
+        options = self._looks(key)
         return self.dice.pick(options) if options and self.dice.chance(share) else None
 
     def _side(self, share, key):
@@ -91,61 +85,88 @@ class Composer:
         side = int(-(-share * self.size // step)) * step
         return round(side * _PERSON) if isinstance(key, tuple) else side
 
-    def _stand(self, key, slot, count, share=None, colour_share=0.15):
-        """A thing of its own size and place in a slot of a scene of `count`."""
-        dice, size = self.dice, self.size
-        side = self._side(share or dice.number(0.4, _LARGEST[count]), key)
-        depth = dice.number(0.80, 0.93)
+    def _centres(self, count):
+        """Where each slot of a scene of `count` is, as a share of the picture."""
+        if count == 2 and self.dice.chance(self.variety.overlap):
+            middle, gap = self.dice.number(0.44, 0.56), self.dice.number(*self.variety.overlap_gap)
+            return {"left": middle - gap / 2, "right": middle + gap / 2}
+        return _SLOTS[count]
+
+    def _stand(self, key, slot, centre, count, share, look_share):
+        """A thing of its own size and place in a slot of a scene; `share` is its side, None draws it."""
+        dice, size, varied = self.dice, self.size, self.variety
+        side = self._side(share or dice.number(varied.smallest[count - 1], varied.largest[count - 1]), key)
+        depth = dice.number(*varied.depth)
         if count == 3:
             depth = 0.78 if slot == "middle" else 0.92
-        x = round(size * (_SLOTS[count][slot] + dice.number(-0.02, 0.02)))
-        thing = Thing(key, self._colour(key, colour_share), side, x, round(depth * size), dice.chance(0.5), slot)
+        x = round(size * (centre + dice.number(-varied.jitter, varied.jitter)))
+        thing = Thing(key, self._look(key, look_share), side, x, round(depth * size), dice.chance(0.5), slot)
         return self._inside(thing)
 
     def _inside(self, thing):
         """The same thing, shifted so that the picture does not cut it off."""
-        layer = sprites.layer(thing.key, thing.side, None)
-        x = min(max(thing.x, layer.half), self.size - layer.half)
-        return dataclasses.replace(thing, x=x, y=max(thing.y, layer.ground[1] + 1))
+        half, height = sprites.extent(thing.key, thing.side)
+        x = min(max(thing.x, half), self.size - half)
+        return dataclasses.replace(thing, x=x, y=max(thing.y, height + 1))
 
     def scene(self, main=None, count=None, share=None):
-        """A scene of 1 (60 %), 2 (35 %) or 3 (5 %) things; the first of its things is the main one."""
-        dice, m = self.dice, sprites.margin(self.size)
+        """A scene of one, two or three things; the first of its things is the main one."""
+        dice, varied, m = self.dice, self.variety, sprites.margin(self.size)
         if count is None:
             draw = dice.number(0, 1)
-            count = 1 if draw < 0.6 else 2 if draw < 0.95 else 3
-        slots, things, taken = list(_SLOTS[count]), [], []
+            count = 1 if draw < varied.one else 2 if draw < varied.one + varied.two else 3
+        centres = self._centres(count)
+        slots, things, taken = list(centres), [], []
         for position in range(count):
-            key = main if main and position == 0 else self._new_key(taken)
+            key, look_share = main if position == 0 else None, varied.given_look
+            if position == 1 and self._can_be_twin(things[0]) and dice.chance(varied.twin):
+                key, look_share = things[0].key, varied.twin_look
+            key = key or self._new_key(taken)
             slot = slots.pop(int(dice.number(0, len(slots))))
-            things.append(self._stand(key, slot, count, share if position == 0 else None))
+            things.append(self._stand(key, slot, centres[slot], count, share if position == 0 else None, look_share))
             taken.append(things[-1].name)
         shift = tuple(int(dice.number(-m, m + 1)) for _ in range(2))
         background = dice.pick(tuple(sprites.PANORAMAS))
-        return Scene(background, int(dice.number(0, sprites.VIEWS)), shift, dice.chance(0.5), tuple(things))
+        direction, flip = int(dice.number(0, sprites.VIEWS)), dice.chance(0.5)
+        light = dice.pick(LIGHTS) if dice.chance(varied.light) else None
+        return Scene(background, direction, shift, flip, tuple(things), light)
+
+    def _can_be_twin(self, thing):
+        return isinstance(thing.key, str) and thing.name not in sprites.PLURAL
 
     def scene_about_something(self, **options):
         """A scene whose main thing may, in the held-out split, be one that training never showed."""
-        return self.scene(main=self.dice.pick(sprites.NOVEL) if self.novel else None, **options)
+        return self.scene(main=self.dice.pick(self.variety.novel) if self.novel else None, **options)
 
     # ---- words for things
 
     def _phrase(self, thing, adjective_share):
         """'cat', 'red car' or, where the colour says nothing new, its plain name."""
-        colour = thing.colour
-        if colour is None and sprites.possible_colours(thing.key) and self.dice.chance(0.12):
-            colour = sprites.natural_colour(thing.key)
-        return f"{colour} {thing.name}" if colour and self.dice.chance(adjective_share) else thing.name
+        look = thing.look
+        if look is None and sprites.possible_colours(thing.key) and self.dice.chance(self.variety.named_colour):
+            look = sprites.natural_colour(thing.key)
+        return f"{look} {thing.name}" if look and self.dice.chance(adjective_share) else thing.name
 
     def _old(self, thing, scene):
         """How an instruction refers to something in the picture, as (query, words)."""
-        query = self._phrase(thing, 0.7)
-        where = self._where(thing.slot) if len(scene.things) > 1 and self.dice.chance(0.15) else ""
-        return query, f"the {query} {where}".strip()
+        twins = [other for other in scene.things if other is not thing and other.name == thing.name]
+        apart = (
+            twins and thing.seen_colour and all(other.seen_colour not in (None, thing.seen_colour) for other in twins)
+        )
+        if apart and self.dice.chance(0.5):
+            return f"{thing.seen_colour} {thing.name}", f"the {thing.seen_colour} {thing.name}"
+        query = thing.name if twins else self._phrase(thing, 0.7)
+        if not twins and not (len(scene.things) > 1 and self.dice.chance(self.variety.placed)):
+            return query, f"the {query}"
+        if self.dice.chance(self.variety.before):
+            return f"{thing.slot} {query}", f"the {thing.slot} {query}"
+        return query, f"the {query} {self._where(thing.slot)}"
 
-    def _new(self, thing):
+    def _new(self, thing, another=False):
         """How an instruction asks for something, as (query, words); a changed colour or an action is always said."""
         query = self._phrase(thing, 1)
+        if another:
+            return query, f"another {query}"
         if isinstance(thing.key, tuple):
             action = thing.key[1]
             if action in ("lifting weights", "raising a hand"):
@@ -163,9 +184,9 @@ class Composer:
         thing, rest = target.things[0], target.things[1:]
         obvious = len(rest) > 0 or thing.slot == "middle"
         where = "" if obvious and self.dice.chance(0.2) else self._where(thing.slot)
-        query, new = self._new(thing)
+        query, new = self._new(thing, another=any(other.name == thing.name for other in rest))
         source = dataclasses.replace(target, things=rest)
-        facts = {"new": thing.name, "colour": thing.colour, "position": thing.slot}
+        facts = {"new": thing.name, "colour": _measurable(thing.look), "position": thing.slot}
         return Plan("add", source, target, thing.name, query, {"new": new, "where": where}, facts=facts)
 
     def remove(self):
@@ -179,18 +200,18 @@ class Composer:
         source = self.scene_about_something()
         thing = source.things[0]
         key = self._new_key([other.name for other in source.things])
-        fresh = self._in_place_of(thing, key, self._colour(key, 0.1))
+        fresh = self._in_place_of(thing, key, self._look(key, self.variety.replaced_look))
         query, old = self._old(thing, source)
         target = dataclasses.replace(source, things=(fresh, *source.things[1:]))
         slots = {"old": old, "new": self._new(fresh)[1]}
-        facts = {"old": thing.name, "new": fresh.name, "colour": fresh.colour}
+        facts = {"old": thing.name, "new": fresh.name, "colour": _measurable(fresh.look)}
         return Plan("replace", source, target, thing.name, query, slots, facts=facts)
 
-    def _in_place_of(self, thing, key, colour):
+    def _in_place_of(self, thing, key, look):
         """Another thing of the same size, where `thing` stands."""
         side = round(thing.side / (_PERSON if isinstance(thing.key, tuple) else 1))
         side = round(side * _PERSON) if isinstance(key, tuple) else side
-        return self._inside(dataclasses.replace(thing, key=key, colour=colour, side=side))
+        return self._inside(dataclasses.replace(thing, key=key, look=look, side=side))
 
     def distractors(self, scene, count):
         """`count` scenes, each with a different object, shown nowhere in `scene`, in the place of its main thing."""
@@ -205,21 +226,25 @@ class Composer:
     def colour(self):
         source = self.scene_about_something()
         thing = source.things[0]
-        now = thing.colour or sprites.natural_colour(thing.key)
-        options = [name for name in sprites.possible_colours(thing.key) if name != now]
+        now = thing.seen_colour
+        options = [name for name in self._looks(thing.key) if name != now]
         if not options:
             return None
         wanted = self.dice.pick(options)
         query, old = self._old(thing, source)
-        target = dataclasses.replace(source, things=(dataclasses.replace(thing, colour=wanted), *source.things[1:]))
-        facts = {"old": thing.name, "colour": wanted, "colour_before": now}
-        return Plan("recolour", source, target, thing.name, query, {"old": old, "colour": wanted}, facts=facts)
+        target = dataclasses.replace(source, things=(dataclasses.replace(thing, look=wanted), *source.things[1:]))
+        facts = {"old": thing.name, "colour": _measurable(wanted), "colour_before": now}
+        slots = {"old": old, "colour": wanted, "a_colour": sprites.article(wanted, wanted)}
+        slots["marks"] = phrases.MARKS.get(wanted)
+        kind = "pattern" if wanted in patterns.PATTERNS else "recolour"
+        return Plan(kind, source, target, thing.name, query, slots, facts=facts)
 
     def background(self):
         source = self.scene_about_something()
         place = self.dice.pick([name for name in sprites.PANORAMAS if name != source.background])
         target = dataclasses.replace(source, background=place, direction=int(self.dice.number(0, sprites.VIEWS)))
-        slots = {"place": sprites.PANORAMAS[place]}
+        sayings = self.variety.places[place]
+        slots = {"place": sayings[0] if len(sayings) == 1 else self.dice.pick(sayings)}
         return Plan("background", source, target, place, "background", slots, facts={"new": place})
 
     def style(self):
@@ -250,7 +275,7 @@ class Composer:
     def _act(self):
         name, before, tone = self._person(self.dice.pick(tuple(phrases.PRONOUNS)))
         source = self.scene(main=(name, before, tone))
-        action = self.dice.pick([action for action in self.actions if action != before])
+        action = self.dice.pick([action for action in self.variety.actions if action != before])
         moved = self._inside(dataclasses.replace(source.things[0], key=(name, action, tone)))
         pronoun = phrases.PRONOUNS[name]
         old = (pronoun, pronoun) if self.dice.chance(0.15) else None
@@ -278,23 +303,31 @@ class Composer:
 
 def worded(plan, config, dice):
     """(template, instruction) in words that belong to the split, or None where all belong to the other one."""
-    held_out, unseen = config.split == "heldout", plan.subject in sprites.NOVEL
+    varied, held_out = variety(config.objects), config.split == "heldout"
+    unseen = plan.subject in varied.novel
     options = [
         template
-        for template in phrases.TEMPLATES[plan.kind]
-        if unseen or phrases.is_held_out(plan.subject, plan.source.background, template) == held_out
+        for template in varied.templates[plan.kind]
+        if (unseen or phrases.is_held_out(plan.subject, plan.source.background, template) == held_out)
+        and phrases.fits(template, plan.slots)
     ]
     if not options:
         return None
     template = dice.pick(options)
-    words = phrases.fill(template, plan.slots)
-    polite, formal = dice.chance(0.06), dice.chance(0.2)
-    if polite and not words.startswith(("i ", "the ", "there ")):
-        words = f"please {words}"
+    words, mark = phrases.fill(template, plan.slots), "."
+    polite, formal = dice.chance(varied.polite), dice.chance(varied.formal)
+    if polite and phrases.is_request(template):
+        frame = varied.frames[0] if len(varied.frames) == 1 else dice.pick(varied.frames)
+        words, mark = frame.format(words), "?" if " you " in frame else "."
     if len(words.split()) > phrases.MAX_WORDS or not phrases.mentions(words, plan.query):
         return None
-    return template, words[0].upper() + words[1:] + "." if formal else words
+    return template, words[0].upper() + words[1:] + mark if formal else words
 
 
-def is_novel(plan):
-    return any(thing.name in sprites.NOVEL for thing in plan.source.things)
+def is_novel(plan, varied):
+    return any(thing.name in varied.novel for thing in plan.source.things)
+
+
+def _measurable(look):
+    """The look where `colours.name_colour` can tell that it is there, else None."""
+    return look if look in colours.NAMES else None

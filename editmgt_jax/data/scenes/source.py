@@ -16,19 +16,21 @@ from PIL import Image, ImageDraw
 
 from editmgt_jax.data.scenes import drawing, edits, styles
 from editmgt_jax.data.scenes.colours import name_colour
+from editmgt_jax.data.scenes.variety import OBJECTS, variety
 from editmgt_jax.errors import UserError
 
-__all__ = ["CATEGORIES", "SceneConfig", "SceneSource", "instruction_corpus", "name_colour", "preview"]
+__all__ = ["CATEGORIES", "OBJECTS", "SceneConfig", "SceneSource", "instruction_corpus", "name_colour", "preview"]
 
 CATEGORIES = ("add", "remove", "replace", "colour", "background", "style", "motion")
 SPLITS = ("train", "heldout")
 
 _ATTEMPTS = 300
+_CLEAR_SHARE, _PATTERN_SHARE = 0.33, 0.16  # of the mask, that an edit clearly changes; a pattern leaves half as it is
 
 
 @dataclasses.dataclass(frozen=True)
 class SceneConfig:
-    """What to draw. `objects` is 'core' (about 40, easy to tell apart) or 'all'; `categories` is drawn evenly."""
+    """What to draw. `objects` is one of `variety.OBJECTS`; `categories` is drawn evenly."""
 
     size: int = 64
     split: str = "train"
@@ -42,8 +44,8 @@ class SceneConfig:
             raise UserError(f"size must be at least 32 pixels, got {self.size}; objects would be specks")
         if self.split not in SPLITS:
             raise UserError(f"split must be one of {SPLITS}, got {self.split!r}")
-        if self.objects not in ("core", "all"):
-            raise UserError(f"objects must be 'core' or 'all', got {self.objects!r}")
+        if self.objects not in OBJECTS:
+            raise UserError(f"objects must be one of {OBJECTS}, got {self.objects!r}")
         if self.seed < 0 or self.length < 1:
             raise UserError(f"seed must be >= 0 and length >= 1, got seed={self.seed}, length={self.length}")
         unknown = [name for name in self.categories if name not in CATEGORIES]
@@ -51,34 +53,58 @@ class SceneConfig:
             raise UserError(f"categories must be distinct, at least one, of {CATEGORIES}; got {self.categories!r}")
 
 
-def _edit_mask(plan, size):
-    """The pixels that the edit is free to change, shadows included. -> bool [S S]"""
+def _edit_mask(plan, size, hidden):
+    """The pixels that the edit is free to change, shadows included; with `hidden`, without what other things hide.
+
+    -> (bool [S S], share of the least visible edited thing that is seen)
+    """
+    seen = 1.0
     if plan.kind == "style":
-        return np.ones((size, size), bool)
+        return np.ones((size, size), bool), seen
     if plan.kind == "background":
-        return ~drawing.opaque(plan.source, size)
+        return ~drawing.opaque(plan.source.things, size), seen
     mask = np.zeros((size, size), bool)
-    for thing in set(plan.source.things) ^ set(plan.target.things):
-        mask |= drawing.footprint(thing, size, whole=plan.kind != "recolour")
-    return mask
+    for scene, other in ((plan.source, plan.target), (plan.target, plan.source)):
+        for thing in {*scene.things} - {*other.things}:
+            region = drawing.footprint(thing, size, whole=plan.kind not in ("recolour", "pattern"))
+            front = hidden and drawing.in_front(thing, scene)
+            if front:
+                covered = drawing.opaque(front, size)
+                body = drawing.footprint(thing, size, whole=False)
+                seen = min(seen, 1 - (body & covered).sum() / body.sum())
+                region &= ~covered
+            mask |= region
+    return mask, seen
 
 
-def _is_visible(source, target, mask):
-    """Whether an edit can be seen: at least 1.5 % of the picture and a third of the mask clearly differ."""
-    clear = np.abs(source.astype(np.int16) - target).max(-1) > 20
-    return clear.mean() > 0.015 and clear[mask].mean() > 0.33
+def _is_visible(source, target, mask, share):
+    """Whether an edit can be seen: at least 1.5 % of the picture and a `share` of the mask clearly differ."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not rows.size:
+        return False
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    before, after = source[box], target[box]
+    clear = np.maximum(before, after) - np.minimum(before, after) > 20  # [h w 3]
+    clear = (clear[..., 0] | clear[..., 1] | clear[..., 2]).sum()  # outside the mask nothing differs
+    return clear > 0.015 * mask.size and clear > share * mask.sum()
 
 
-def _facts(plan, template):
+def _facts(plan, template, varied):
     return {
         "kind": plan.kind,
         "subject": plan.subject,
         "background": plan.source.background,
         "template": template,
         "objects": tuple(thing.name for thing in plan.source.things),
-        "novel": edits.is_novel(plan),
+        "novel": edits.is_novel(plan, varied),
         **{name: plan.facts.get(name) for name in ("old", "new", "colour", "colour_before", "position")},
     }
+
+
+def _reads_as_said(plan, target, mask):
+    """Whether a new colour is still measured as its name in the light of the scene."""
+    colour = plan.facts.get("colour")
+    return plan.kind != "recolour" or colour is None or name_colour(target[mask]) == colour
 
 
 class SceneSource:
@@ -132,12 +158,15 @@ class SceneSource:
 
     def _drawn(self, index):
         """-> (example, its Plan)"""
-        size = self.config.size
+        size, varied = self.config.size, variety(self.config.objects)
         for category, plan, template, instruction in self.plan(index):
+            mask, seen = _edit_mask(plan, size, hidden=varied.visible > 0)
+            if seen < varied.visible:
+                continue
             source = drawing.render(plan.source, size)
             target = styles.apply(plan.style, source) if plan.style else drawing.render(plan.target, size)
-            mask = _edit_mask(plan, size)
-            if _is_visible(source, target, mask):
+            share = _PATTERN_SHARE if plan.kind == "pattern" else _CLEAR_SHARE
+            if _is_visible(source, target, mask, share) and (not varied.light or _reads_as_said(plan, target, mask)):
                 example = {
                     "source": source,
                     "target": target,
@@ -145,7 +174,7 @@ class SceneSource:
                     "instruction": instruction,
                     "category": category,
                     "query": plan.query,
-                    "facts": _facts(plan, template),
+                    "facts": _facts(plan, template, varied),
                 }
                 return example, plan
         raise UserError(f"no visible edit in {_ATTEMPTS} draws for example {index} of {self.config}")

@@ -14,17 +14,18 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from editmgt_jax.data.scenes import colours
+from editmgt_jax.data.scenes import colours, patterns
 
 ASSETS = pathlib.Path(__file__).resolve().parents[2] / "assets" / "scenes"
 CANVAS = 128  # pixels, the longest side of every sprite file
 
 
-def _words(text):
+def words(text):
+    """'a, b c' -> ('a', 'b c')"""
     return tuple(text.split(", "))
 
 
-CORE = _words(
+CORE = words(
     "cat, pig, elephant, penguin, turtle, fish, butterfly, frog, chick, flamingo, dinosaur, cow, crab, "
     "apple, banana, grapes, strawberry, pineapple, eggplant, carrot, mushroom, hamburger, pizza, "
     "cactus, rose, sunflower, tree, car, bus, bicycle, rocket, sailboat, tractor, "
@@ -58,7 +59,7 @@ _RENAMED = {  # file name -> the word that people use for what is drawn
     "mug of beer": "beer",
     "bowl of ice cream": "ice cream",
 }
-PLURAL = _words(  # and what is not counted
+PLURAL = words(  # and what is not counted
     "grapes, cherries, french fries, beans, peanuts, blueberries, pancakes, jeans, gloves, socks, eyeglasses, "
     "maracas, shopping bags, bowling pins, paw prints, dice, popcorn, bacon, corn, broccoli, garlic, tea, coffee, "
     "beer, soda, ice cream, bubble tea, butter, coral"
@@ -84,6 +85,7 @@ PANORAMAS = {  # name -> how an instruction says it
     "warehouse": "a warehouse",
     "workshop": "a workshop",
 }
+_PAINTED_SHARE = 0.5  # the same, to be given a pattern or a shade of grey
 _COLOURED_SHARE = 0.41  # of an object must be its main colour for it to be called by it, or to be given another
 
 VIEWS = 6  # directions per panorama
@@ -99,7 +101,6 @@ class Layer:
     rgba: np.ndarray  # uint8 [H W 4]
     body: np.ndarray  # bool [H W], the object without its shadow
     ground: tuple[int, int]  # column and row of the point that stands on the ground
-    half: int  # columns from that point to the farther edge of the body
 
 
 @functools.cache
@@ -129,12 +130,13 @@ def picture(key):
     return rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-@functools.lru_cache(1024)
-def _painted(key, colour):
+@functools.lru_cache(2048)
+def _painted(key, look):
     rgba = picture(key)
-    if colour is None:
+    if look is None:
         return rgba
-    return np.dstack([colours.recolour(rgba[..., :3], rgba[..., 3], colour), rgba[..., 3]])
+    paint = patterns.draw if look in patterns.PATTERNS else colours.recolour
+    return np.dstack([paint(rgba[..., :3], rgba[..., 3], look), rgba[..., 3]])
 
 
 @functools.cache
@@ -162,15 +164,48 @@ def possible_colours(key):
     )
 
 
-@functools.lru_cache(6144)
-def layer(key, side, colour=None):
+@functools.cache
+def other_looks(key):
+    """Names of colours and patterns, besides `possible_colours`, that can be made out on this object."""
+    if (
+        not possible_colours(key)
+        or colours.dominant_hue(picture(key)[..., :3], picture(key)[..., 3])[3] < _PAINTED_SHARE
+    ):
+        return ()
+    rgb, alpha = picture(key)[::2, ::2, :3], picture(key)[::2, ::2, 3]
+    greys = [name for name in colours.GREYS if colours.name_colour(colours.recolour(rgb, alpha, name), alpha) is None]
+    brown = (
+        natural_colour(key) != "brown" and colours.name_colour(colours.recolour(rgb, alpha, "brown"), alpha) == "brown"
+    )
+    return (*(["brown"] if brown else []), *greys, *patterns.PATTERNS)
+
+
+def _scaled(shape, side):
+    """Height and width of a picture once its canvas is `side` pixels long."""
+    return tuple(max(2, round(length * side / CANVAS)) for length in shape[:2])
+
+
+def _padding(side):
+    """Columns left and right of a sprite, and rows below it, for its shadow."""
+    return math.ceil(0.1 * side), math.ceil(0.07 * side)
+
+
+@functools.lru_cache(8192)
+def extent(key, side):
+    """(half, height) in pixels: columns from where a sprite stands to the farther edge of its body, and its rows."""
+    height, width = _scaled(picture(key).shape, side)
+    return (width + 1) // 2, height
+
+
+@functools.lru_cache(8192)
+def layer(key, side, look=None):
     """The sprite scaled to `side` pixels, with a soft contact shadow below it. -> Layer"""
-    rgba = _painted(key, colour)
-    height, width = (max(2, round(length * side / CANVAS)) for length in rgba.shape[:2])
+    rgba = _painted(key, look)
+    height, width = _scaled(rgba.shape, side)
     small = np.asarray(Image.fromarray(rgba).convert("RGBa").resize((width, height), Image.Resampling.HAMMING))
     small = np.where(small[..., 3:] < 6, 0, np.minimum(small, small[..., 3:]))  # [height width 4]
 
-    pad_x, pad_y = math.ceil(0.1 * side), math.ceil(0.07 * side)
+    pad_x, pad_y = _padding(side)
     alpha = np.pad(small[..., 3], ((0, pad_y), (pad_x, pad_x)))
     foot = np.flatnonzero((alpha[round(0.72 * height) : height] > 127).any(0))
     left, right = (foot[0], foot[-1]) if foot.size else (pad_x, pad_x + width - 1)
@@ -182,14 +217,14 @@ def layer(key, side, colour=None):
     out = np.zeros((*alpha.shape, 4), np.uint8)
     out[:height, pad_x : pad_x + width, :3] = small[..., :3]
     out[..., 3] = np.minimum(255, alpha + np.floor(shadow))
-    return Layer(out, alpha > 0, (pad_x + width // 2, height), (width + 1) // 2)
+    return Layer(out, alpha > 0, (pad_x + width // 2, height))
 
 
 def flipped(sprite):
     """The same layer seen in a mirror."""
     width = sprite.body.shape[1]
     column, row = sprite.ground
-    return Layer(sprite.rgba[:, ::-1], sprite.body[:, ::-1], (width - 1 - column, row), sprite.half)
+    return Layer(sprite.rgba[:, ::-1], sprite.body[:, ::-1], (width - 1 - column, row))
 
 
 def margin(size):

@@ -50,6 +50,7 @@ class MGTTask:
             )
         vq_directory = config.model.vq or str(Path(config.model.encoders) / "vqvae")
         self.vq, _ = load_vq(vq_directory, check_only=True)
+        self.vq = self.vq.clone(precision=config.model.get("vq_precision", "highest"))
         self.vq_directory, self.vq_config = vq_directory, self.vq.config
         self.mgt_config = MGTConfig.from_dict(config.model.mgt.to_dict())
         if self.mgt_config.codebook_size != self.vq_config.num_vq_embeddings:
@@ -69,6 +70,8 @@ class MGTTask:
             remat=config.model.remat,
             unroll=config.model.unroll,
             lora=self.lora,
+            head_precision=config.model.get("head_precision", "highest"),
+            attention=config.model.get("attention", "auto"),  # runs of before have none
         )
         self.text = text_of(config, self.mgt_config)
         self.scheduler = self._scheduler()
@@ -77,9 +80,10 @@ class MGTTask:
                 "a LoRA is trained alone: name the model directory with its text encoders in model.encoders"
             )
 
-    def encode_prompts(self, texts) -> dict:
+    @property
+    def encode_prompts(self):
         """Strings -> {name: ids [B T]}, on the host."""
-        return self.text.tokenizer(texts)
+        return self.text.tokenizer
 
     def _scheduler(self) -> SchedulerConfig:
         """How the model is to be decoded: as the frozen encoders' directory says, or the config."""

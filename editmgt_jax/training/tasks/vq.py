@@ -3,6 +3,7 @@
 Axes    B pairs (2B images), H W tokens, Z code dimension, C codebook size
 Source  VQ-VAE with EMA codebook; the released tokenizer is not trained here, so its recipe is ours:
         no quantisation at first, k-means start of the codebook, restart of dead codes
+        The perceptual term is LPIPS, as in VQGAN (Esser et al. 2021)
 Differs latents outside the edit mask are pulled together between source and target: an edit then changes few ids
         outside its mask, in spite of the global statistics of GroupNorm
 """
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 
 from editmgt_jax.config import VQConfig
 from editmgt_jax.errors import UserError
+from editmgt_jax.models import lpips
 from editmgt_jax.models.vq import VQModel
 from editmgt_jax.sampling.masking import covered_tokens
 from editmgt_jax.training.runs import best_params
@@ -61,8 +63,13 @@ class VQTask:
 
     def __init__(self, config):
         self.config = config
-        self.model_config = VQConfig.from_dict(config.model.to_dict())
-        self.model = VQModel(self.model_config)
+        architecture = config.model.to_dict()
+        self.model = VQModel(VQConfig.from_dict(architecture), precision=architecture.pop("precision", "highest"))
+        self.model_config = self.model.config
+        self.perceptual = None
+        if config.loss.get("perceptual", 0.0):
+            network, _ = lpips.load(config.loss.lpips)
+            self.perceptual = network.clone(dtype=jnp.dtype(config.loss.lpips_dtype))
         if config.accumulate != 1:
             raise UserError(f"task vq has one codebook update a step: accumulate must be 1; got {config.accumulate}")
 
@@ -80,9 +87,11 @@ class VQTask:
         params = best_params(self.config.start_from)
         return jax.tree.map(lambda value: put("", value), params)
 
-    def frozen(self, _put, _encodes):
-        """Nothing is needed that is not trained."""
-        return {}
+    def frozen(self, put, _encodes):
+        """The network of the perceptual loss, if there is one."""
+        if self.perceptual is None:
+            return {}
+        return {"lpips": jax.tree.map(lambda value: put("", value), lpips.load(self.config.loss.lpips)[1])}
 
     def identity(self, _frozen) -> dict:
         """Its states need nothing to mean something."""
@@ -95,8 +104,12 @@ class VQTask:
         """Codebook statistics of a run that starts from `params`."""
         return {"count": jnp.ones(self.model_config.num_vq_embeddings), "sum": jnp.copy(params["codebook"])}
 
-    def _forward(self, params, batch, quantise, key):
-        """-> (loss, auxiliary values). `quantise` is traced: before it is true, latents pass unchanged."""
+    def _forward(self, params, frozen, batch, quantise, tied=1.0):
+        """-> (loss, auxiliary values)
+
+        Args:
+          quantise: traced; before it is true, latents pass unchanged. tied: traced share of `loss.locality` that counts.
+        """
         config = self.config.loss
         pixels = jnp.concatenate([batch["source"], batch["target"]]).astype(jnp.float32) / 255
         latents = self.model.apply({"params": params}, pixels, method="latents")  # [2B H W Z]
@@ -113,11 +126,16 @@ class VQTask:
         spread = jax.lax.stop_gradient(latents.var(axis=(0, 1, 2)).sum())
         moved = jnp.square(source - target).sum(-1) / spread
         locality = (moved * outside).sum() / jnp.maximum(outside.sum(), 1)
-        loss = reconstruction + config.locality * locality + config.commitment * quantise * commitment
+        loss = reconstruction + config.locality * tied * locality + config.commitment * quantise * commitment
+        perceptual = jnp.float32(0)
+        if self.perceptual is not None:
+            perceptual = self.perceptual.apply({"params": frozen["lpips"]}, decoded, pixels).mean()
+            loss += config.perceptual * perceptual
         source_ids, target_ids = jnp.split(ids, 2)
         metrics = {
             "loss": loss,
             "reconstruction": reconstruction,
+            "perceptual": perceptual,
             "commitment": commitment,
             "locality": locality,
             "psnr": (-10 * jnp.log10(jnp.square(jnp.clip(decoded, 0, 1) - pixels).mean((1, 2, 3)))).mean(),
@@ -125,11 +143,12 @@ class VQTask:
         }
         return loss, ({name: once(value) for name, value in metrics.items()}, latents, ids)
 
-    def gradients(self, params, _frozen, batch, key, step):
+    def gradients(self, params, frozen, batch, key, step):
         """-> (gradients, metrics, what `after` needs)"""
         quantise = step >= self.config.codebook.start_step
+        tied = jnp.minimum(1.0, (step + 1) / max(1, self.config.loss.get("locality_warmup", 0)))
         (_, (metrics, latents, ids)), gradients = jax.value_and_grad(self._forward, has_aux=True)(
-            params, batch, quantise, key
+            params, frozen, batch, quantise, tied
         )
         vectors = jax.lax.stop_gradient(latents).reshape(-1, latents.shape[-1])
         return gradients, metrics, (vectors, ids.reshape(-1), key)
@@ -159,9 +178,9 @@ class VQTask:
         total = jnp.where(revive[:, None], picks, total)
         return total / jnp.maximum(count, 1e-5)[:, None], {"count": count, "sum": total}
 
-    def evaluate(self, params, _frozen, batch, key):
+    def evaluate(self, params, frozen, batch, _key):
         """-> metrics"""
-        return self._forward(params, batch, jnp.bool_(True), key)[1][0]
+        return self._forward(params, frozen, batch, jnp.bool_(True))[1][0]
 
 
 def _quiet_residuals(params):

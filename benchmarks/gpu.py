@@ -1,0 +1,505 @@
+"""The full-size editor and a small one on the accelerator at hand: how near a decode and a train step come to what it can do.
+
+    python benchmarks/gpu.py --json gpu.json           everything, in the order of its importance
+    python benchmarks/gpu.py --only check decode
+    python benchmarks/gpu.py --tiny                     the same with small sizes: a rehearsal on a CPU
+
+attainable  the rate of bfloat16 products of large square matrices of random numbers, measured in the same process
+achieved    operations by shapes alone (`editmgt_jax.models.flops`) / time; a training step counts three forward passes
+ratio       achieved / attainable
+memory      what the compiled program asks for: arguments, results and temporaries, without buffers that it reuses
+peak        the largest use of memory since the process began
+
+Weights and inputs are random; products are in bfloat16, and matrices of the decode are stored so, those in training in
+float32. Rows are printed when they are measured. A row that fails says why, and the next one is tried.
+"""
+
+import os
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+
+import argparse
+import dataclasses
+import functools
+import gc
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import jax
+import jax.numpy as jnp
+
+from editmgt_jax.config import MGTConfig
+from editmgt_jax.models import attention
+from editmgt_jax.models.flops import forward_flops
+from editmgt_jax.models.mgt import MGT, init_mgt
+from editmgt_jax.sampling.edit import Request, decode_edit
+from editmgt_jax.sampling.settings import Settings
+from editmgt_jax.weights.presets import preset
+
+SECTIONS = ("check", "decode", "train", "small", "agree", "forms")
+STRENGTHS = (0.0, 0.1, 1.1, 3.0)
+GIB = 2**30
+SMALL = MGTConfig(
+    num_layers=2,
+    num_single_layers=6,
+    attention_head_dim=64,
+    num_attention_heads=4,
+    axes_dims_rope=(16, 24, 24),
+    joint_attention_dim=128,
+    pooled_projection_dim=128,
+    vocab_size=4104,
+    codebook_size=4096,
+    connector_type="none",
+    text_encoder_architecture="CLIP",
+)
+TINY = dataclasses.replace(
+    SMALL, num_layers=1, num_single_layers=2, num_attention_heads=2, vocab_size=72, codebook_size=64
+)
+
+
+class OutOfTime(RuntimeError):
+    """The budget is spent."""
+
+
+class Report:
+    """Rows as they come, and the file that holds them."""
+
+    def __init__(self, path, budget: float):
+        self._path, self._end = path, time.monotonic() + budget
+        self.result = {"rows": []}
+
+    def header(self, facts: dict) -> None:
+        self.result |= facts
+        print("  ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
+        self._write()
+
+    def row(self, section: str, name: str, measure) -> dict:
+        """Notes what `measure()` returns, or why it returned nothing. -> the row"""
+        row, start = {"section": section, "name": name}, time.monotonic()
+        try:
+            if start > self._end:
+                raise OutOfTime("left out: the budget is spent")
+            row |= measure()
+        except Exception as error:  # noqa: BLE001 -- one row's failure is a result; the others are still wanted
+            row["error"] = f"{type(error).__name__}: {str(error).strip()[:400]}"
+        row["took"] = round(time.monotonic() - start, 1)
+        self.result["rows"].append(row)
+        facts = "  ".join(f"{key} {value}" for key, value in row.items() if key not in ("section", "name"))
+        print(f"{section:<7} {name:<34} {facts}", flush=True)
+        self._write()
+        gc.collect()
+        return row
+
+    def _write(self) -> None:
+        if self._path:
+            Path(self._path).write_text(json.dumps(self.result, indent=1) + "\n")
+
+
+def seconds_of(run, repeats: int) -> float:
+    """Median of some runs, after one that does not count. Each run's result is waited for."""
+    jax.block_until_ready(run())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def attainable(side: int, copied: int) -> tuple[float, float]:
+    """Operations a second of bfloat16 products [side side], bytes a second of a copy (read and written) of `copied`."""
+    keys = jax.random.split(jax.random.key(0))
+    a, b = (jax.random.normal(key, (side, side), jnp.bfloat16) for key in keys)
+    product = jax.jit(lambda a, b: jax.lax.fori_loop(0, 8, lambda _, x: (x @ b) * jnp.bfloat16(side**-0.5), a))
+    x = jnp.zeros(copied // 4, jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    return 8 * 2 * side**3 / seconds_of(lambda: product(a, b), 5), 2 * copied / seconds_of(lambda: copy(x), 5)
+
+
+def compiled(function, *arguments, **options):
+    """-> (compiled program, {"compile_s", "memory_gib"}). Errors: MemoryError where it asks for more than there is."""
+    start = time.perf_counter()
+    program = jax.jit(function, **options).lower(*arguments).compile()
+    facts = {"compile_s": round(time.perf_counter() - start, 1)}
+    memory = program.memory_analysis()
+    total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    total -= memory.alias_size_in_bytes
+    facts["memory_gib"] = round(total / GIB, 2)
+    limit = _memory("bytes_limit")
+    if limit and total > limit:
+        raise MemoryError(f"needs {total / GIB:.1f} GiB of {limit / GIB:.1f}, compiled in {facts['compile_s']} s")
+    return program, facts
+
+
+def _memory(name: str) -> int | None:
+    return (jax.local_devices()[0].memory_stats() or {}).get(name)
+
+
+def measured(elapsed: float, operations: int, samples: int, rate: float) -> dict:
+    peak = _memory("peak_bytes_in_use")
+    return {
+        "seconds": float(f"{elapsed:.4g}"),
+        "samples_per_s": float(f"{samples / elapsed:.4g}"),
+        "tflop": round(operations / 1e12, 3),
+        "ratio": round(operations / elapsed / rate, 3),
+        "peak_gib": peak and round(peak / GIB, 2),
+    }
+
+
+def half_matrices(params):
+    """Matrices in bfloat16, vectors as they are, which is how a model is loaded in bfloat16."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x.astype(jnp.bfloat16) if path[-1].key in ("kernel", "embedding") else x, params
+    )
+
+
+@dataclasses.dataclass
+class Case:
+    """A model's sizes and random inputs for it."""
+
+    config: MGTConfig
+    grid: tuple[int, int]
+    text: int
+
+    def mgt(self, backend: str, dtype=jnp.bfloat16, remat: str = "none") -> MGT:
+        return MGT(self.config, dtype, remat=remat, attention=backend)
+
+    def params(self, half: bool):
+        def make(key):
+            params = init_mgt(self.mgt("xla"), key)
+            return half_matrices(params) if half else params
+
+        return jax.jit(make)(jax.random.key(0))
+
+    def states(self, batch: int, seed: int = 0):
+        """Text states [B T E] and pooled [B P]."""
+        first, second = jax.random.split(jax.random.key(seed))
+        shape = (batch, self.text, self.config.joint_attention_dim)
+        return jax.random.normal(first, shape), jax.random.normal(second, (batch, self.config.pooled_projection_dim))
+
+    def ids(self, batch: int, seed: int):
+        return jax.random.randint(jax.random.key(seed), (batch, *self.grid), 0, self.config.codebook_size)
+
+    def forward_flops(self) -> int:
+        return forward_flops(self.config, self.grid, self.text, reference=True)
+
+
+# ---- attention alone: is it taken, is it right
+
+
+def check(report: Report, tiny: bool) -> None:
+    """cuDNN beside float32, forward and backward, for the lengths and strengths that occur."""
+    shapes = (((24 + 256, 256), 64), ((88, 64), 32), ((1280, 1024), 128), ((77 + 256, 256), 64))
+    for lengths, width in shapes[1:2] if tiny else shapes:
+        for strength in (None, (0.0,), (1.1,), (0.0, 1.1)):
+            name = f"S {sum(lengths)} K {width} gamma {strength}"
+            report.row("check", name, functools.partial(_check_one, lengths, width, strength))
+
+
+def _check_one(lengths, width, strength):
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, cotangent = (jax.random.normal(key, (2, sum(lengths), 4, width), jnp.bfloat16) for key in keys)
+    cotangent = cotangent.reshape(2, sum(lengths), -1)
+
+    def both(backend, *inputs):
+        rows = attention.strength_bias(None if strength is None else jnp.array(strength), lengths)
+        out, backward = jax.vjp(lambda *x: attention.attend(*x, rows, lengths, backend), *inputs)
+        return out, *backward(cotangent.astype(out.dtype))
+
+    with jax.default_matmul_precision("highest"):
+        exact = jax.jit(functools.partial(both, "xla"))(*(x.astype(jnp.float32) for x in (q, k, v)))
+    names = ("out", "dq", "dk", "dv")
+    row = {}
+    for backend in ("xla", "cudnn"):
+        ours = jax.jit(functools.partial(both, backend))(q, k, v)
+        row |= {f"{backend}_{name}": _apart(one, two) for name, one, two in zip(names, ours, exact, strict=True)}
+    if strength == (0.0,):  # the first group must not see the second
+        first = slice(0, lengths[0])
+        run = jax.jit(lambda k, v: attention.attend(
+            q, k, v, attention.strength_bias(jnp.zeros(1), lengths), lengths, "cudnn")[:, first])  # fmt: skip
+        other = [x.at[:, lengths[0] :].add(3) for x in (k, v)]
+        row["leak"] = float(jnp.abs((run(k, v) - run(*other)).astype(jnp.float32)).max())
+    return row
+
+
+def _apart(ours, exact) -> float:
+    ours, exact = ours.astype(jnp.float32), exact.astype(jnp.float32)
+    return float(f"{float(jnp.linalg.norm(ours - exact) / jnp.linalg.norm(exact)):.2g}")
+
+
+# ---- decode
+
+
+def decode(report: Report, case: Case, batches, backends, steps: int, repeats: int, rate: float) -> None:
+    params = case.params(half=True)
+    for batch in batches:
+        for backend in backends:
+            name = f"batch {batch} {backend}"
+            measure = functools.partial(_decode_one, case, params, batch, backend, steps, repeats, rate)
+            report.row("decode", name, measure)
+
+
+def _decode_one(case, params, batch, backend, steps, repeats, rate):
+    mgt, scheduler = case.mgt(backend), preset("editmgt-1024")["scheduler"]
+    settings = Settings.resolve(scheduler, case.config.num_blocks, steps=steps)
+    pooled_width = case.config.pooled_projection_dim
+    request = Request(
+        reference=case.ids(batch, 1),
+        start=jnp.full((batch, *case.grid), case.config.mask_token_id, jnp.int32),
+        text=case.states(batch, 2),
+        negative=(jnp.zeros((batch, case.text, case.config.joint_attention_dim)), jnp.zeros((batch, pooled_width))),
+        size=jnp.array([16.0 * case.grid[1], 16.0 * case.grid[0]]),
+        rows=jnp.full((batch, 1, case.text), 1 / case.text),
+        keys=jax.random.split(jax.random.key(3), batch),
+        step_weights=jnp.full((steps,), 1 / steps),
+        knobs=settings.knobs(scheduler.masking_schedule),
+    )
+    plan = settings.plan(scheduler.timestep_convention)
+    run = functools.partial(decode_edit.__wrapped__, mgt=mgt, plan=plan)
+    program, facts = compiled(run, {"params": params}, request)
+    elapsed = seconds_of(lambda: program({"params": params}, request).tokens, repeats)
+    passes = 2 if plan.guided else 1
+    return facts | measured(elapsed, passes * steps * batch * case.forward_flops(), batch, rate)
+
+
+# ---- training
+
+
+def train(report: Report, section: str, case: Case, rows, repeats: int, rate: float) -> None:
+    """`rows`: (batch, backend, remat) of each row."""
+    from editmgt_jax.training.config_files import load_config
+    from editmgt_jax.training.optimizer import make_optimizer
+    from editmgt_jax.training.step import new_state
+
+    config = load_config(Path(__file__).parents[1] / "configs" / "stage2_finetune.py")
+    optimizer = make_optimizer(config.optimizer)
+    make = jax.jit(lambda: new_state(case.params(half=False), optimizer, config.optimizer.ema_decay > 0))
+    kept = {}  # the state, which every row's steps replace
+
+    def measure(batch, backend, remat):
+        if "state" not in kept:
+            kept["state"] = jax.block_until_ready(make())
+        try:
+            return _train_one(kept, case, config, optimizer, batch, backend, remat, repeats, rate)
+        except MemoryError:
+            raise
+        except Exception:
+            kept.clear()  # its buffers may be gone
+            raise
+
+    for batch, backend, remat in rows:
+        report.row(section, f"batch {batch} {backend} remat {remat}", functools.partial(measure, batch, backend, remat))
+
+
+def _train_one(kept, case, config, optimizer, batch, backend, remat, repeats, rate):
+    from editmgt_jax.training.step import train_step
+
+    task = _stored_text_task(config, case, batch, case.mgt(backend, remat=remat))
+    states, pooled = case.states(batch, 1)
+    data = {
+        "source_ids": case.ids(batch, 2).astype(jnp.uint16),
+        "target_ids": case.ids(batch, 3).astype(jnp.uint16),
+        "text_states": states.astype(jnp.bfloat16),
+        "pooled": pooled,
+    }
+    frozen = {"text": dict(zip(("empty_states", "empty_pooled"), case.states(1, 4), strict=True))}
+
+    def step(state, frozen, batch, key):
+        return train_step(task, optimizer, task.config, state, frozen, batch, jax.random.fold_in(key, state.step))
+
+    key = jax.random.key(5)
+    program, facts = compiled(step, kept["state"], frozen, data, key, donate_argnums=0)
+
+    def run():
+        kept["state"], metrics = program(kept["state"], frozen, data, key)
+        return metrics["loss"]
+
+    elapsed = seconds_of(run, repeats)
+    total, count = run()
+    loss = round(float(total / count), 3)
+    return facts | measured(elapsed, task.flops(data), batch, rate) | {"loss": loss}
+
+
+def _stored_text_task(config, case, batch, mgt):
+    """Task `mgt` on ids and stored text states, so that no encoder is read."""
+    from editmgt_jax.training.conditioning import FrozenText
+    from editmgt_jax.training.tasks.mgt import MGTTask
+
+    class StoredText(FrozenText):
+        def __init__(self):
+            pass
+
+    class StoredTask(MGTTask):
+        def __init__(self):
+            self.config = config.copy_and_resolve_references()
+            self.config.update(batch_size=batch, accumulate=1)
+            self.mgt, self.mgt_config, self.lora = mgt, mgt.config, None
+            self.vq_config, self.text = preset("editmgt-1024")["vqvae"], StoredText()
+
+    return StoredTask()
+
+
+# ---- agreement of whole models
+
+
+def agree(report: Report, full: Case, small: Case) -> None:
+    params = full.params(half=True)
+    for strength in (1.1, 1.0):
+        report.row("agree", f"full size, gamma {strength}", lambda s=strength: _full_logits(full, params, s))
+    del params
+    params = small.params(half=False)
+    for strength in STRENGTHS:
+        report.row("agree", f"small, gamma {strength}", lambda s=strength: _small_logits(small, params, s))
+    report.row("agree", "small, gradient", lambda: _small_gradient(small, params))
+
+
+def _forward(case, mgt, strength, batch=1):
+    """params -> logits; a Python strength of 1 builds no bias."""
+    hidden = jnp.where(case.ids(batch, 5) % 2 == 0, case.config.mask_token_id, case.ids(batch, 6))
+
+    def run(params):
+        def inside(module):
+            states, pooled = case.states(batch, 7)
+            micro = jnp.broadcast_to(jnp.array([1024.0, 1024, 0, 0, 6]), (batch, 5))
+            return module(hidden, 3.0, module.condition(states, pooled, micro, case.ids(batch, 8), strength))[0]
+
+        return mgt.apply({"params": params}, method=inside)
+
+    return run
+
+
+def _full_logits(case, params, strength):
+    xla, cudnn = (jax.jit(_forward(case, case.mgt(backend), strength))(params) for backend in ("xla", "cudnn"))
+    return {"cudnn_to_xla": _apart(cudnn, xla), "same_argmax": _same(cudnn, xla)}
+
+
+def _same(ours, exact) -> float:
+    return round(float((ours.argmax(-1) == exact.argmax(-1)).mean()), 4)
+
+
+def _small_logits(case, params, strength):
+    with jax.default_matmul_precision("highest"):
+        exact = jax.jit(_forward(case, case.mgt("xla", jnp.float32), strength, 4))(params)
+    row = {}
+    for backend in ("xla", "cudnn"):
+        ours = jax.jit(_forward(case, case.mgt(backend), strength, 4))(params)
+        row |= {backend: _apart(ours, exact), f"{backend}_same_argmax": _same(ours, exact)}
+    return row
+
+
+def _small_gradient(case, params):
+    def gradient(mgt):
+        forward = _forward(case, mgt, 1.0, 4)
+
+        def loss(params):
+            return -jax.nn.log_softmax(forward(params))[..., 7].mean()
+
+        return jax.flatten_util.ravel_pytree(jax.jit(jax.grad(loss))(params))[0]
+
+    with jax.default_matmul_precision("highest"):
+        exact = gradient(case.mgt("xla", jnp.float32))
+    return {backend: _apart(gradient(case.mgt(backend)), exact) for backend in ("xla", "cudnn")}
+
+
+# ---- parts of a pass, to see where its time goes
+
+
+def forms(report: Report, case: Case, batch: int, repeats: int, rate: float) -> None:
+    config, length = case.config, case.text + 2 * case.grid[0] * case.grid[1] // case.config.stride**2
+    live = length - case.grid[0] * case.grid[1] // config.stride**2
+    keys = jax.random.split(jax.random.key(0), 3)
+    shape = (batch, length, config.num_attention_heads, config.attention_head_dim)
+    q, k, v = (jax.random.normal(key, shape, jnp.bfloat16) for key in keys)
+    operations = 4 * batch * length**2 * config.width
+
+    def one(backend, strength, backward):
+        def run(q, k, v):
+            rows = attention.strength_bias(None if strength is None else jnp.array([strength]), (live, length - live))
+            return attention.attend(q, k, v, rows, (live, length - live), backend)
+
+        def grads(q, k, v):
+            return jax.grad(lambda *x: run(*x).astype(jnp.float32).sum(), (0, 1, 2))(q, k, v)
+
+        program, facts = compiled(grads if backward else run, q, k, v)
+        elapsed = seconds_of(lambda: program(q, k, v), 3 * repeats)
+        return facts | measured(elapsed, operations * (3.5 if backward else 1), batch, rate)
+
+    for backend in ("cudnn", "xla"):
+        for strength, backward in ((1.1, False), (None, False), (None, True)):
+            name = f"attention {backend} gamma {strength or 'none'}{' and gradient' if backward else ''}"
+            report.row("forms", name, functools.partial(one, backend, strength, backward))
+
+    def head():
+        x = jax.random.normal(keys[0], (batch * case.grid[0] * case.grid[1], config.width))
+        kernel = jax.random.normal(keys[1], (config.width, config.codebook_size))
+        program, facts = compiled(lambda x, kernel: jnp.matmul(x, kernel, precision="highest"), x, kernel)
+        elapsed = seconds_of(lambda: program(x, kernel), 3 * repeats)
+        return facts | measured(elapsed, 2 * x.size * config.codebook_size, batch, rate)
+
+    report.row("forms", "head, float32 at highest", head)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="small sizes")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--backends", nargs="+", choices=sorted(attention.BACKENDS), default=["cudnn", "xla"])
+    parser.add_argument("--batches", type=int, nargs="+", help="of the training step (default 4 8)")
+    parser.add_argument("--decode-batches", type=int, nargs="+", help="(default 1 8)")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--budget", type=float, default=540, help="seconds after which no row is begun")
+    parser.add_argument("--json", metavar="PATH")
+    args = parser.parse_args()
+
+    report, tiny = Report(args.json, args.budget), args.tiny
+    full = Case(TINY, (16, 16), 12) if tiny else Case(preset("editmgt-1024")["editmgt"], (64, 64), 256)
+    small = Case(TINY, (8, 8), 6) if tiny else Case(SMALL, (32, 32), 24)
+    steps = 3 if tiny else 36
+    batches = args.batches or ([2] if tiny else [4, 8])
+    rate, bandwidth = attainable(*((512, 2**22) if tiny else (8192, 2**31)))
+    device = jax.devices()[0]
+    report.header(
+        {
+            "device": device.device_kind,
+            "jax": jax.__version__,
+            "platform": device.client.platform_version.replace("\n", " "),
+            "memory_gib": round((_memory("bytes_limit") or 0) / GIB, 1),
+            "attainable_tflops": round(rate / 1e12, 2),
+            "copy_gb_per_s": round(bandwidth / 1e9, 1),
+        }
+    )
+
+    train_rows = [(max(batches), "cudnn", "full"), (min(batches), "cudnn", "none")]
+    train_rows += [(batch, "cudnn", remat) for batch in sorted(batches, reverse=True) for remat in ("dots", "none")]
+    train_rows += [(batch, "xla", remat) for remat in ("full", "none") for batch in batches]
+    train_rows += [(min(batches), "cudnn", "full")]
+    train_rows = [row for row in dict.fromkeys(train_rows) if row[1] in args.backends]
+    small_rows = [(batch, b, "none") for b in args.backends for batch in ((4, 8) if tiny else (256, 512))]
+    decode_batches = args.decode_batches or ([1, 2] if tiny else [1, 8])
+    run = {
+        "check": lambda: check(report, tiny),
+        "decode": lambda: decode(report, full, decode_batches, args.backends, steps, args.repeats, rate),
+        "train": lambda: train(report, "train", full, train_rows, args.repeats, rate),
+        "small": lambda: train(report, "small", small, small_rows, args.repeats, rate),
+        "agree": lambda: agree(report, full, small),
+        "forms": lambda: forms(report, full, 2, args.repeats, rate),
+    }
+    for section in SECTIONS:
+        if section in args.only:
+            start = time.monotonic()
+            try:
+                run[section]()
+            except Exception as error:  # noqa: BLE001 -- what a section needs may be missing here
+                text = f"{type(error).__name__}: {error}"
+                report.row(section, "whole section", lambda text=text: {"error": text[:400]})
+            print(f"{section} took {time.monotonic() - start:.1f} s", flush=True)
+            gc.collect()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""LPIPS against the same network in PyTorch, and its files."""
+
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from editmgt_jax.models import lpips
+
+
+def random_params(network, key=0):
+    module = lpips.LPIPS(network)
+    params = module.init(jax.random.key(key), *jnp.zeros((2, 1, 64, 64, 3)))["params"]
+    return module, jax.tree.map(lambda x: jnp.abs(x) if x.ndim == 1 else x, params)
+
+
+def pictures(seed=1):
+    return jax.random.uniform(jax.random.key(seed), (2, 2, 64, 48, 3))
+
+
+@pytest.mark.parametrize("network", lpips.NETWORKS)
+def test_the_same_picture_is_at_distance_0_and_order_does_not_matter(network):
+    module, params = random_params(network)
+    one, other = pictures()
+    distance = module.apply({"params": params}, one, other)
+    assert distance.shape == (2,) and (distance > 1e-3).all()
+    np.testing.assert_array_equal(module.apply({"params": params}, one, one), 0)
+    np.testing.assert_allclose(distance, module.apply({"params": params}, other, one), rtol=1e-6)
+
+
+@pytest.mark.parametrize("network", lpips.NETWORKS)
+def test_a_file_gives_back_what_was_saved(tmp_path, network):
+    _, params = random_params(network)
+    lpips.save(params, tmp_path / "weights.safetensors")
+    module, read = lpips.load(tmp_path / "weights.safetensors")
+    assert module.network == network
+    jax.tree.map(np.testing.assert_array_equal, params, read)
+
+
+def test_files_of_other_things_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is none"):
+        lpips.load(tmp_path / "none.safetensors")
+    lpips.save({"convolution_0": {"kernel": np.zeros(3)}}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="alexnet"):
+        lpips.load(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="'squeezenet'"):
+        lpips.read_weights("squeezenet")
+
+
+def test_a_pickle_runs_nothing(tmp_path):
+    class Call:
+        def __reduce__(self):
+            return print, ("run",)
+
+    (tmp_path / "bad.ckpt").write_bytes(pickle.dumps({"a": Call()}))
+    with (tmp_path / "bad.ckpt").open("rb") as file, pytest.raises(ValueError, match="numpy arrays only"):
+        lpips._ArraysOnly(file).load()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("network", lpips.NETWORKS)
+def test_equals_pytorch(network):
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
+    module, params = random_params(network)
+    one, other = pictures()
+
+    def features(pixels):
+        x = torch.tensor(np.asarray(pixels)).permute(0, 3, 1, 2) * 2 - 1
+        shift, scale = (torch.tensor(x)[:, None, None] for x in ([-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]))
+        x, found = (x - shift) / scale, []
+        strides, paddings = ((4, 1, 1, 1, 1), (2, 2, 1, 1, 1)) if network == "alexnet" else ((1,) * 13, (1,) * 13)
+        pooled = {"alexnet": (1, 2), "vgg16": (2, 4, 7, 10)}[network]
+        kept = {"alexnet": range(1, 6), "vgg16": (2, 4, 7, 10, 13)}[network]
+        for n, (stride, padding) in enumerate(zip(strides, paddings, strict=True)):
+            weights = {k: torch.tensor(np.asarray(v)) for k, v in params[f"convolution_{n}"].items()}
+            kernel = weights["kernel"].permute(3, 2, 0, 1)
+            x = functional.relu(functional.conv2d(x, kernel, weights["bias"], stride, padding))
+            if n + 1 in kept:
+                found.append(functional.normalize(x, dim=1))
+            if n + 1 in pooled:
+                x = functional.max_pool2d(x, 3 if network == "alexnet" else 2, 2)
+        return found
+
+    expected = 0
+    for stage, (a, b) in enumerate(zip(features(one), features(other), strict=True)):
+        weights = torch.tensor(np.asarray(params[f"linear_{stage}"]))
+        expected = expected + ((a - b) ** 2 * weights[:, None, None]).sum(1).mean((1, 2))
+    np.testing.assert_allclose(module.apply({"params": params}, one, other), expected.numpy(), rtol=2e-5)

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,7 +89,7 @@ def new_folder(output, *sources) -> Iterator[Path]:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{secrets.token_hex(6)}.tmp")
+    return path.with_name(f"{path.name}.{os.urandom(6).hex()}.tmp")
 
 
 def _sync(path: Path) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 from tiny import TEXT_LENGTH
 
 from editmgt_jax.data.tokenise import Encoders, tokenize
-from editmgt_jax.models.prompts import PromptTokenizer
+from editmgt_jax.models.prompts import PromptError, PromptTokenizer
 from editmgt_jax.training.inputs import identity
 
 GRIDS = {"32x32": (4, 4), "64x32": (4, 8)}  # rows, columns
@@ -42,7 +42,7 @@ def image_ids(pixels):
 
 def text_ids(texts):
     if texts == ["far too long"]:
-        raise ValueError("an instruction may have at most 3 tokens")
+        raise PromptError("an instruction may have at most 3 tokens")
     numbers = [[ord(c) for c in text[-3:].rjust(3)] for text in texts]
     return {"text_ids": np.array(numbers, np.int32), "llm_ids": np.array(numbers, np.int32)[:, :2]}
 

@@ -46,7 +46,7 @@ class Encoders:
 
     image: uint8 [B Y X 3] -> int32 [B H W], on the device; text: strings -> {name: int32 [B T]}, on the host;
     states: {name: ids} -> {name: arrays, batch first}, on the device, or None to store no text states.
-    Errors of `text`: ValueError for an instruction that does not fit; that pair is left out and counted.
+    Errors of `text`: UserError for an instruction that does not fit; that pair is left out and counted.
     """
 
     image: Callable

@@ -73,7 +73,10 @@ def scene_source(config, split: str, length: int = 1_000_000_000) -> SceneSource
 
 def learn_tokenizer(config, directory) -> None:
     """Learns a text tokenizer from the scenes' instructions."""
-    scenes = SceneConfig(size=config.data.size, seed=config.data.seed, objects="all")
+    objects = (
+        "rich" if config.data.objects == "rich" else "all"
+    )  # a small tokenizer should know words it may be told later
+    scenes = SceneConfig(size=config.data.size, seed=config.data.seed, objects=objects)
     train_tokenizer(instruction_corpus(20_000, scenes), directory, length=config.model.text.max_position_embeddings)
 
 

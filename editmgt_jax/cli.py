@@ -69,6 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     command = _add(commands, "scenes", run.scenes, "look at the procedural training scenes")
     command.add_argument("--preview", required=True, metavar="GRID.png", help="picture to write")
     command.add_argument("--size", type=int, default=64, help="pixels a side (default 64)")
+    command.add_argument("--objects", default="core", help="core, all or rich (default core)")
     command.add_argument("--split", default="train", help="train or heldout")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--rows", type=_positive, default=8)

@@ -94,7 +94,7 @@ def scenes(args) -> None:
     from editmgt_jax.data.scenes import SceneConfig, preview
 
     images.check_output(args.preview)
-    config = SceneConfig(size=args.size, split=args.split, seed=args.seed)
+    config = SceneConfig(size=args.size, split=args.split, seed=args.seed, objects=args.objects)
     images.save(preview(config, rows=args.rows, columns=args.columns), args.preview)
 
 

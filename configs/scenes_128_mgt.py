@@ -81,5 +81,13 @@ def get_config():
         default_hold_threshold=0.06,
         default_layers=(1, 2),
     )
-    config.loss = dict(mean="batch", changed_weight=0.5, area_power=0.5, min_masking_rate=0.0, condition_dropout=0.1)
+    config.loss = dict(
+        mean="batch",
+        changed_weight=0.75,
+        area_power=0.5,
+        min_masking_rate=0.0,
+        condition_dropout=0.1,
+        steered=0.5,  # known tokens are no random ones in a decode: see docs/sampling.md
+        corruption=0.3,
+    )
     return config

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from editmgt_jax.config import MGTConfig, SchedulerConfig, VQConfig
+from editmgt_jax.models import layers
 from editmgt_jax.models.layers import GroupNorm
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.models.vq import VQModel

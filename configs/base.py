@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
             data=dict(
                 size=64,
                 seed=0,
-                objects="core",
+                objects="core",  # or "all", "rich": see data/variety.py
                 tokens="",  # folders of token records, FOLDER or FOLDER:WEIGHT,FOLDER:WEIGHT; '' draws scenes
                 heldout="",  # the same, for evaluation
                 categories="",  # CATEGORY:WEIGHT,...; those left out have 1

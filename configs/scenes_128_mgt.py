@@ -13,7 +13,7 @@ def get_config():
     config.sample_edits = 0
     config.batch_size = 256
     config.mesh.update(data=-1, fsdp=1)  # a small model: whole on every device
-    config.steps = 8_000
+    config.steps = 5_200
     config.log_every = 50
     config.eval_every = 2_000
     config.eval_batches = 2
@@ -22,9 +22,9 @@ def get_config():
     config.optimizer.update(
         learning_rate=1.5e-3,
         schedule="wsd",
-        warmup_steps=300,
-        total_steps=8_000,
-        decay_steps=2_400,
+        warmup_steps=200,
+        total_steps=5_200,
+        decay_steps=3_200,
         clip_norm=1.0,
         beta2=0.99,
         ema_decay=0.999,
@@ -51,8 +51,8 @@ def get_config():
             axes_dims_rope=(16, 24, 24),
             joint_attention_dim=256,  # the width: released classes read no other without a connector
             pooled_projection_dim=256,
-            codebook_size=4096,
-            vocab_size=4104,
+            codebook_size=2048,
+            vocab_size=2056,
             downsample=True,
             upsample=True,
             connector_type="none",
@@ -81,5 +81,13 @@ def get_config():
         default_hold_threshold=0.06,
         default_layers=(1, 2),
     )
-    config.loss = dict(mean="batch", changed_weight=0.5, area_power=0.5, min_masking_rate=0.0, condition_dropout=0.1)
+    config.loss = dict(
+        mean="batch",
+        changed_weight=0.75,
+        area_power=0.5,
+        min_masking_rate=0.0,
+        condition_dropout=0.1,
+        steered=0.5,  # known tokens are no random ones in a decode: see docs/sampling.md
+        corruption=0.3,
+    )
     return config

@@ -106,3 +106,15 @@ def test_a_sample_is_masked_alike_in_any_batch():
     part = random_mask(key, 2, 40, first_index=3)
     jax.tree.map(np.testing.assert_array_equal, part, jax.tree.map(lambda x: x[3:5], whole))
     assert len({bytes(np.asarray(row)) for row in whole[0]}) == 6
+
+
+def test_a_leaning_mask_hides_first_where_it_leans_to():
+    changed = jnp.zeros((64, 100)).at[:, :30].set(1.0)
+    plain, _ = masking.random_mask(jax.random.key(0), 64, 100)
+    _, rate = masking.random_mask(jax.random.key(0), 64, 100, lean=0 * changed)
+    towards, same_rate = masking.random_mask(jax.random.key(0), 64, 100, lean=-changed)
+    away, _ = masking.random_mask(jax.random.key(0), 64, 100, lean=changed)
+    np.testing.assert_array_equal(rate, same_rate)
+    np.testing.assert_array_equal(towards.sum(1), plain.sum(1))
+    np.testing.assert_array_equal(towards[:, :30].sum(1), np.minimum(plain.sum(1), 30))
+    np.testing.assert_array_equal(away[:, 30:].sum(1), np.minimum(plain.sum(1), 70))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from editmgt_jax.config import MGTConfig, SchedulerConfig, VQConfig
+from editmgt_jax.models import layers
 from editmgt_jax.models.layers import GroupNorm
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.models.vq import VQModel
@@ -182,3 +183,20 @@ def test_group_norm_is_the_textbook_one():
     groups = x.reshape(2, 15, 3, 2)
     mean, variance = groups.mean((1, 3), keepdims=True), groups.var((1, 3), keepdims=True)
     np.testing.assert_allclose(ours, ((groups - mean) / np.sqrt(variance + 1e-6)).reshape(x.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_both_gradients_of_the_token_embedding_are_those_of_a_lookup(dtype, monkeypatch):
+    ids = jax.random.randint(jax.random.key(0), (3, 5, 7), 0, 4)
+    table, wanted = jax.random.normal(jax.random.key(1), (11, 6)), jax.random.normal(jax.random.key(2), (3, 5, 7, 6))
+
+    def loss(lookup):
+        return lambda table: jnp.sum(lookup(table).astype(jnp.float32) * wanted.astype(dtype).astype(jnp.float32))
+
+    ours = layers.TokenEmbedding(11, 6, dtype)
+    expected = jax.grad(loss(lambda table: table[ids]))(table)
+    found = jax.grad(loss(lambda table: ours.apply({"params": {"embedding": table}}, ids)))(table)
+    np.testing.assert_allclose(found, expected, atol=1e-2 if dtype == jnp.bfloat16 else 1e-6)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: default(*args))
+    found = jax.grad(loss(lambda table: ours.apply({"params": {"embedding": table}}, ids)))(table)
+    np.testing.assert_allclose(found, expected, atol=5e-2 if dtype == jnp.bfloat16 else 1e-6)

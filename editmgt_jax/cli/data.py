@@ -18,6 +18,7 @@ def _add_scenes(commands) -> None:
     command.add_argument("--size", type=int, default=64, help="pixels a side (default 64)")
     command.add_argument("--split", default="train", help="train or heldout")
     command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--objects", default="core", help="core, all or rich (default core)")
     command.add_argument("--rows", type=shared.positive, default=8)
     command.add_argument("--columns", type=shared.positive, default=3)
 
@@ -27,7 +28,7 @@ def scenes(args) -> None:
     from editmgt_jax.data.scenes.source import SceneConfig, preview
 
     images.check_output(args.preview)
-    config = SceneConfig(size=args.size, split=args.split, seed=args.seed)
+    config = SceneConfig(size=args.size, split=args.split, seed=args.seed, objects=args.objects)
     images.save(preview(config, rows=args.rows, columns=args.columns), args.preview)
 
 

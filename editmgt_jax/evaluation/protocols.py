@@ -4,7 +4,7 @@ Success is measured, by category:
 
     colour      the measured colour name of the decoded pixels in the true mask is the one asked for
     others      in the true mask, the decoded result is nearer (squared error) to the VQ-decoded target than to the
-                VQ-decoded source
+                VQ-decoded source; so too for patterns, black, white and gray, which have no measured name
 
 `recognised` (add and replace) is stricter: the result is nearer to the true target than to what the target would be with
 any of nine other objects in place of the new one; a guess is right once in ten.
@@ -38,8 +38,10 @@ DISTRACTORS = 9
 class Pairs:
     """The first `count` pairs of a split, stacked."""
 
-    def __init__(self, size: int, split: str, count: int, seed: int = 0, categories=CATEGORIES):
-        self.scenes = SceneSource(SceneConfig(size=size, split=split, seed=seed, categories=categories))
+    def __init__(self, size: int, split: str, count: int, seed: int = 0, categories=CATEGORIES, objects="core"):
+        self.scenes = SceneSource(
+            SceneConfig(size=size, split=split, seed=seed, categories=categories, objects=objects)
+        )
         examples = [self.scenes[index] for index in range(count)]
         self.source = np.stack([e["source"] for e in examples]).astype(np.float32) / 255
         self.target = np.stack([e["target"] for e in examples]).astype(np.float32) / 255
@@ -109,6 +111,8 @@ def succeeded(pairs: Pairs, edited, source, target) -> np.ndarray:
     """Success of each pair; pictures are VQ-decoded, float [n Y X 3]. -> bool [n]"""
     success = metrics.nearer_to_target(edited, source, target, pairs.mask)
     for index in np.flatnonzero(pairs.categories == "colour"):
+        if pairs.facts[index]["colour"] is None:
+            continue
         pixels = np.round(edited[index][pairs.mask[index]] * 255).astype(np.uint8)
         success[index] = name_colour(pixels) == pairs.facts[index]["colour"]
     return success

@@ -4,6 +4,7 @@ Axes    as in `editmgt_jax.config`
 Source  the released Transformer2DModel; every statistic, angle and norm is in float32
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -50,6 +51,50 @@ class GroupNorm(nn.Module):
         mean = group_mean(flat)
         gain = jax.lax.rsqrt(group_mean(jnp.square(flat - mean)) + self.epsilon) * scale
         return (flat * gain + (bias - mean * gain)).reshape(x.shape)
+
+
+class TokenEmbedding(nn.Module):
+    """Rows of a table by ids. The gradient is a product with one-hot rows, except on CPUs.
+
+    A scatter-add of half-precision rows is slow where many ids are equal, as masks are, and on GPUs its sums depend on the
+    order in which threads come.
+    """
+
+    size: int
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids):
+        """int32 ids [...] -> [... D]"""
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
+        return _rows(self.param("embedding", init, (self.size, self.features)), ids, jnp.dtype(self.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _rows(table, ids, dtype):
+    return jnp.take(table, ids, axis=0).astype(dtype)
+
+
+def _rows_forward(table, ids, dtype):
+    return _rows(table, ids, dtype), (ids, table)
+
+
+def _rows_backward(_dtype, kept, gradient):
+    ids, table = kept
+    size, ids, gradient = len(table), ids.reshape(-1), gradient.reshape(-1, gradient.shape[-1])
+
+    def scatter(ids, gradient):
+        return jnp.zeros_like(table).at[ids].add(gradient.astype(table.dtype))
+
+    def product(ids, gradient):
+        chosen = (ids[:, None] == jnp.arange(size)).astype(gradient.dtype)  # [N C]
+        return jnp.einsum("nc,nd->cd", chosen, gradient, preferred_element_type=table.dtype)
+
+    return jax.lax.platform_dependent(ids, gradient, cpu=scatter, default=product), None
+
+
+_rows.defvjp(_rows_forward, _rows_backward)
 
 
 def constrain(x, *axes):

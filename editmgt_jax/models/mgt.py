@@ -21,6 +21,7 @@ from editmgt_jax.models import attention
 from editmgt_jax.models.layers import (
     Linear,
     RMSNorm,
+    TokenEmbedding,
     TwoLayerMLP,
     constrain,
     layer_norm,
@@ -243,7 +244,7 @@ class MGT(nn.Module):
         self.time_embedder = TwoLayerMLP(width, True, self.dtype)
         self.pooled_embedder = TwoLayerMLP(width, True, self.dtype)
 
-        self.token_embedding = nn.Embed(config.vocab_size, width, dtype=self.dtype)
+        self.token_embedding = TokenEmbedding(config.vocab_size, width, self.dtype)
         self.token_norm = RMSNorm()
         self.token_conv = dense(width)
         if config.downsample:

@@ -105,18 +105,23 @@ def sample_mask_rate(key: jax.Array, min_masking_rate: float = 0.0) -> jax.Array
 
 
 def random_mask(
-    key: jax.Array, batch: int, length: int, min_masking_rate: float = 0.0, first_index=0
+    key: jax.Array, batch: int, length: int, min_masking_rate: float = 0.0, first_index=0, lean: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Masks of a training batch: max(1, round(L * rate)) positions of each sample, uniformly at random.
+
+    `lean` [B L], if given, is added to uniform numbers in [0, 1), and the positions with the smallest sums are hidden.
 
     The masks are a function of (key, global index): `first_index` is the index of the first row, so that a part of a
     batch (a microbatch, a host's rows) draws what it would draw inside the whole. -> bool [B L], rate float32 [B]
     """
 
-    def one(index):
+    def one(index, lean):
         rate_key, order_key = jax.random.split(jax.random.fold_in(key, index))
         rate = sample_mask_rate(rate_key, min_masking_rate)
         count = jnp.maximum(1, jnp.round(length * rate).astype(jnp.int32))
-        return jax.random.permutation(order_key, length) < count, rate
+        if lean is None:
+            return jax.random.permutation(order_key, length) < count, rate
+        order = jnp.argsort(jax.random.uniform(order_key, (length,)) + lean)
+        return jnp.zeros(length, bool).at[order].set(jnp.arange(length) < count), rate
 
-    return jax.vmap(one)(first_index + jnp.arange(batch))
+    return jax.vmap(one)(first_index + jnp.arange(batch), lean)

@@ -13,7 +13,6 @@ from editmgt_jax.training.conditioning import TrainedText
 from editmgt_jax.training.runs import run_config, run_identity, run_params
 from editmgt_jax.training.trainer import make_task
 from editmgt_jax.weights.conversion import save_component
-from editmgt_jax.weights.loading import load_vq
 from editmgt_jax.weights.lora import merge, save_lora
 
 
@@ -21,7 +20,8 @@ def export(workdir, output, step=None, dtype="float32", raw=False, verify=False,
     """Writes a step of a run as a model directory; of a LoRA, as PEFT does.
 
     Args:
-      step: int, or None for the best one; dtype: of the transformer and of the text encoder.
+      step: int, or None for the best one; dtype: of the transformer and of the text encoder, or of the image tokenizer that
+        the run trains: ids are then those of its rounded weights, so round it before anything is encoded.
       raw: whether to write the parameters even if the run keeps their moving average.
       verify: whether to read the result back and compare every tensor.
       merged: whether to write the model that a LoRA adapts with the LoRA in its weights, in place of the LoRA alone.
@@ -34,8 +34,8 @@ def export(workdir, output, step=None, dtype="float32", raw=False, verify=False,
     average = config.optimizer.ema_decay > 0 and not raw
     params = run_params(workdir, average, step)
     with new_folder(output, workdir) as target:
-        if config.task == "vq":  # always float32: a rounded tokenizer gives other ids
-            save_component(target / "vqvae", task.model_config, params, np.float32, verify)
+        if config.task == "vq":
+            save_component(target / "vqvae", task.model_config, params, jnp.dtype(dtype), verify)
         elif task.lora is not None and not merged:
             save_lora(target, task.lora, task.mgt_config, params["lora"], verify)
         else:
@@ -56,7 +56,7 @@ def _write_editor(target, config, task, params, dtype, verify) -> None:
                 shutil.copytree(Path(config.model.encoders) / folder, target / folder)
         return
     save_component(target / "text_encoder", task.text.config, params["text"], dtype, verify)
-    save_component(target / "vqvae", task.vq_config, load_vq(task.vq_directory)[1], np.float32, verify)
+    shutil.copytree(task.vq_directory, target / "vqvae")  # as it is: a rounded one would give other ids
     shutil.copytree(config.model.tokenizer, target / "tokenizer")
     (target / "scheduler").mkdir()
     task.scheduler.to_json(target / "scheduler" / "scheduler_config.json")

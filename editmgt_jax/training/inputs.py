@@ -74,6 +74,7 @@ def scene_source(config, split: str, length: int = 1_000_000_000) -> SceneSource
 
 def learn_tokenizer(config, directory) -> None:
     """Learns a text tokenizer from the scenes' instructions."""
+    # A small tokenizer should know words that it may be told later.
     objects = "all" if config.data.objects == "core" else config.data.objects
     scenes = SceneConfig(size=config.data.size, seed=config.data.seed, objects=objects)
     train_tokenizer(instruction_corpus(20_000, scenes), directory, length=config.model.text.max_position_embeddings)

@@ -136,7 +136,7 @@ def recolour(rgb, opacity, target):
     elif target == "pink":
         value_new, saturation_new = value**0.6, saturation * 0.72
     elif target == "brown":
-        value_new, saturation_new = 0.58 * value, np.clip(saturation, 0.5, 0.75)
+        value_new, saturation_new = 0.5 * value, np.clip(saturation, 0.5, 0.75)
     elif target in GREYS:
         light = value * (1 - 0.35 * saturation)  # a vivid colour is as bright as white but looks darker
         dark, bright = GREYS[target]

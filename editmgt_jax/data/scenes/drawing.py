@@ -106,9 +106,7 @@ def in_front(thing, scene):
 
 def _backdrop(scene, size):
     m = sprites.margin(size)
-    full = sprites.view(scene.background, scene.direction, size)
-    if scene.flip:
-        full = full[:, ::-1]
+    full = sprites.view(scene.background, scene.direction, size, scene.flip)
     dy, dx = scene.shift
     return full[m + dy : m + dy + size, m + dx : m + dx + size]
 

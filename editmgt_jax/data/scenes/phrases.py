@@ -259,7 +259,7 @@ _PATTERN = (
 RICH_TEMPLATES = {kind: some + _MORE[kind] for kind, some in TEMPLATES.items()} | {"pattern": _PATTERN}
 MARKS = {"striped": "stripes", "dotted": "dots", "checkered": "checks"}
 FRAMES = ("please {}", "{} please", "could you {}", "can you {}", "would you {}")
-_STATEMENTS = ("i", "i'd", "the", "there", "{old}", "{place}", "{where},", "instead", "where", "as", "in")
+_STATEMENTS = ("i", "i'd", "the", "there", "{old}", "{place}", "{where},", "everything", "instead", "where", "as", "in")
 
 POSITIONS = {
     "left": ("on the left", "on the left side", "at the left"),

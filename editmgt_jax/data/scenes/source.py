@@ -113,7 +113,8 @@ class SceneSource:
     An example is a dict: 'source' and 'target' uint8 [S S 3]; 'mask' bool [S S], outside of which the two are
     equal; 'instruction'; 'category'; 'query', the words of the instruction that say what it is about; 'facts', what
     is known about the edit: kind, subject, background, template, objects in the source, novel, and where they
-    apply old, new, colour, colour_before and position (else None).
+    apply old, new, colour, colour_before and position (else None). colour is one that `name_colour` can measure, so
+    patterns, black, white and gray leave it None.
     """
 
     def __init__(self, config):

@@ -197,7 +197,7 @@ def extent(key, side):
     return (width + 1) // 2, height
 
 
-@functools.lru_cache(8192)
+@functools.lru_cache(16384)
 def layer(key, side, look=None):
     """The sprite scaled to `side` pixels, with a soft contact shadow below it. -> Layer"""
     rgba = _painted(key, look)
@@ -232,7 +232,7 @@ def margin(size):
     return max(2, size // 20)
 
 
-@functools.lru_cache(4)
+@functools.lru_cache(32)
 def _panorama(name):
     image = np.asarray(Image.open(ASSETS / "backgrounds" / f"{name}.webp").convert("RGB"))
     # The files ring around lamps and the sun: thin black lines and specks next to white, which a closing fills.
@@ -244,8 +244,10 @@ def _panorama(name):
 
 
 @functools.lru_cache(512)
-def view(name, direction, size):
+def view(name, direction, size, flip=False):
     """Perspective view of a panorama towards one of `VIEWS` directions. -> uint8 [S+2m S+2m 3], m = margin(size)"""
+    if flip:
+        return np.ascontiguousarray(view(name, direction, size)[:, ::-1])
     pano = _panorama(name)
     rows, columns = pano.shape[:2]
     full, oversample = size + 2 * margin(size), 2 if size <= 128 else 1

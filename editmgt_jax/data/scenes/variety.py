@@ -89,9 +89,8 @@ def _all():
 
 
 def _rich():
-    names = tuple(name for name in RICH if name not in RICH_NOVEL)
     return Variety(
-        names + ("man", "woman") * 6,
+        RICH + ("man", "woman") * 6,
         RICH_ACTIONS,
         sprites.CORE_TONES,
         RICH_NOVEL,

@@ -240,12 +240,15 @@ class MGTTask:
         mask_key, drop_key = jax.random.split(key)
         source, target = self.ids(frozen, batch, "source"), self.ids(frozen, batch, "target")
         size, grid = len(target), target.shape[1:]
-        mask, rate = masking.random_mask(mask_key, size, grid[0] * grid[1], self.config.loss.min_masking_rate)
         dropped = jax.random.uniform(drop_key, (size,)) < drop_rate
         changed = (target != source).reshape(size, -1)
+        lean = self._lean(jax.random.fold_in(key, 2), changed)
+        shortest = self.config.loss.min_masking_rate
+        mask, rate = masking.random_mask(mask_key, size, grid[0] * grid[1], shortest, lean=lean)
+        known = self._corrupted(jax.random.fold_in(key, 3), source, target)
         prepared = {
             "target": target.reshape(size, -1),
-            "hidden": jnp.where(mask.reshape(target.shape), self.mgt_config.mask_token_id, target),
+            "hidden": jnp.where(mask.reshape(target.shape), self.mgt_config.mask_token_id, known),
             "mask": mask,
             "rate": rate,
             "changed": changed,
@@ -255,6 +258,27 @@ class MGTTask:
             "text": self.text.inputs(frozen["text"], batch, dropped),
         }
         return prepared | ({"source": source} if self.config.model.reference else {})
+
+    def _lean(self, key, changed):
+        """[B L] for `random_mask`: in a share `loss.steered` of the samples, changed ids are more likely hidden than others, or
+        less likely, as decodes leave them; None where the share is 0."""
+        share = self.config.loss.get("steered", 0.0)
+        if not share:
+            return None
+        chosen, strength = jax.random.uniform(key, (2, len(changed), 1))
+        return jnp.where(chosen < share, 2 * strength - 1, 0.0) * changed
+
+    def _corrupted(self, key, source, target):
+        """The target's ids [B H W] with errors as decodes make them: in half of the samples up to a share
+        `loss.corruption` of the changed ids are the source's, and a tenth as many of all ids are random."""
+        share = self.config.loss.get("corruption", 0.0)
+        if not share:
+            return target
+        sample_key, copy_key, random_key, id_key = jax.random.split(key, 4)
+        rate = share * jnp.maximum(0.0, jax.random.uniform(sample_key, (len(target), 1, 1), minval=-1.0))
+        random_ids = jax.random.randint(id_key, target.shape, 0, self.mgt_config.codebook_size)
+        known = jnp.where(jax.random.uniform(copy_key, target.shape) < rate, source, target)
+        return jnp.where(jax.random.uniform(random_key, target.shape) < rate / 10, random_ids, known)
 
     def _whole_pictures(self, size, grid):
         """Micro-conditions [B 5] of pictures that were not cropped."""

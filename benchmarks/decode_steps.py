@@ -1,0 +1,536 @@
+"""What the steps of a decode do: which tokens are committed when, how sure the model is, and what other orders give.
+
+    python benchmarks/decode_steps.py --tables steps commits           the default model, 210 pairs of the training split
+    python benchmarks/decode_steps.py --model runs/export --tables orders --categories add replace motion --pairs 84
+    python benchmarks/decode_steps.py --tables --picture steps.png     the first `add` example, step by step
+
+steps     success by category for several step counts, and how many pairs each loses and wins against one step
+commits   for each step: where it commits, and which share of that are copies of the source
+contexts  what the model says of hidden changed ids, by which others are known (random, or those the decode commits first)
+          and whether they hold the target's ids or the decode's own
+rates     the same by mask rate with random true context; whether the probability of a change is calibrated; how well
+          the expected latent predicts the true one
+settings  guidance, temperatures and schedule at 1 and 4 steps
+orders    orders of commitment at 4, 8 and 12 steps
+
+Every decode of a table sees the same pairs and the same draws (those of the package: pair i draws from (seed, i)), so
+figures are paired. The model runs one step at a time and orders are numpy functions, so an order costs no compilation.
+
+Axes    n pairs, L image tokens, S steps, C codebook, E channels of a latent
+"""
+
+import argparse
+import functools
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw
+
+from editmgt_jax import decode, images, masking
+from editmgt_jax.config import AESTHETIC_SCORE
+from editmgt_jax.data.scenes import CATEGORIES
+from editmgt_jax.evaluation import metrics, protocols
+from editmgt_jax.pipeline import EditPipeline
+
+FIGURES = ("success", "recognised", "psnr_inside", "changed_inside", "changed_outside", "edges")
+RATES = (1.0, 0.75, 0.5, 0.25, 0.1)
+COPY_PENALTY = 3.0  # nats that `changes_first` takes off the confidence of a copy
+
+
+class Seen(NamedTuple):
+    """What the model says of every position in one forward pass, under guidance [n L]."""
+
+    candidate: np.ndarray  # int32: the id drawn
+    log_p: np.ndarray  # of the candidate, from the undivided logits
+    log_p_source: np.ndarray
+    log_p_target: np.ndarray
+    entropy: np.ndarray  # nats
+    best: np.ndarray  # int32: the likeliest id
+    latent: np.ndarray  # float32 [n L E]: the expected latent
+
+
+class Trace(NamedTuple):
+    """A decode: its tokens after each step, and what the model said before it."""
+
+    tokens: np.ndarray  # int32 [S n L]
+    seen: list[Seen]
+    passes: np.ndarray  # [n] forward passes that a pair needed
+
+
+@functools.partial(jax.jit, static_argnames="mgt")
+def _condition(variables, mgt, text, negative, source, size):
+    """Of [unconditional, conditional] copies of a batch."""
+    states, pooled = (jnp.concatenate(pair) for pair in zip(negative, text, strict=True))
+    micro = jnp.concatenate([size, jnp.array([0.0, 0.0, AESTHETIC_SCORE])])
+    both = jnp.concatenate([source, source])
+    return mgt.apply(
+        variables, states, pooled, jnp.broadcast_to(micro, (len(states), 5)), both, 1.0, method="condition"
+    )
+
+
+@functools.partial(jax.jit, static_argnames="mgt")
+def _look(
+    variables, codebook, mgt, condition, tokens, source, target, guidance, sampling_temperature, uniform, copy_bias
+):
+    """One forward pass of a batch of tokens [B H W] -> Seen [B L]"""
+    time = jnp.mean(tokens == mgt.config.mask_token_id, axis=(1, 2))
+    logits, _ = mgt.apply(variables, jnp.concatenate([tokens, tokens]), jnp.concatenate([time, time]), condition)
+    logits = decode.guide(logits.reshape(len(logits), -1, logits.shape[-1]), guidance)
+    logits = logits - copy_bias * (jnp.arange(logits.shape[-1]) == source[..., None])
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+
+    def of(ids):
+        return jnp.take_along_axis(log_p, ids[..., None], axis=-1)[..., 0]
+
+    candidate = decode.draw_ids(logits / sampling_temperature, uniform)
+    p = jnp.exp(log_p)
+    entropy = -jnp.sum(p * log_p, axis=-1)
+    return Seen(candidate, of(candidate), of(source), of(target), entropy, jnp.argmax(log_p, axis=-1), p @ codebook)
+
+
+class Lab:
+    """A model and encoded pairs, and decodes of them one step at a time.
+
+    Args:
+      model: directory, None is the default; split, count, seed: which pairs.
+    """
+
+    def __init__(self, model, split: str, count: int, seed: int, categories=CATEGORIES, batch_size: int = 35):
+        batch_size = min(batch_size, count)
+        self.pipe = EditPipeline.from_pretrained(model)
+        self.mgt, self.mask_id = self.pipe.model.mgt, self.pipe.mask_token_id
+        self.codebook = self.pipe._vq_params["codebook"]  # [C E]
+        self.pairs = protocols.Pairs(self.pipe.model.scheduler.native_size, split, count, seed, categories)
+        self.pairs.scenes.distractors = functools.lru_cache(maxsize=None)(self.pairs.scenes.distractors)
+        self.runner = protocols.Runner(self.pipe, batch_size, 0)
+        self.encoded = self.runner.encode(self.pairs)
+        self.grid, self.batch_size = self.encoded.source_ids.shape[1:], batch_size
+        self.source, self.target = (
+            ids.reshape(count, -1) for ids in (self.encoded.source_ids, self.encoded.target_ids)
+        )
+        self.inside = self.pairs.token_mask(self.grid).reshape(count, -1)
+        self.changed = self.source != self.target
+        self.keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(0), index))(jnp.arange(count))
+        self._conditions = [self._condition(rows) for rows in self._batches()]
+
+    def __len__(self):
+        return len(self.source)
+
+    @property
+    def length(self) -> int:
+        return self.source.shape[1]
+
+    def _batches(self):
+        """Rows of each batch; the last is filled with the last pair."""
+        for start in range(0, len(self), self.batch_size):
+            yield np.minimum(np.arange(start, start + self.batch_size), len(self) - 1)
+
+    def _condition(self, rows):
+        text = self.pipe.encode([self.pairs.instructions[row] for row in rows])
+        negative = [self.pipe.encode(self.pipe.model.scheduler.negative_prompt)] * len(rows)
+
+        def stacked(encoded):
+            return jnp.stack([one.states for one in encoded]), jnp.stack([one.pooled for one in encoded])
+
+        size = jnp.asarray([side * self.pipe.model.vq.config.factor for side in reversed(self.grid)], jnp.float32)
+        source = jnp.asarray(self.encoded.source_ids[rows])
+        return _condition(self.pipe._mgt_variables, self.mgt, stacked(text), stacked(negative), source, size)
+
+    def look(self, tokens, guidance: float, sampling_temperature: float = 1.0, uniform=None, copy_bias=0.0) -> Seen:
+        """What the model says of `tokens` [n L]; `uniform` [n L] draws the candidates; `copy_bias` (nats) is taken off the
+        logit of the source's id."""
+        uniform = np.full(tokens.shape, 0.5, np.float32) if uniform is None else uniform
+        models = self.pipe._mgt_variables, self.codebook, self.mgt
+        parts = []
+        for rows, condition in zip(self._batches(), self._conditions, strict=True):
+            batch = tokens[rows].reshape(-1, *self.grid)
+            sides = self.source[rows], self.target[rows]
+            knobs = jnp.float32(guidance), jnp.float32(sampling_temperature)
+            parts.append(_look(*models, condition, batch, *sides, *knobs, uniform[rows], jnp.float32(copy_bias)))
+        return Seen(*(np.concatenate(column)[: len(self)] for column in zip(*jax.device_get(parts), strict=True)))
+
+    def noise(self, step: int) -> decode.Noise:
+        return decode.Noise(*(np.asarray(x) for x in decode.draw_noise(self.keys, step, self.length)))
+
+    def decode(
+        self,
+        steps: int,
+        order=None,
+        *,
+        guidance: float | None = None,
+        sampling_temperature: float | None = None,
+        temperature=None,
+        schedule: str = "cosine",
+        copy_bias: float = 0.0,
+    ) -> Trace:
+        """Decodes all pairs from hidden tokens.
+
+        Args:
+          order: (lab, Seen, Noise, temperature of the step, step) -> priority [n L], the highest is committed first; or with
+            an attribute `accept`, bool [n L] of what to commit; None is the package's confidence.
+          Others are the model's own if None.
+        """
+        own, order = self.pipe.settings(), order or confidence
+        guidance = own.guidance_scale if guidance is None else guidance
+        sampling_temperature = own.sampling_temperature if sampling_temperature is None else sampling_temperature
+        rows = masking.decode_schedule(steps, schedule, own.temperature if temperature is None else temperature)
+        tokens = np.full_like(self.source, self.mask_id)
+        history, seen, passes = [], [], np.zeros(len(self), int)
+        for step in range(steps):
+            draws = self.noise(step)
+            hidden = tokens == self.mask_id
+            passes += hidden.any(axis=1)
+            said = self.look(tokens, guidance, sampling_temperature, draws.uniform, copy_bias)
+            priority = np.where(hidden, order(self, said, draws, rows.temperature[step], step), np.inf)
+            if hasattr(order, "accept") and step < steps - 1:
+                stay = hidden & ~order.accept(self, said, priority, hidden)
+            else:
+                stay = _least(priority, hidden, rows.hidden_ratio[step])
+            tokens = np.where(hidden & ~stay, said.candidate, tokens)
+            history.append(tokens)
+            seen.append(said)
+            if not (tokens == self.mask_id).any():
+                break
+        return Trace(np.stack(history), seen, passes)
+
+    def score(self, tokens) -> dict[str, np.ndarray]:
+        """Figures of each pair from the ids of its edit [n L] -> {name: [n]}"""
+        ids = tokens.reshape(-1, *self.grid)
+        pictures = self.runner.decode(ids)
+        scores = protocols.score_edits(self.pairs, ids, pictures, self.encoded)
+        scores["changed_inside"] = metrics.masked_mean((tokens != self.source).astype(float), self.inside)
+        scores["right_changed"] = metrics.masked_mean((tokens == self.target).astype(float), self.changed)
+        scores["edges"] = _edges(pictures, self.pairs.mask) / _edges(self.encoded.target, self.pairs.mask)
+        return scores
+
+
+def _least(priority, hidden, ratio):
+    """What stays hidden: the positions below the n-th smallest priority, as in `decode.commit`. -> bool [n L]"""
+    if ratio == 0:
+        return np.zeros_like(hidden)
+    n = np.floor(np.float32(hidden.shape[1]) * np.float32(ratio)).astype(int)
+    n = np.clip(np.minimum(n, hidden.sum(axis=1) - 1), 1, hidden.shape[1] - 1)
+    cutoff = np.take_along_axis(np.sort(priority, axis=1), n[:, None], axis=1)
+    return priority < cutoff
+
+
+def _edges(pictures, mask):
+    """Mean absolute difference of neighbours inside the mask [n]: sharpness."""
+    across = np.abs(np.diff(pictures, axis=2)).mean(-1), mask[:, :, 1:] & mask[:, :, :-1]
+    down = np.abs(np.diff(pictures, axis=1)).mean(-1), mask[:, 1:] & mask[:, :-1]
+    return (metrics.masked_mean(*across) + metrics.masked_mean(*down)) / 2
+
+
+# ---- orders: (lab, seen, noise, temperature, step) -> priority [n L]
+
+
+def confidence(lab, seen, noise, temperature, step):
+    """The package's: log p of the candidate, and Gumbel noise."""
+    return seen.log_p + temperature * noise.gumbel
+
+
+def margin(lab, seen, noise, temperature, step):
+    """How much likelier the candidate is than the source's id; a copy has 0."""
+    return seen.log_p - seen.log_p_source + temperature * noise.gumbel
+
+
+def changes_first(penalty):
+    """Confidence, less for candidates that are the source's ids."""
+
+    def order(lab, seen, noise, temperature, step):
+        return seen.log_p - penalty * (seen.candidate == lab.source) + temperature * noise.gumbel
+
+    return order
+
+
+def shuffled(lab, seen, noise, temperature, step):
+    """A random order."""
+    return noise.gumbel
+
+
+def halton(lab, seen, noise, temperature, step):
+    """A fixed low-discrepancy order of the grid's cells."""
+    return -np.broadcast_to(_halton_rank(lab.grid), seen.log_p.shape)
+
+
+@functools.cache
+def _halton_rank(grid):
+    """Place of each cell in the order of its first point of the Halton sequence of bases 2 and 3. -> int [L]"""
+
+    def radical_inverse(number, base):
+        value, scale = 0.0, 1.0 / base
+        while number:
+            number, digit = divmod(number, base)
+            value, scale = value + digit * scale, scale / base
+        return value
+
+    rank, number = {}, 0
+    while len(rank) < grid[0] * grid[1]:
+        number += 1
+        cell = int(radical_inverse(number, 2) * grid[0]) * grid[1] + int(radical_inverse(number, 3) * grid[1])
+        rank.setdefault(cell, len(rank))
+    return np.array([rank[cell] for cell in range(len(rank))], float)
+
+
+def entropy_bound(bound):
+    """Of the surest, as many as have a summed entropy (without the largest) of at most `bound` nats."""
+
+    def order(lab, seen, noise, temperature, step):
+        return -seen.entropy
+
+    def accept(lab, seen, priority, hidden):
+        by_entropy = np.argsort(np.where(hidden, seen.entropy, np.inf), axis=1)
+        entropy = np.take_along_axis(np.where(hidden, seen.entropy, np.inf), by_entropy, axis=1)
+        taken = np.concatenate([np.zeros((len(entropy), 1)), np.cumsum(entropy, axis=1)[:, :-1]], axis=1) <= bound
+        accepted = np.zeros_like(hidden)
+        np.put_along_axis(accepted, by_entropy, taken, axis=1)
+        return accepted & hidden
+
+    order.accept = accept
+    return order
+
+
+# ---- tables
+
+
+def _mean(values, where=...):
+    values = values[where]
+    return float(np.nanmean(values)) if values.size and not np.isnan(values).all() else math.nan
+
+
+def _print(title, columns, rows):
+    """A table; rows: (name, values)."""
+    print(f"\n{title}\n{'':30}" + "".join(f"{column:>16}" for column in columns))
+    for name, values in rows:
+        print(f"{name:30}" + "".join(f"{value:16.3f}" for value in values), flush=True)
+
+
+def _decodes(lab, title, variants, keep):
+    """Figures of several decodes: {name: (steps, order, settings)}."""
+    present = [category for category in CATEGORIES if (lab.pairs.categories == category).any()]
+    print(f"\n{title}\n{'':30}" + "".join(f"{name:>16}" for name in ("passes", *FIGURES, *present)))
+    for name, (steps, order, settings) in variants.items():
+        trace = lab.decode(steps, order, **settings)
+        scores = lab.score(trace.tokens[-1])
+        keep[name] = scores | {"tokens": trace.tokens, "passes": trace.passes}
+        values = [trace.passes.mean(), *(_mean(scores[figure]) for figure in FIGURES)]
+        values += [_mean(scores["success"], lab.pairs.categories == category) for category in present]
+        print(f"{name:30}" + "".join(f"{value:16.3f}" for value in values), flush=True)
+
+
+def table_steps(lab, keep):
+    _decodes(lab, "steps", {f"{n} steps": (n, None, {}) for n in (1, 2, 3, 4, 6, 12, 24)}, keep)
+    one = keep["1 steps"]["success"] > 0
+    rows = []
+    for name in [name for name in keep if name.endswith(" steps") and name != "1 steps"]:
+        more = keep[name]["success"] > 0
+        lost, won = int((one & ~more).sum()), int((~one & more).sum())
+        rows.append((name, (lost, won, sign_test(lost, won))))
+    _print("against one step", ("lost", "won", "p, sign test"), rows)
+
+
+def sign_test(lost: int, won: int) -> float:
+    """Two-sided exact p that as uneven a split comes by chance."""
+    n, least = lost + won, min(lost, won)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(least + 1)) / 2**n)
+
+
+def table_commits(lab, keep, steps=12):
+    trace = lab.decode(steps)
+    before = np.concatenate([np.full_like(trace.tokens[:1], lab.mask_id), trace.tokens[:-1]])
+    wanted = lab.changed & lab.inside
+    for group in ("all", "add"):
+        rows = np.ones(len(lab), bool) if group == "all" else lab.pairs.categories == group
+        lines = []
+        for step, (old, new, seen) in enumerate(zip(before, trace.tokens, trace.seen, strict=True)):
+            hidden = old == lab.mask_id
+            committed = hidden & (new != lab.mask_id) & rows[:, None]
+            copy, hidden = new == lab.source, hidden & rows[:, None]
+            candidate = seen.candidate == lab.source
+            lines.append(
+                (
+                    f"step {step + 1}",
+                    (
+                        committed.sum() / max(rows.sum(), 1),
+                        _mean(lab.inside.astype(float), committed),
+                        _mean(copy.astype(float), committed & wanted),
+                        _mean(copy.astype(float), committed & ~lab.inside),
+                        _mean(seen.log_p, hidden & lab.inside & candidate),
+                        _mean(seen.log_p, hidden & lab.inside & ~candidate),
+                    ),
+                )
+            )
+        columns = ("committed", "inside", "wanted, copied", "outside, copied", "log p, copies", "log p, changes")
+        _print(f"commits of {steps} steps, {group}", columns, lines)
+    keep["commits"] = {"tokens": trace.tokens}
+
+
+_SAID = ("tokens", "NLL of target", "top-1", "entropy", "p of source", "source likeliest", "latent R2")
+
+
+def _said(lab, seen, where):
+    """What is said of the positions `where`: the values of _SAID."""
+    latents = np.asarray(lab.codebook)
+    true = latents[lab.target[where]]
+    error = np.square(seen.latent[where] - true).sum(-1).mean()
+    every = latents[lab.target[lab.changed & lab.inside]]
+    spread = np.square(every - every.mean(0)).sum(-1).mean()
+    return (
+        where.sum(),
+        -seen.log_p_target[where].mean(),
+        (seen.best == lab.target)[where].mean(),
+        seen.entropy[where].mean(),
+        np.exp(seen.log_p_source[where]).mean(),
+        (seen.best == lab.source)[where].mean(),
+        1 - error / spread,
+    )
+
+
+def table_contexts(lab, keep, steps=12):
+    traces = {"surest": lab.decode(steps), "random": lab.decode(steps, shuffled)}
+    wanted = lab.changed & lab.inside
+    nothing = lab.look(np.full_like(lab.source, lab.mask_id), 1.0)
+    for step in (steps // 2 - 1, 2 * steps // 3 - 1, steps - 3):
+        tokens = {name: trace.tokens[step] for name, trace in traces.items()}
+        known = {name: ids != lab.mask_id for name, ids in tokens.items()}
+        where = wanted & ~known["surest"] & ~known["random"]
+        rows = [("nothing known", _said(lab, nothing, where))]
+        for name, own in tokens.items():
+            for values, ids in (("true", lab.target), ("own", own)):
+                seen = lab.look(np.where(known[name], ids, lab.mask_id), 1.0)
+                rows.append((f"{name}, {values} ids", _said(lab, seen, where)))
+        outside = np.where(known["surest"] & ~lab.inside, lab.target, lab.mask_id)
+        rows.append(("outside the mask, true ids", _said(lab, lab.look(outside, 1.0), where)))
+        share = known["surest"].mean()
+        _print(f"contexts: {share:.2f} known, guidance 1, changed ids hidden in both decodes", _SAID, rows)
+    keep["contexts"] = {name: trace.tokens for name, trace in traces.items()}
+
+
+def table_rates(lab, keep):
+    rank = np.argsort(np.argsort(np.random.default_rng(0).random(lab.source.shape), axis=1), axis=1)
+    wanted = lab.changed & lab.inside
+    said, calibration = [], []
+    for rate in RATES:
+        hidden = rank < round(rate * lab.length)
+        tokens = np.where(hidden, lab.mask_id, lab.target)
+        for guidance in (1.0, 2.5, 4.0) if rate == 1 else (1.0, 2.5):
+            seen = lab.look(tokens, guidance)
+            for place, where in (
+                ("changed", wanted),
+                ("kept inside", lab.inside & ~lab.changed),
+                ("outside", ~lab.inside),
+            ):
+                said.append((f"{rate:g} guidance {guidance:g} {place}", _said(lab, seen, hidden & where)))
+            change, truth = -np.expm1(seen.log_p_source[hidden]), lab.changed[hidden]
+            bins = np.minimum((5 * change).astype(int), 4)
+            pairs = [(change[bins == i].mean(), truth[bins == i].mean()) for i in range(5)]
+            values = (change.mean(), truth.mean(), *(value for pair in pairs for value in pair))
+            calibration.append((f"{rate:g} guidance {guidance:g}", values))
+    _print("mask rates, true context", _SAID, said)
+    columns = ("said", "true", *(f"{side} {i}/5" for i in range(5) for side in ("said", "true")))
+    _print("probability of a change, calibration", columns, calibration)
+    drawn = np.cos(np.pi / 2 * (np.arange(100_000) + 0.5) / 100_000)  # `masking.sample_mask_rate`
+    rows = [
+        (f"at least {rate:g}", ((drawn >= rate).mean(), drawn[drawn >= rate].sum() / drawn.sum()))
+        for rate in (0.998, 0.99, 0.9, 0.75, 0.5, 0.25)
+    ]
+    _print("mask rates of training", ("samples", "hidden ids"), rows)
+    for steps in (4, 8, 12):
+        print(
+            f"rates that {steps} steps visit: 1 "
+            + " ".join(f"{r:.3f}" for r in masking.decode_schedule(steps).hidden_ratio[:-1])
+        )
+
+
+def table_settings(lab, keep):
+    variants = {}
+    for steps in (1, 4):
+        grid = [{}] + [{"guidance": scale} for scale in (1.5, 4.0)]
+        grid += [{"sampling_temperature": value} for value in (0.01, 0.7, 1.0)]
+        if steps > 1:
+            grid += [{"temperature": (value, 0.0)} for value in (0.0, 2.0)] + [{"schedule": "linear"}]
+        for chosen in grid:
+            name = " ".join(
+                f"{key.replace('sampling_temperature', 'sampling')} {value}" for key, value in chosen.items()
+            )
+            variants[f"{steps}: {name or 'own settings'}"] = (steps, None, chosen)
+    _decodes(lab, "settings", variants, keep)
+
+
+def table_orders(lab, keep):
+    orders = {
+        "confidence": confidence,
+        "margin": margin,
+        "changes first": changes_first(COPY_PENALTY),
+        "random": shuffled,
+        "halton": halton,
+    }
+    variants = {"1 step": (1, None, {})}
+    variants |= {f"{steps}: {name}": (steps, order, {}) for steps in (4, 8, 12) for name, order in orders.items()}
+    variants |= {f"entropy, {bound:g} nats": (12, entropy_bound(bound), {}) for bound in (20.0, 60.0)}
+    variants["8: source id less 0.69"] = (8, None, {"copy_bias": 0.69})
+    _decodes(lab, "orders", variants, keep)
+
+
+TABLES = {
+    "steps": table_steps,
+    "commits": table_commits,
+    "contexts": table_contexts,
+    "rates": table_rates,
+    "settings": table_settings,
+    "orders": table_orders,
+}
+
+
+# ---- picture
+
+
+def draw_steps(lab, index: int, steps: int = 8, side: int = 128) -> Image.Image:
+    """Pair `index` after each step: a row for each order, and source, target and one step's result in front of them."""
+    cell, line, gap = side, 16, 4
+    rows = {"one step": (1, None), "confidence": (steps, None)}
+    rows |= {"changes first": (steps, changes_first(COPY_PENALTY)), "halton": (steps, halton)}
+    sheet = Image.new("RGB", ((steps + 2) * (cell + gap), len(rows) * (cell + line + gap)), "white")
+    pen = ImageDraw.Draw(sheet)
+    given = [lab.encoded.source[index], lab.encoded.target[index]]
+    for place, (name, (count, order)) in enumerate(rows.items()):
+        tokens = lab.decode(count, order).tokens[:, index].reshape(-1, *lab.grid)
+        painted = np.asarray(lab.pipe.detokenize(tokens))
+        frames = given + [images.hide(pixels, ids == lab.mask_id) for pixels, ids in zip(painted, tokens, strict=True)]
+        top = place * (cell + line + gap)
+        words = f"{lab.pairs.instructions[index]}   source, target, {name}" if place == 0 else f"source, target, {name}"
+        pen.text((2, top + 2), words, fill="black")
+        for column, pixels in enumerate(frames):
+            sheet.paste(images.to_image(pixels, (cell, cell)), (column * (cell + gap), top + line))
+    return sheet
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="model directory (default: that of the package)")
+    parser.add_argument("--split", choices=("train", "heldout"), default="train")
+    parser.add_argument("--pairs", type=int, default=210)
+    parser.add_argument("--seed", type=int, default=2, help="of the scenes; training draws from 0 (default 2)")
+    parser.add_argument("--categories", nargs="+", choices=CATEGORIES, default=CATEGORIES)
+    parser.add_argument("--tables", nargs="*", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--save", help="folder for the ids and figures of every pair, an .npz for each table")
+    parser.add_argument("--picture", help="where to draw the first `add` pair step by step")
+    options = parser.parse_args()
+    lab = Lab(options.model, options.split, options.pairs, options.seed, tuple(options.categories))
+    for name in options.tables:
+        keep = {}
+        TABLES[name](lab, keep)
+        if options.save:
+            Path(options.save).mkdir(parents=True, exist_ok=True)
+            arrays = {f"{row}/{figure}": value for row, figures in keep.items() for figure, value in figures.items()}
+            np.savez_compressed(Path(options.save) / f"{name}.npz", categories=lab.pairs.categories, **arrays)
+    if options.picture:
+        images.save(draw_steps(lab, int(np.flatnonzero(lab.pairs.categories == "add")[0])), options.picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -30,11 +30,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from editmgt_jax import decode, images, masking
+from editmgt_jax import images
 from editmgt_jax.config import AESTHETIC_SCORE
-from editmgt_jax.data.scenes import CATEGORIES
+from editmgt_jax.data.scenes.source import CATEGORIES
 from editmgt_jax.evaluation import metrics, protocols
 from editmgt_jax.pipeline import EditPipeline
+from editmgt_jax.sampling import decode, masking
 
 FIGURES = ("success", "recognised", "psnr_inside", "changed_inside", "changed_outside", "edges")
 RATES = (1.0, 0.75, 0.5, 0.25, 0.1)

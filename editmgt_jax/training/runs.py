@@ -6,7 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from editmgt_jax.files import mounted, write_json
-from editmgt_jax.training.checkpoint import restore_params
+from editmgt_jax.training.checkpoint import restore_identity, restore_params
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
@@ -40,9 +40,9 @@ def best_params(workdir):
 
 def run_params(workdir, average: bool, step: int | None = None):
     """Parameters of a run, or their moving average, as host arrays: those of `step`, or of the best one."""
-    return restore_params(Path(workdir).absolute() / CHECKPOINTS, step, average)[0]
+    return restore_params(Path(workdir).absolute() / CHECKPOINTS, step, average)
 
 
 def run_identity(workdir, step: int | None = None) -> dict:
     """What the states of a run mean nothing without, such as the model that a LoRA adapts."""
-    return restore_params(Path(workdir).absolute() / CHECKPOINTS, step)[1]
+    return restore_identity(Path(workdir).absolute() / CHECKPOINTS, step)

@@ -207,6 +207,8 @@ class VQConfig(_JSONConfig):
             _require(set(values.get(key, [kind])) == {kind}, f"{key} must all be {kind}", values.get(key))
 
     def __post_init__(self):
+        for name in ("in_channels", "out_channels"):
+            _require(getattr(self, name) == 3, f"{name} must be 3: pictures are RGB", getattr(self, name))
         _require(self.block_out_channels, "block_out_channels must name at least one width", self.block_out_channels)
         bad = [c for c in self.block_out_channels if c < 1 or c % self.norm_num_groups]
         _require(

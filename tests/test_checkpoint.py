@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
 from editmgt_jax.data.loader import batches
 from editmgt_jax.training import checkpoint
 from editmgt_jax.training.checkpoint import SIZES, Checkpoints, fingerprint, restore_params
+from editmgt_jax.training.config import Optimizer
 from editmgt_jax.training.optimizer import make_optimizer
 from editmgt_jax.training.sharding import Layout, make_mesh, with_shardings
 from editmgt_jax.training.step import new_state
@@ -40,7 +40,7 @@ def state_of(value):
         "kernel": jax.random.normal(jax.random.key(0), (64, 32)).at[0, 0].set(value),
         "bias": jnp.full(32, value, jnp.bfloat16),
     }
-    return new_state(params, make_optimizer(base.get_config().optimizer), ema=True)
+    return new_state(params, make_optimizer(Optimizer()), ema=True)
 
 
 def placed(devices, value=0.0):
@@ -149,10 +149,10 @@ def test_a_file_system_that_stutters_is_asked_again(tmp_path, monkeypatch, capfd
 
 def test_parameters_are_those_of_the_best_step_and_damage_is_seen(tmp_path):
     write(tmp_path)  # the first has the higher accuracy
-    params = restore_params(tmp_path / "checkpoints")
-    assert params["kernel"][0, 0] == 2.0 and restore_params(tmp_path / "checkpoints", 4)["bias"][0] == 4.0
+    params, _ = restore_params(tmp_path / "checkpoints")
+    assert params["kernel"][0, 0] == 2.0 and restore_params(tmp_path / "checkpoints", 4)[0]["bias"][0] == 4.0
     (tmp_path / "checkpoints" / "4" / "_CHECKPOINT_METADATA").write_text("{")
-    assert restore_params(tmp_path / "checkpoints")["kernel"][0, 0] == 2.0
+    assert restore_params(tmp_path / "checkpoints")[0]["kernel"][0, 0] == 2.0
     with pytest.raises(CheckpointError, match="checkpoint 4 in .* cannot be read"):
         restore_params(tmp_path / "checkpoints", 4)
     flip(tmp_path / "checkpoints" / "2")

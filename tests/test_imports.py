@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "weights": {*BASE, "models"},
     "data": {*BASE, "images"},
     "training": {*BASE, "models", "images", "sampling", "weights", "data"},
+    "configs": {"weights", "training"},
     "pipeline": {*BASE, "models", "images", "sampling", "weights"},
     "evaluation": {*BASE, "models", "images", "sampling", "weights", "data", "pipeline"},
 }

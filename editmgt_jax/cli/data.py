@@ -85,7 +85,7 @@ def _add_tokenize(commands) -> None:
     pairs.add_argument("--text-states", action="store_true", help="store what the text encoders say, too")
     pairs.add_argument("--dtype", type=shared.dtype, help="of the text encoders")
     scenes = command.add_argument_group("scenes")
-    scenes.add_argument("--config", metavar="FILE.py", help="configs/scenes_mgt.py, for example")
+    scenes.add_argument("--config", metavar="CONFIG", help="a file, or the name of a shipped one: scenes_mgt")
     scenes.add_argument("--examples", type=shared.positive, help="how many pairs")
 
 

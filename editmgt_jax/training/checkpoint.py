@@ -5,7 +5,6 @@ one that was never stopped. It is whole or not there (Orbax renames it into plac
 sizes of its files are noted beside the checkpoints, and fingerprints of the state's bits inside.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -317,10 +316,19 @@ def restore_params(directory, step: int | None = None, average: bool = False):
 
     Args:
       step: which; None is the best by the metric that the run was monitored by, or the latest if none has it.
-    Returns: parameters
+    Returns: (parameters, identity of the run; see `Checkpoints`)
     Errors: CheckpointError, also for a damaged one.
     """
-    with _opened(directory, step) as (checkpointer, step):
+    if not Path(directory).is_dir():
+        raise CheckpointError(f"a run needs a folder of checkpoints; there is none at {directory}")
+    with ocp.training.Checkpointer(directory) as checkpointer:
+        steps = {c.step: c for c in checkpointer.checkpoints}
+        if not steps:
+            raise CheckpointError(f"a run needs a checkpoint; none in {directory}")
+        if step is None:
+            step = _best(checkpointer)
+        if step not in steps:
+            raise CheckpointError(f"step {step} is not kept in {directory}; there are {sorted(steps)}")
         name = "ema" if average else "params"
         partly = ocp.Context()
         partly.pytree.loading.partial_load = True
@@ -334,32 +342,7 @@ def restore_params(directory, step: int | None = None, average: bool = False):
             raise CheckpointError(f"checkpoint {step} in {directory} cannot be read: {error}") from error
     if facts["fingerprints"][name] != fingerprint(params):
         raise CheckpointError(f"checkpoint {step} in {directory} is damaged: its numbers are not those that were saved")
-    return params
-
-
-def restore_identity(directory, step: int | None = None) -> dict:
-    """The identity of a run, see `Checkpoints`: reads no parameters. Args and errors as of `restore_params`."""
-    with _opened(directory, step) as (checkpointer, step):
-        try:
-            return _facts(checkpointer.metadata(step).custom_metadata)["identity"]
-        except Exception as error:  # noqa: BLE001  (damaged files raise many kinds)
-            raise CheckpointError(f"checkpoint {step} in {directory} cannot be read: {error}") from error
-
-
-@contextlib.contextmanager
-def _opened(directory, step: int | None):
-    """-> (Orbax's checkpointer of a run, the step asked for or the best). Errors: CheckpointError if it is not there."""
-    if not Path(directory).is_dir():
-        raise CheckpointError(f"a run needs a folder of checkpoints; there is none at {directory}")
-    with ocp.training.Checkpointer(directory) as checkpointer:
-        steps = {c.step: c for c in checkpointer.checkpoints}
-        if not steps:
-            raise CheckpointError(f"a run needs a checkpoint; none in {directory}")
-        if step is None:
-            step = _best(checkpointer)
-        if step not in steps:
-            raise CheckpointError(f"step {step} is not kept in {directory}; there are {sorted(steps)}")
-        yield checkpointer, step
+    return params, facts["identity"]
 
 
 def _best(checkpointer) -> int:

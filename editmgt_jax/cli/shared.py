@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from editmgt_jax.config import dtype_name
+from editmgt_jax.declarations import SETTINGS
 
 OVERRIDABLE = "; keys of the config can be set: --config.optimizer.learning_rate=1e-3"
 
@@ -41,30 +42,42 @@ def add_exported(command):
 
 
 def add_settings(command, with_reference=True):
-    """Flags of `settings.Settings`. Left out, they are the model's own."""
+    """Flags of the settings, from their declarations. Omitted, they are the model's own."""
     group = command.add_argument_group("settings", "by default the model's own")
-    group.add_argument("--steps", type=int, help="decoding steps")
-    group.add_argument("--guidance-scale", type=float, help="how strictly to follow the text; 1 is off")
-    group.add_argument("--sampling-temperature", type=float, help="of the drawn ids; 1 as the model predicts")
-    group.add_argument("--temperature", type=float, nargs="+", help="of the confidence: FIRST LAST, or one number")
-    if not with_reference:
-        return
-    group.add_argument("--reference-strength", type=float, help="gamma, pull of the source image; 1 as trained, 0 none")
-    group.add_argument(
-        "--hold-threshold", type=float, help="lambda; below it a region is held. 0 is off, above 1 is all"
-    )
-    group.add_argument("--hold", help="'released': at every step, or 'from_step': once, at --hold-step")
-    group.add_argument("--hold-step", type=int)
-    group.add_argument("--layers", type=int, nargs="+", metavar="BLOCK", help="blocks whose attention says where")
-    group.add_argument("--filter", help="of the relevance: adaptive, gaussian or none")
+    for setting in SETTINGS:
+        if setting.about == "decode" or (with_reference and setting.about != "result"):
+            group.add_argument(
+                "--" + setting.name.replace("_", "-"),
+                type=setting.kind,
+                nargs=None if setting.length == "one" else "+",
+                choices=_Choices(setting.name) if setting.rule is None else None,
+                metavar=setting.metavar,
+                help=setting.help,
+            )
+
+
+class _Choices:
+    """The names that a setting may have, which are known to modules that import jax: read only when needed."""
+
+    def __init__(self, setting: str):
+        self._setting = setting
+
+    def __iter__(self):
+        from editmgt_jax.sampling.settings import CHOICES
+
+        return iter(CHOICES[self._setting])
+
+    def __contains__(self, value):
+        return value in list(self)
 
 
 def settings_of(args) -> dict:
-    names = ("steps", "guidance_scale", "reference_strength", "hold_threshold", "hold", "hold_step", "layers")
-    names += ("sampling_temperature", "temperature", "filter")
-    chosen = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
-    if len(chosen.get("temperature", ())) == 1:
-        chosen["temperature"] = chosen["temperature"][0]
+    """The settings that the command line gives."""
+    chosen = {}
+    for setting in SETTINGS:
+        value = getattr(args, setting.name, None)
+        if value is not None:
+            chosen[setting.name] = value[0] if setting.length == "pair" and len(value) == 1 else value
     return chosen
 
 

@@ -6,6 +6,7 @@ What is heavy is imported inside the commands.
 import argparse
 import sys
 import warnings
+from collections.abc import Sequence
 
 from editmgt_jax.cli import data, evaluate, models, pictures, train
 from editmgt_jax.errors import EditMGTError, exit_code
@@ -13,7 +14,7 @@ from editmgt_jax.errors import EditMGTError, exit_code
 FAMILIES = (pictures, data, train, models, evaluate)
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """-> exit code: 0; after an error meant for users, told in a line, FINAL or TRANSIENT (see `errors`).
 
     Any other error is a defect and keeps its traceback.
@@ -49,6 +50,7 @@ def _show_warning(message, category, *_):
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = argparse.ArgumentParser(prog="editmgt", description="Edit pictures by instruction; train such editors.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for family in FAMILIES:

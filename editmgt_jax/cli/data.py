@@ -1,11 +1,13 @@
 """`editmgt scenes`, `prepare`, `tokenize` and `data-stats`: training data."""
 
+import argparse
 import os
 
 from editmgt_jax.cli import shared
 
 
-def add_commands(commands) -> None:
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Adds `scenes`, `prepare`, `tokenize` and `data-stats`."""
     _add_scenes(commands)
     _add_prepare(commands)
     _add_tokenize(commands)
@@ -23,7 +25,8 @@ def _add_scenes(commands) -> None:
     command.add_argument("--columns", type=shared.positive, default=3)
 
 
-def scenes(args) -> None:
+def scenes(args: argparse.Namespace) -> None:
+    """Draws a grid of training scenes."""
     from editmgt_jax import images
     from editmgt_jax.data.scenes.source import SceneConfig, preview
 
@@ -56,7 +59,8 @@ def _add_prepare(commands):
     )
 
 
-def prepare(args) -> None:
+def prepare(args: argparse.Namespace) -> None:
+    """Prepares raw pairs. Errors: PrepareError, SourceError."""
     import dataclasses
 
     from editmgt_jax.data.prepare import job as preparing
@@ -89,7 +93,8 @@ def _add_tokenize(commands) -> None:
     scenes.add_argument("--examples", type=shared.positive, help="how many pairs")
 
 
-def tokenize(args) -> None:
+def tokenize(args: argparse.Namespace) -> None:
+    """Encodes prepared pairs, or the scenes of a config. Errors: ConfigError."""
     from editmgt_jax.training.config_files import ConfigError, load_config
 
     if (args.records is None) == (args.config is None):
@@ -118,7 +123,8 @@ def _add_data_stats(commands) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
-def data_stats(args) -> None:
+def data_stats(args: argparse.Namespace) -> None:
+    """Prints counts of a folder of records, and draws samples."""
     import json
 
     from editmgt_jax import images

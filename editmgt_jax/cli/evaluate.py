@@ -1,9 +1,12 @@
 """`editmgt evaluate`: models measured, one sub-command a protocol."""
 
+import argparse
+
 from editmgt_jax.cli import shared
 
 
-def add_commands(commands) -> None:
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Adds `evaluate` with its protocols."""
     evaluation = commands.add_parser("evaluate", help="measure a model")
     protocols = evaluation.add_subparsers(required=True, metavar="PROTOCOL")
     command = shared.add_command(
@@ -19,7 +22,8 @@ def add_commands(commands) -> None:
     shared.add_settings(command)
 
 
-def evaluate_scenes(args) -> None:
+def evaluate_scenes(args: argparse.Namespace) -> None:
+    """Runs the protocol `scenes`."""
     shared.use_disk_cache()
     from editmgt_jax.evaluation import protocols
 

@@ -1,11 +1,13 @@
 """`editmgt convert`, `inspect` and `make-random`: model directories."""
 
+import argparse
 import sys
 
 from editmgt_jax.cli import shared
 
 
-def add_commands(commands) -> None:
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Adds `convert`, `inspect` and `make-random`."""
     _add_convert(commands)
     _add_inspect(commands)
     _add_make_random(commands)
@@ -44,14 +46,16 @@ def _add_convert(commands):
     command.add_argument("--lora", required=True, metavar="DIR")
 
 
-def convert_orbax(args) -> None:
+def convert_orbax(args: argparse.Namespace) -> None:
+    """Writes a model directory's weights as Orbax checkpoints."""
     from editmgt_jax.weights import directories
 
     directories.to_orbax(args.source, args.output, args.verify, args.strict)
     _print_peak_memory()
 
 
-def convert_released(args) -> None:
+def convert_released(args: argparse.Namespace) -> None:
+    """Writes Orbax checkpoints or a training run as a model directory. Errors: DirectoryError."""
     from editmgt_jax.training.export import export as write_model
     from editmgt_jax.training.runs import is_run
     from editmgt_jax.weights import directories
@@ -67,7 +71,8 @@ def convert_released(args) -> None:
     _print_peak_memory()
 
 
-def convert_editor(args) -> None:
+def convert_editor(args: argparse.Namespace) -> None:
+    """Writes an editor to train from a text-to-image base."""
     from editmgt_jax.weights import directories
 
     copied, new = directories.to_editor(args.source, args.output, args.llm_encoder, args.seed, args.verify, args.strict)
@@ -76,13 +81,15 @@ def convert_editor(args) -> None:
         print("no llm_encoder: add one to edit with the result (--llm-encoder DIR)")
 
 
-def convert_lora(args) -> None:
+def convert_lora(args: argparse.Namespace) -> None:
+    """Writes a LoRA in the other format."""
     from editmgt_jax.weights import directories
 
     directories.convert_lora(args.source, args.output, args.model, args.verify, args.strict)
 
 
-def convert_merge(args) -> None:
+def convert_merge(args: argparse.Namespace) -> None:
+    """Writes a model directory with a LoRA merged into its weights."""
     from editmgt_jax.weights import directories
 
     directories.merge_lora(args.source, args.output, args.lora, args.verify, args.strict)
@@ -97,7 +104,8 @@ def _add_inspect(commands) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
-def inspect(args) -> None:
+def inspect(args: argparse.Namespace) -> None:
+    """Prints the components of a model. Errors: SystemExit with code 1 if it would not load."""
     import json
 
     from editmgt_jax.weights import directories
@@ -122,7 +130,8 @@ def _add_make_random(commands) -> None:
     command.add_argument("--seed", type=int, default=0)
 
 
-def make_random(args) -> None:
+def make_random(args: argparse.Namespace) -> None:
+    """Writes a model directory of random weights."""
     from editmgt_jax.weights.random_model import make_random as write_model
 
     write_model(args.preset, args.out, args.text_encoders, args.dtype, args.seed)

@@ -1,5 +1,6 @@
 """`editmgt edit`, `generate`, `inpaint` and `outpaint`: pictures made by a model."""
 
+import argparse
 from pathlib import Path
 
 from editmgt_jax.cli import shared
@@ -7,7 +8,8 @@ from editmgt_jax.cli import shared
 STAGES = ("load", "text", "tokenise", "compile", "decode", "paint", "save")
 
 
-def add_commands(commands) -> None:
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Adds `edit`, `generate`, `inpaint` and `outpaint`."""
     _add_edit(commands)
     _add_generate(commands)
 
@@ -76,7 +78,8 @@ def _add_making(command, needs_model=False, composites=True):
     command.add_argument("--save-steps", metavar="FILE", help="the steps: an animation (.gif) or a strip (.png)")
 
 
-def edit(args) -> None:
+def edit(args: argparse.Namespace) -> None:
+    """Edits a picture."""
     from editmgt_jax import images
 
     outputs = _check_outputs(args)
@@ -86,13 +89,15 @@ def edit(args) -> None:
     _make_pictures(args, outputs, lambda pipe, **more: pipe(image, args.instruction, **inputs, **more), image)
 
 
-def generate(args) -> None:
+def generate(args: argparse.Namespace) -> None:
+    """Makes pictures from a prompt."""
     outputs = _check_outputs(args)
     size = None if args.size is None else tuple(args.size)
     _make_pictures(args, outputs, lambda pipe, **more: pipe.generate(args.prompt, size, **more))
 
 
-def inpaint(args) -> None:
+def inpaint(args: argparse.Namespace) -> None:
+    """Fills the masked part of a picture."""
     from editmgt_jax import images
 
     outputs = _check_outputs(args)
@@ -102,7 +107,8 @@ def inpaint(args) -> None:
     _make_pictures(args, outputs, lambda pipe, **more: pipe.inpaint(image, args.prompt, mask, **inputs, **more))
 
 
-def outpaint(args) -> None:
+def outpaint(args: argparse.Namespace) -> None:
+    """Extends a picture at its sides."""
     from editmgt_jax import images
 
     outputs = _check_outputs(args)

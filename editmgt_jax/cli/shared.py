@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from editmgt_jax.config import dtype_name
@@ -10,20 +11,24 @@ from editmgt_jax.config import dtype_name
 OVERRIDABLE = "; keys of the config can be set: --config.optimizer.learning_rate=1e-3"
 
 
-def add_command(commands, name, function, text, takes_overrides=False):
+def add_command(
+    commands: argparse._SubParsersAction, name: str, function: Callable, text: str, takes_overrides: bool = False
+) -> argparse.ArgumentParser:
+    """Adds a command. The help text is `text` up to a semicolon, the description all of it."""
     command = commands.add_parser(name, help=text.split(";")[0], description=text[0].upper() + text[1:] + ".")
     command.set_defaults(run=function, takes_overrides=takes_overrides)
     return command
 
 
-def add_distributed(command):
+def add_distributed(command: argparse.ArgumentParser) -> None:
+    """Flags of commands that run as several processes."""
     text = "one of several processes: Cloud TPU, Slurm and kin are recognised; else set JAX_COORDINATOR_ADDRESS, ..."
     command.add_argument("--distributed", action="store_true", help=text)
     text = "after so many seconds without a sign of a process the others end (default 30)"
     command.add_argument("--heartbeat", type=positive, default=30, metavar="SECONDS", help=text)
 
 
-def join(args) -> None:
+def join(args: argparse.Namespace) -> None:
     """Joins the other processes of the job, if there are any."""
     if args.distributed:
         from editmgt_jax.training import processes
@@ -32,7 +37,7 @@ def join(args) -> None:
         args.end_job = processes.end_job
 
 
-def add_exported(command):
+def add_exported(command: argparse.ArgumentParser) -> None:
     """Flags that choose what of a training run is written."""
     command.add_argument("--step", type=int, help="checkpoint of the run to take (default: the best one)")
     command.add_argument("--dtype", default="float32", type=dtype, help="float32 (default), bfloat16 or float16")
@@ -40,7 +45,7 @@ def add_exported(command):
     command.add_argument("--merge", action="store_true", help="of a LoRA: the model that it adapts, with it merged in")
 
 
-def add_settings(command, with_reference=True):
+def add_settings(command: argparse.ArgumentParser, with_reference: bool = True) -> None:
     """Flags of `settings.Settings`. Left out, they are the model's own."""
     group = command.add_argument_group("settings", "by default the model's own")
     group.add_argument("--steps", type=int, help="decoding steps")
@@ -59,7 +64,8 @@ def add_settings(command, with_reference=True):
     group.add_argument("--filter", help="of the relevance: adaptive, gaussian or none")
 
 
-def settings_of(args) -> dict:
+def settings_of(args: argparse.Namespace) -> dict:
+    """The settings given on the command line, {name: value}."""
     names = ("steps", "guidance_scale", "reference_strength", "hold_threshold", "hold", "hold_step", "layers")
     names += ("sampling_temperature", "temperature", "filter")
     chosen = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
@@ -68,14 +74,16 @@ def settings_of(args) -> dict:
     return chosen
 
 
-def dtype(text):
+def dtype(text: str) -> str:
+    """The name of a dtype, as an argument. Errors: ArgumentTypeError."""
     try:
         return dtype_name(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def positive(text):
+def positive(text: str) -> int:
+    """An integer of at least 1, as an argument. Errors: ArgumentTypeError."""
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return int(text)

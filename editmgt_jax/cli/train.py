@@ -5,7 +5,8 @@ import argparse
 from editmgt_jax.cli import shared
 
 
-def add_commands(commands) -> None:
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Adds `train`, `supervise` and `export`."""
     _add_train(commands)
     _add_supervise(commands)
     _add_export(commands)
@@ -23,7 +24,8 @@ def _add_train(commands) -> None:
     shared.add_distributed(command)
 
 
-def train(args) -> None:
+def train(args: argparse.Namespace) -> None:
+    """Trains, or resumes training."""
     from editmgt_jax.training.config_files import load_config
 
     try:
@@ -48,7 +50,8 @@ def _add_supervise(commands) -> None:
     command.add_argument("command", nargs="+", metavar="-- COMMAND", help="editmgt train ..., for example")
 
 
-def supervise(args) -> None:
+def supervise(args: argparse.Namespace) -> None:
+    """Runs a command until it ends. Errors: SystemExit with its exit code."""
     from editmgt_jax.training.supervise import supervise as keep_running
 
     raise SystemExit(keep_running(args.command, args.max_restarts, args.wait, args.healthy))
@@ -61,7 +64,8 @@ def _add_export(commands) -> None:
     shared.add_exported(command)
 
 
-def export(args) -> None:
+def export(args: argparse.Namespace) -> None:
+    """Writes a training run as a model directory or a LoRA."""
     from editmgt_jax.training.export import export as write_model
 
     write_model(args.workdir, args.output, args.step, args.dtype, args.raw, merged=args.merge)

@@ -63,13 +63,14 @@ class Shard:
 
     @property
     def name(self) -> str:
+        """Name of its file, without the ending."""
         return f"{self.bucket}-{self.number:05d}"
 
 
 def tokenize(
     sources: dict,
     encoders: Encoders,
-    directory,
+    directory: str | Path,
     facts: dict,
     batch_size: int = 32,
     threads: int = 4,

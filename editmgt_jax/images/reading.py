@@ -24,7 +24,7 @@ _ROTATIONS = {
 }  # by EXIF orientation
 
 
-def load(source, name: str = "the image") -> Image.Image:
+def load(source: str | os.PathLike | bytes | Image.Image | np.ndarray, name: str = "the image") -> Image.Image:
     """A path, PIL image or array -> an upright RGB picture within the size limits.
 
     Args:
@@ -40,7 +40,9 @@ def load(source, name: str = "the image") -> Image.Image:
     return image
 
 
-def load_mask(source, size: tuple[int, int], name: str = "the mask") -> np.ndarray:
+def load_mask(
+    source: str | os.PathLike | bytes | Image.Image | np.ndarray, size: tuple[int, int], name: str = "the mask"
+) -> np.ndarray:
     """A mask picture, white = change, as `load` takes it -> bool [Y X]; its size must be the image's `size`."""
     image, name = _open(source, name)
     if image.size != tuple(size):

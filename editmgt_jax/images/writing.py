@@ -1,7 +1,7 @@
 """Pictures -> files, written whole or not at all."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -30,7 +30,7 @@ def check_distinct(paths: Sequence) -> None:
         raise ImageError(f"every output needs a file of its own; {', '.join(twice)} is named twice")
 
 
-def check_output(path, formats=None) -> None:
+def check_output(path: str | Path, formats: Mapping[str, str] | None = None) -> None:
     """Fails before expensive work if `path` could not be written after it.
 
     Errors: ImageError naming the supported suffixes, the missing folder or what the system says.
@@ -52,7 +52,7 @@ def check_output(path, formats=None) -> None:
         raise ImageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def save(image: Image.Image, path) -> None:
+def save(image: Image.Image, path: str | Path) -> None:
     """Writes a picture whole or not at all. Errors: ImageError."""
     path = Path(path)
     check_output(path)
@@ -60,7 +60,7 @@ def save(image: Image.Image, path) -> None:
         image.save(temporary, format=FORMATS[path.suffix.lower()], quality=95)
 
 
-def save_steps(frames: Sequence[Image.Image], path, milliseconds: int = 150) -> None:
+def save_steps(frames: Sequence[Image.Image], path: str | Path, milliseconds: int = 150) -> None:
     """Writes frames as an animation (.gif; the last frame stays longer) or as a strip (any picture suffix)."""
     path = Path(path)
     check_output(path, FORMATS | ANIMATED)

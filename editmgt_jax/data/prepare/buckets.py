@@ -8,6 +8,7 @@ Source  SDXL's micro-conditions say where the crop began; the released trainer c
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 from PIL import Image
 
@@ -29,7 +30,7 @@ def bucket_sizes(resolution: int) -> tuple[tuple[int, int], ...]:
     return tuple(sizes)
 
 
-def bucket_of(size: tuple[int, int], buckets) -> tuple[int, int]:
+def bucket_of(size: tuple[int, int], buckets: Iterable[tuple[int, int]]) -> tuple[int, int]:
     """The bucket with the aspect ratio nearest to a picture's, on a logarithmic scale."""
     aspect = math.log(size[0] / size[1])
     return min(buckets, key=lambda bucket: abs(math.log(bucket[0] / bucket[1]) - aspect))
@@ -45,13 +46,17 @@ class Placement:
 
     @classmethod
     def covering(cls, size: tuple[int, int], bucket: tuple[int, int]) -> "Placement":
+        """The placement in which a picture of `size` (width, height) just covers `bucket`, centred."""
         scale = max(bucket[0] / size[0], bucket[1] / size[1])
         scaled = tuple(max(side, round(length * scale)) for length, side in zip(size, bucket, strict=True))
         return cls(scaled, (scaled[0] - bucket[0]) // 2, (scaled[1] - bucket[1]) // 2)
 
 
 def place(
-    image: Image.Image, placement: Placement, bucket: tuple[int, int], resample=Image.Resampling.LANCZOS
+    image: Image.Image,
+    placement: Placement,
+    bucket: tuple[int, int],
+    resample: Image.Resampling = Image.Resampling.LANCZOS,
 ) -> Image.Image:
     """A picture scaled and cropped to a bucket. Pictures that show the same scene must share their placement."""
     if image.size != placement.scaled:

@@ -1,6 +1,7 @@
 """What became of raw rows, in numbers: counted task by task, added up for the manifest, drawn by `summary`."""
 
 import collections
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def count(lines: list[dict], shards: list[dict]) -> dict:
     }
 
 
-def add(reports) -> dict:
+def add(reports: Iterable[dict]) -> dict:
     """The sum of what `count` returned for each task, in their order."""
     total = count([], [])
     for report in reports:

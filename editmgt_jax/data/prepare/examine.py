@@ -77,10 +77,12 @@ class Rejected(Exception):
 
     @property
     def reason(self) -> str:
+        """The name under which the manifest counts it."""
         return self.args[0]
 
     @property
     def detail(self) -> str:
+        """What was found, for people."""
         return self.args[1]
 
 

@@ -60,10 +60,12 @@ class Task:
 
     @property
     def name(self) -> str:
+        """The number, of fixed width."""
         return f"{self.number:05d}"
 
     @property
     def staged(self) -> Path:
+        """The folder with the surviving pairs of the survey."""
         return Path(self.output) / STAGING / self.name
 
     @property
@@ -73,10 +75,18 @@ class Task:
 
     @property
     def report(self) -> Path:
+        """The file with the counts of the finished task."""
         return Path(self.output) / REPORTS / f"{self.name}.json"
 
 
-def prepare(where, output, config: PrepareConfig, mapping=None, flags: list[str] = (), workers: int = 1) -> dict:
+def prepare(
+    where: str | Path,
+    output: str | Path,
+    config: PrepareConfig,
+    mapping: dict[str, str] | None = None,
+    flags: list[str] = (),
+    workers: int = 1,
+) -> dict:
     """Prepares the pairs of a source.
 
     Args:

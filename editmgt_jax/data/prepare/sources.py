@@ -99,7 +99,7 @@ def open_source(where: str, mapping: dict[str, str] | None = None, resolution: i
     return _parquet_parts(path, files, mapping)
 
 
-def category_name(text) -> str:
+def category_name(text: object) -> str:
     """'Background change' -> 'background_change': fit for names of files and for flags. Numbers stay as they are."""
     text = str(text).encode(errors="replace").decode()
     name = "_".join(text.replace("-", " ").replace("_", " ").lower().split())
@@ -121,6 +121,7 @@ class ParquetPart(Part):
     notes: tuple[str, ...] = ()
 
     def read(self) -> Iterator[Row]:
+        """As `Part.read`."""
         import pyarrow.parquet
 
         read, stem = 0, self.name.rpartition(":")[0]
@@ -230,6 +231,7 @@ class FilesPart(Part):
     entries: tuple[tuple[str, dict | str], ...]  # (key, {meaning: value} or what is wrong)
 
     def read(self) -> Iterator[Row]:
+        """As `Part.read`."""
         for key, entry in self.entries:
             if isinstance(entry, str):
                 yield Row(key, defect=("bad_line", entry))
@@ -301,6 +303,7 @@ class TFDSPart(Part):
     fields: tuple[tuple[str, str], ...]
 
     def read(self) -> Iterator[Row]:
+        """As `Part.read`."""
         import tensorflow_datasets as tfds
 
         builder = _tfds_builder(self.dataset)
@@ -372,6 +375,7 @@ class ScenePart(Part):
     first: int
 
     def read(self) -> Iterator[Row]:
+        """As `Part.read`."""
         from editmgt_jax.data.scenes.source import SceneSource
 
         scenes = SceneSource(self.config)

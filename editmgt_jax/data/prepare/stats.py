@@ -2,6 +2,8 @@
 
 import io
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
@@ -16,7 +18,7 @@ LETTERS = 30  # of a caption, a line
 READ = 2000  # records at most that lengths of instructions are counted over
 
 
-def collect(directory) -> dict:
+def collect(directory: str | Path) -> dict:
     """{"kind", "examples", "categories", "buckets", "instruction_tokens" or "instruction_characters", ...}"""
     manifest = read_manifest(directory)
     if manifest["kind"] == PAIRS:
@@ -59,7 +61,7 @@ def describe(report: dict) -> str:
     return "\n".join(lines)
 
 
-def grid(directory, paint=None) -> Image.Image:
+def grid(directory: str | Path, paint: Callable[[np.ndarray], np.ndarray] | None = None) -> Image.Image:
     """Sample pairs, source beside target, with category and instruction.
 
     Args:

@@ -26,7 +26,7 @@ details { font-size: 0.85em } code { font-size: 0.9em }
 """
 
 
-def write(output, manifest: dict) -> None:
+def write(output: Path, manifest: dict) -> None:
     """Writes the page of a preparation."""
     output = Path(output)
     rows, kept = manifest["rows"], manifest["kept"]

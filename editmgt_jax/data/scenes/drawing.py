@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 import operator
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -27,11 +28,12 @@ class Thing:
     slot: str
 
     @property
-    def name(self):
+    def name(self) -> str:
+        """Name of the object, or of the person."""
         return self.key if isinstance(self.key, str) else self.key[0]
 
     @property
-    def seen_colour(self):
+    def seen_colour(self) -> str | None:
         """What it was given, else its own colour, else None."""
         return self.look or sprites.natural_colour(self.key)
 
@@ -76,7 +78,7 @@ def _placed(thing, size):
     return layer, (rows, columns), inner
 
 
-def footprint(thing, size, whole=True):
+def footprint(thing: Thing, size: int, whole: bool = True) -> np.ndarray:
     """Where a thing covers the picture, with its shadow or (whole=False) without. -> bool [S S]"""
     mask = np.zeros((size, size), bool)
     layer, outer, inner = _placed(thing, size)
@@ -84,7 +86,7 @@ def footprint(thing, size, whole=True):
     return mask
 
 
-def opaque(things, size):
+def opaque(things: Iterable[Thing], size: int) -> np.ndarray:
     """Where things hide altogether what is behind them. -> bool [S S]"""
     mask = np.zeros((size, size), bool)
     for thing in things:
@@ -93,12 +95,12 @@ def opaque(things, size):
     return mask
 
 
-def stacked(scene):
+def stacked(scene: "Scene") -> list[Thing]:
     """The things of a scene from back to front."""
     return sorted(scene.things, key=operator.attrgetter("y"))
 
 
-def in_front(thing, scene):
+def in_front(thing: Thing, scene: "Scene") -> list[Thing]:
     """The things of a scene that may hide this one."""
     order = stacked(scene)
     return order[order.index(thing) + 1 :]
@@ -128,7 +130,7 @@ def _lit(picture, light):
     return np.minimum(lit, 255, out=lit).astype(np.uint8)
 
 
-def render(scene, size):
+def render(scene: "Scene", size: int) -> np.ndarray:
     """-> uint8 [S S 3]"""
     canvas = _backdrop(scene, size).copy()
     for thing in stacked(scene):

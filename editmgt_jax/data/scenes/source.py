@@ -10,6 +10,7 @@ Splits  'heldout' holds (subject, background, template) combinations that 'train
 
 import dataclasses
 import operator
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -126,7 +127,7 @@ class SceneSource:
     def __repr__(self):
         return f"SceneSource({self.config})"
 
-    def plan(self, index):
+    def plan(self, index: int) -> Iterator[tuple[str, edits.Plan, str, str]]:
         """Yield (category, Plan, template, instruction) for one attempt after another at an example, undrawn.
 
         The example is the first attempt whose edit can be seen once it is drawn, nearly always the very first.
@@ -146,7 +147,7 @@ class SceneSource:
     def __getitem__(self, index):
         return self._drawn(index)[0]
 
-    def distractors(self, index, count):
+    def distractors(self, index: int, count: int) -> np.ndarray:
         """What the target of an add or replace example would be with each of `count` other objects in place of the new
         one: a result that is recognisable is nearest to the true target. -> uint8 [count S S 3]
         """
@@ -181,14 +182,14 @@ class SceneSource:
         raise UserError(f"no visible edit in {_ATTEMPTS} draws for example {index} of {self.config}")
 
 
-def instruction_corpus(n, config):
+def instruction_corpus(n: int, config: SceneConfig) -> list[str]:
     """The first `n` instructions, for training a tokenizer; pictures are not drawn."""
     source = SceneSource(config)
     for index in range(n):
         yield next(source.plan(index))[-1]
 
 
-def preview(config, rows=8, columns=3):
+def preview(config: SceneConfig, rows: int = 8, columns: int = 3) -> Image.Image:
     """A labelled grid of examples: source, target and mask under the instruction. -> RGB picture"""
     source, gap, line = SceneSource(config), 4, 14
     scale = 2 if config.size <= 128 else 1

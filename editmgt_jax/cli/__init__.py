@@ -1,6 +1,6 @@
-"""The command line, `editmgt`. Each module but `shared` is a family of commands: their arguments and what they do.
+"""The command line, `editmgt`. Each module but `shared` is a family of commands: arguments and actions.
 
-What is heavy is imported inside the commands.
+Heavy modules are imported inside the commands.
 """
 
 import argparse
@@ -15,14 +15,14 @@ FAMILIES = (pictures, data, train, models, evaluate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """-> exit code: 0; after an error meant for users, told in a line, FINAL or TRANSIENT (see `errors`).
+    """Runs a command. -> exit code: 0, or FINAL or TRANSIENT (see `errors`) after an error meant for users, printed in one line.
 
     Any other error is a defect and keeps its traceback.
     """
     parser = make_parser()
     args, extra = parser.parse_known_args(argv)
     args.overrides = extra
-    args.end_job = lambda code, defect=None: None  # a command that joins a job puts what ends its processes here
+    args.end_job = lambda code, defect=None: None  # replaced by a command that joins a job of processes
     if extra and not args.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(extra)}")
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""What several commands share: flags, types of arguments, the job of processes, the cache of compiled programs."""
+"""Parts of several commands: flags, types of arguments, the job of processes, the cache of compiled programs."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from editmgt_jax.config import dtype_name
 
-OVERRIDABLE = "; keys of the config can be set: --config.optimizer.learning_rate=1e-3"
+OVERRIDABLE = "; config keys can be overridden: --config.optimizer.learning_rate=1e-3"
 
 
 def add_command(
@@ -22,14 +22,14 @@ def add_command(
 
 def add_distributed(command: argparse.ArgumentParser) -> None:
     """Flags of commands that run as several processes."""
-    text = "one of several processes: Cloud TPU, Slurm and kin are recognised; else set JAX_COORDINATOR_ADDRESS, ..."
+    text = "run as one of several processes; Cloud TPU and Slurm are recognised, elsewhere set JAX_COORDINATOR_ADDRESS, ..."
     command.add_argument("--distributed", action="store_true", help=text)
-    text = "after so many seconds without a sign of a process the others end (default 30)"
+    text = "seconds without a heartbeat of a process after which the others end (default 30)"
     command.add_argument("--heartbeat", type=positive, default=30, metavar="SECONDS", help=text)
 
 
 def join(args: argparse.Namespace) -> None:
-    """Joins the other processes of the job, if there are any."""
+    """Joins the other processes of the job, if it has any. Errors: those of `processes.join`."""
     if args.distributed:
         from editmgt_jax.training import processes
 
@@ -38,30 +38,38 @@ def join(args: argparse.Namespace) -> None:
 
 
 def add_exported(command: argparse.ArgumentParser) -> None:
-    """Flags that choose what of a training run is written."""
-    command.add_argument("--step", type=int, help="checkpoint of the run to take (default: the best one)")
+    """Flags that choose the parameters of a training run to write."""
+    command.add_argument("--step", type=int, help="checkpoint to write (default: the best one)")
     command.add_argument("--dtype", default="float32", type=dtype, help="float32 (default), bfloat16 or float16")
-    command.add_argument("--raw", action="store_true", help="the run's parameters, not their moving average")
-    command.add_argument("--merge", action="store_true", help="of a LoRA: the model that it adapts, with it merged in")
+    command.add_argument("--raw", action="store_true", help="write the parameters, not their moving average")
+    command.add_argument("--merge", action="store_true", help="for a LoRA: write its model with the LoRA merged in")
 
 
 def add_settings(command: argparse.ArgumentParser, with_reference: bool = True) -> None:
-    """Flags of `settings.Settings`. Left out, they are the model's own."""
-    group = command.add_argument_group("settings", "by default the model's own")
+    """Flags of `settings.Settings`. Settings you omit use the model's defaults."""
+    group = command.add_argument_group("settings", "settings you omit use the model's defaults")
     group.add_argument("--steps", type=int, help="decoding steps")
-    group.add_argument("--guidance-scale", type=float, help="how strictly to follow the text; 1 is off")
-    group.add_argument("--sampling-temperature", type=float, help="of the drawn ids; 1 as the model predicts")
-    group.add_argument("--temperature", type=float, nargs="+", help="of the confidence: FIRST LAST, or one number")
+    group.add_argument("--guidance-scale", type=float, help="weight of the text; 1 is off")
+    group.add_argument(
+        "--sampling-temperature", type=float, help="temperature of the drawn ids; 1 draws as the model predicts"
+    )
+    group.add_argument(
+        "--temperature", type=float, nargs="+", help="temperature of the confidence: FIRST LAST, or one number"
+    )
     if not with_reference:
         return
-    group.add_argument("--reference-strength", type=float, help="gamma, pull of the source image; 1 as trained, 0 none")
     group.add_argument(
-        "--hold-threshold", type=float, help="lambda; below it a region is held. 0 is off, above 1 is all"
+        "--reference-strength", type=float, help="gamma, weight of the source image; 1 as in training, 0 is none"
     )
-    group.add_argument("--hold", help="'released': at every step, or 'from_step': once, at --hold-step")
+    group.add_argument(
+        "--hold-threshold", type=float, help="lambda; tokens with less relevance are held. 0 holds none, above 1 all"
+    )
+    group.add_argument("--hold", help="'released' decides at every step, 'from_step' once, at --hold-step")
     group.add_argument("--hold-step", type=int)
-    group.add_argument("--layers", type=int, nargs="+", metavar="BLOCK", help="blocks whose attention says where")
-    group.add_argument("--filter", help="of the relevance: adaptive, gaussian or none")
+    group.add_argument(
+        "--layers", type=int, nargs="+", metavar="BLOCK", help="blocks whose attention gives the relevance"
+    )
+    group.add_argument("--filter", help="smoothing of the relevance: adaptive, gaussian or none")
 
 
 def settings_of(args: argparse.Namespace) -> dict:
@@ -90,7 +98,7 @@ def positive(text: str) -> int:
 
 
 def use_disk_cache() -> None:
-    """Keeps compiled programs between runs, in EDITMGT_CACHE or the user's cache folder; goes without if it cannot."""
+    """Caches compiled programs on disk, in EDITMGT_CACHE or the user's cache folder. Prints a note if it cannot."""
     import jax
 
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -99,7 +107,8 @@ def use_disk_cache() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         print(
-            f"editmgt: note: no cache of compiled programs, cannot write {folder} ({error.strerror})", file=sys.stderr
+            f"editmgt: note: compiled programs are not cached, cannot write {folder} ({error.strerror})",
+            file=sys.stderr,
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -103,7 +103,7 @@ class PairWriter:
 
 
 class RecordError(EditMGTError, RuntimeError):
-    """A record that cannot be read: names the shard and its place in it."""
+    """A record that cannot be read: names the shard and the number in it."""
 
 
 class ShardReader:
@@ -188,7 +188,7 @@ class _Shards:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def place(self, index) -> tuple["ShardReader", int]:
+    def locate(self, index) -> tuple["ShardReader", int]:
         """The shard that holds a record, and the record's number in it."""
         if not 0 <= index < len(self):
             raise IndexError(f"there are {len(self)} records; got number {index}")
@@ -216,7 +216,7 @@ class TokenBucket:
         return len(self._shards)
 
     def __getitem__(self, index) -> dict:
-        reader, within = self._shards.place(index)
+        reader, within = self._shards.locate(index)
         try:
             return self.schema.unpack(reader.read(within))
         except ValueError as error:
@@ -224,7 +224,7 @@ class TokenBucket:
 
     def name_of(self, index: int) -> str:
         """What a record is called in messages."""
-        reader, within = self._shards.place(index)
+        reader, within = self._shards.locate(index)
         return f"record {within} of {reader.path}"
 
     def categories(self) -> np.ndarray:
@@ -259,5 +259,5 @@ class PairSource:
         return len(self._shards)
 
     def __getitem__(self, index) -> dict:
-        reader, within = self._shards.place(index)
+        reader, within = self._shards.locate(index)
         return reader.pair(within)

@@ -35,7 +35,7 @@ def nearer_to_target(edited: np.ndarray, source: np.ndarray, target: np.ndarray,
 
 
 def nearest(edited: np.ndarray, candidates: np.ndarray, where: np.ndarray) -> int:
-    """Which of the candidates [N Y X 3] one picture [Y X 3] is nearest to (squared error) inside the mask. -> int"""
+    """Which of the candidates [n Y X 3] one picture [Y X 3] is nearest to (squared error) inside the mask. -> int"""
     return int(np.argmin((np.square(candidates - edited) * where[..., None]).sum(axis=(1, 2, 3))))
 
 

@@ -1,4 +1,4 @@
-"""Pictures -> files, written whole or not at all."""
+"""Pictures -> files, which appear only once complete."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -31,9 +31,9 @@ def check_distinct(paths: Sequence) -> None:
 
 
 def check_output(path: str | Path, formats: Mapping[str, str] | None = None) -> None:
-    """Fails before expensive work if `path` could not be written after it.
+    """Checks that a file can be written, before the work whose result it takes.
 
-    Errors: ImageError naming the supported suffixes, the missing folder or what the system says.
+    Errors: ImageError with the supported suffixes, the missing folder or the message of the system.
     """
     path, formats = Path(path), formats or FORMATS
     if path.suffix.lower() not in formats:
@@ -53,7 +53,7 @@ def check_output(path: str | Path, formats: Mapping[str, str] | None = None) -> 
 
 
 def save(image: Image.Image, path: str | Path) -> None:
-    """Writes a picture whole or not at all. Errors: ImageError."""
+    """Writes a picture; the file appears only once complete. Errors: ImageError."""
     path = Path(path)
     check_output(path)
     with replacing(path) as temporary:
@@ -61,7 +61,7 @@ def save(image: Image.Image, path: str | Path) -> None:
 
 
 def save_steps(frames: Sequence[Image.Image], path: str | Path, milliseconds: int = 150) -> None:
-    """Writes frames as an animation (.gif; the last frame stays longer) or as a strip (any picture suffix)."""
+    """Writes frames as an animation (.gif; the last frame is shown ten times as long) or as a strip (any picture suffix). Errors: ImageError."""
     path = Path(path)
     check_output(path, FORMATS | ANIMATED)
     if path.suffix.lower() not in ANIMATED:

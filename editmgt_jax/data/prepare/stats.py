@@ -1,4 +1,4 @@
-"""What a folder of prepared pairs or of token records holds: counts, histograms, and a picture of samples."""
+"""Contents of a folder of prepared pairs or of token records: counts, histograms, and a picture of samples."""
 
 import io
 from collections import Counter
@@ -110,7 +110,7 @@ def _spread(count, most) -> list[int]:
 
 
 def _length(ids) -> int:
-    """Tokens of an instruction without what pads it: one id, again and again at either end."""
+    """Tokens of an instruction without padding: one id, repeated at either end."""
     changes = np.flatnonzero(np.diff(ids))
     if not len(changes):
         return 1

@@ -1,6 +1,6 @@
 """Colours of pictures in words, by measurement, and changing them. Pure arrays: no files, no sprites.
 
-Axes    N pixels, H W rows and columns; hue is in degrees [0, 360), saturation and value in [0, 1]
+Axes    n pixels, H W rows and columns; hue is in degrees [0, 360), saturation and value in [0, 1]
 Rule    a colour name is what is *measured* on the pixels, never what was intended: the dominant hue is the peak
         of the hue histogram of saturated pixels, refined by the mean hue around that peak.
 """
@@ -85,7 +85,7 @@ def dominant_hue(rgb_pixels: np.ndarray, weights: np.ndarray) -> tuple[float, fl
 def name_colour(rgb_pixels: np.ndarray, weights: np.ndarray | None = None) -> str | None:
     """The name of the main colour of some pixels, or None where they are mostly grey.
 
-    rgb_pixels is [N 3] (or any shape ending in 3) in 0..255; weights [N] says how much each pixel counts (for
+    rgb_pixels is [n 3] (or any shape ending in 3) in 0..255; weights [n] says how much each pixel counts (for
     instance its opacity). The answer is one of `NAMES`.
     """
     rgb_pixels = np.asarray(rgb_pixels)

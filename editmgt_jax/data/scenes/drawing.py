@@ -1,6 +1,6 @@
 """A scene as a description, and the picture of it.
 
-Axes    S rows or columns of the square picture
+Axes    Y X pixels, of equal number
 Exact   integer arithmetic throughout, so what two scenes share is equal in both pictures to the last bit
 """
 
@@ -79,7 +79,7 @@ def _placed(thing, size):
 
 
 def footprint(thing: Thing, size: int, whole: bool = True) -> np.ndarray:
-    """Where a thing covers the picture, with its shadow or (whole=False) without. -> bool [S S]"""
+    """Where a thing covers the picture, with its shadow or (whole=False) without. -> bool [Y X]"""
     mask = np.zeros((size, size), bool)
     layer, outer, inner = _placed(thing, size)
     mask[outer] = layer.rgba[inner][..., 3] > 0 if whole else layer.body[inner]
@@ -87,7 +87,7 @@ def footprint(thing: Thing, size: int, whole: bool = True) -> np.ndarray:
 
 
 def opaque(things: Iterable[Thing], size: int) -> np.ndarray:
-    """Where things hide altogether what is behind them. -> bool [S S]"""
+    """Where things hide altogether what is behind them. -> bool [Y X]"""
     mask = np.zeros((size, size), bool)
     for thing in things:
         layer, outer, inner = _placed(thing, size)
@@ -115,10 +115,10 @@ def _backdrop(scene, size):
 
 @functools.lru_cache(128)
 def _gains(light, size):
-    """-> uint16 [S S 3], 128 for what stays as bright as it is"""
+    """-> uint16 [Y X 3], 128 for what stays as bright as it is"""
     steps = (np.arange(size) + 0.5) / size - 0.5
     angle = light.towards * math.pi / 4
-    along = steps * math.cos(angle) + steps[:, None] * math.sin(angle)  # [S S]
+    along = steps * math.cos(angle) + steps[:, None] * math.sin(angle)  # [Y X]
     gains = (1 + light.slope * along)[..., None] * np.asarray(light.tint)
     return np.rint(128 * gains).astype(np.uint16)
 
@@ -131,7 +131,7 @@ def _lit(picture, light):
 
 
 def render(scene: "Scene", size: int) -> np.ndarray:
-    """-> uint8 [S S 3]"""
+    """-> uint8 [Y X 3]"""
     canvas = _backdrop(scene, size).copy()
     for thing in stacked(scene):
         layer, outer, inner = _placed(thing, size)

@@ -1,6 +1,6 @@
 """The pictures that scenes are made of: objects and people cut out, and views of panoramas. Cached per process.
 
-Axes    H W rows and columns of a layer, S side of the square picture
+Axes    H W rows and columns of a layer, Y X pixels of the square picture
 Units   the side of a sprite is the length in pixels that its 128-pixel canvas is scaled to
 """
 
@@ -246,7 +246,7 @@ def _panorama(name):
 
 @functools.lru_cache(512)
 def view(name: str, direction: int, size: int, flip: bool = False) -> np.ndarray:
-    """Perspective view of a panorama towards one of `VIEWS` directions. -> uint8 [S+2m S+2m 3], m = margin(size)"""
+    """Perspective view of a panorama towards one of `VIEWS` directions. -> uint8 [Y+2m X+2m 3], m = margin(size)"""
     if flip:
         return np.ascontiguousarray(view(name, direction, size)[:, ::-1])
     pano = _panorama(name)

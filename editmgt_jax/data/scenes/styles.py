@@ -1,4 +1,4 @@
-"""Global styles as functions of a picture, uint8 [S S 3] -> uint8 [S S 3]. Pure arrays."""
+"""Global styles as functions of a picture, uint8 [Y X 3] -> uint8 [Y X 3]. Pure arrays."""
 
 import numpy as np
 from scipy import ndimage
@@ -64,5 +64,5 @@ STYLES = {
 
 
 def apply(name: str, picture: np.ndarray) -> np.ndarray:
-    """Draws a picture uint8 [H W 3] in a style, a key of `STYLES`."""
+    """Draws a picture uint8 [Y X 3] in a style, a key of `STYLES`."""
     return STYLES[name](picture)

@@ -102,20 +102,20 @@ class Pod:
         return _run([*command, *self._where, *flags], read)
 
 
-def combine(said: str) -> str:
+def combine(output: str) -> str:
     """One status from a line of each machine. Other lines are ignored.
 
     Returns: running, partly (some machines run, others are new), new (some are, none runs), stopped, or the worst "ended CODE".
     Errors: PodError when no line is a status.
     """
-    said = {line.strip() for line in said.splitlines()}
-    if "running" in said:
-        return "partly" if "new" in said else "running"
+    lines = {line.strip() for line in output.splitlines()}
+    if "running" in lines:
+        return "partly" if "new" in lines else "running"
     # Of stopped machines only the first reports it: the others report that they ended with 0.
     for status in ("new", "stopped"):
-        if status in said:
+        if status in lines:
             return status
-    codes = [int(line.removeprefix("ended ")) for line in said if re.fullmatch(r"ended \d+", line)]
+    codes = [int(line.removeprefix("ended ")) for line in lines if re.fullmatch(r"ended \d+", line)]
     if not codes:
         raise PodError("no machine reports a status")
     return f"ended {max(codes)}"

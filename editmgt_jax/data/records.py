@@ -1,4 +1,4 @@
-"""Examples in ArrayRecord shards, with a manifest that says what they are.
+"""Examples in ArrayRecord shards, with a manifest that describes them.
 
 Tokens  arrays of fixed shapes: a record is the raw bytes of its fields one after the other; names, dtypes and shapes stand
         once, in `manifest.json`

@@ -91,7 +91,7 @@ class Examined:
     """A pair that passed all checks that need no other pair."""
 
     bucket: tuple[int, int]  # (width, height)
-    record: dict  # what is written: see `records.PairSource`
+    record: dict  # to be written, see `records.PairSource`
     digest: str  # of both raw pictures: equal for exact duplicates
     text_digest: str  # of the instruction, letter case and spaces aside
     hashes: str  # perceptual, of both pictures

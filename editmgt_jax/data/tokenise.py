@@ -63,13 +63,14 @@ class Shard:
 
     @property
     def name(self) -> str:
+        """Name of its file, without the ending."""
         return f"{self.bucket}-{self.number:05d}"
 
 
 def tokenize(
     sources: dict,
     encoders: Encoders,
-    directory,
+    directory: str | Path,
     facts: dict,
     batch_size: int = 32,
     threads: int = 4,
@@ -81,7 +82,7 @@ def tokenize(
     Args:
       sources: {bucket: random access to pairs}; a pair has 'source' and 'target', pictures of the bucket's size as uint8
         [Y X 3] or bytes of a file, 'instruction', 'category', and may have 'original_size' and 'crop'.
-      facts: what the manifest says besides: which encoders, which data.
+      facts: further entries of the manifest: the encoders, the data.
       process: (number, count); the first one writes the manifest when `wait_for_all` returns.
     Returns: {"images", "seconds", "waited": share of the time that the device had no batch to work on, "left_out"} of this
       process.
@@ -112,7 +113,7 @@ def tokenize(
 
 
 def _write(shard, source, encoders, directory, batch_size, threads, clock, bar) -> None:
-    """One shard, row by row, then its report; that is what says that it is whole."""
+    """One shard, pair by pair, then its report, which marks it as complete."""
     categories, left_out = [], []
 
     def usable():

@@ -14,9 +14,12 @@ on the training split; the held-out split is for reporting.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from editmgt_jax import images
@@ -53,7 +56,7 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.instructions)
 
-    def token_mask(self, grid):
+    def token_mask(self, grid: tuple[int, int]) -> np.ndarray:
         """bool [n H W]: tokens any of whose pixels may change."""
         return covered_tokens(self.mask, grid)
 
@@ -75,13 +78,15 @@ class Runner:
         self.pipe, self.batch_size, self.seed = pipe, batch_size, seed
 
     def encode(self, pairs: Pairs) -> Encoded:
+        """The ids of both pictures, and these ids decoded."""
         ids = [self._batched(self.pipe.tokenize, pixels) for pixels in (pairs.source, pairs.target)]
         return Encoded(*ids, *(self.decode(each) for each in ids))
 
-    def decode(self, ids):
+    def decode(self, ids: np.ndarray) -> np.ndarray:
+        """int32 [n H W] -> float32 [n Y X 3] in [0, 1]"""
         return self._batched(self.pipe.detokenize, ids)
 
-    def edit(self, pairs: Pairs, source_ids, **settings) -> dict:
+    def edit(self, pairs: Pairs, source_ids: np.ndarray, **settings: Any) -> dict:
         """Edits every source; pair i draws from (seed, i). -> tokens, keep, scores [n H W] and relevance [n K N]"""
         key, found = jax.random.key(self.seed), []
         for start in tqdm(range(0, len(pairs), self.batch_size), unit="batch", disable=None, leave=False):
@@ -93,7 +98,7 @@ class Runner:
             found.append({name: getattr(edit, name)[:kept] for name in ("tokens", "keep", "scores", "relevance")})
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
-    def scores(self, relevance, grid, layers, kind):
+    def scores(self, relevance: np.ndarray, grid: tuple[int, int], layers: Sequence[int], kind: str) -> np.ndarray:
         """Consolidated, filtered (`kind`) and upsampled scores [n H W] of some of the layers in `relevance` [n K N]."""
         mgt_grid = tuple(side // self.pipe.model.mgt.config.stride for side in grid)
         return np.asarray(localize.localize(relevance[:, layers], mgt_grid, grid, kind=kind))
@@ -107,7 +112,7 @@ class Runner:
         return np.concatenate(parts)
 
 
-def succeeded(pairs: Pairs, edited, source, target) -> np.ndarray:
+def succeeded(pairs: Pairs, edited: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Success of each pair; pictures are VQ-decoded, float [n Y X 3]. -> bool [n]"""
     success = metrics.nearer_to_target(edited, source, target, pairs.mask)
     for index in np.flatnonzero(pairs.categories == "colour"):
@@ -118,7 +123,7 @@ def succeeded(pairs: Pairs, edited, source, target) -> np.ndarray:
     return success
 
 
-def recognised(pairs: Pairs, edited) -> np.ndarray:
+def recognised(pairs: Pairs, edited: np.ndarray) -> np.ndarray:
     """1 where the new object is the nearest of ten, 0 where it is not, NaN where an edit brings none. -> float [n]"""
     found = np.full(len(pairs), np.nan)
     for index in np.flatnonzero(np.isin(pairs.categories, ("add", "replace"))):
@@ -129,7 +134,7 @@ def recognised(pairs: Pairs, edited) -> np.ndarray:
     return found
 
 
-def score_edits(pairs: Pairs, tokens, edited, encoded: Encoded) -> dict[str, np.ndarray]:
+def score_edits(pairs: Pairs, tokens: np.ndarray, edited: np.ndarray, encoded: Encoded) -> dict[str, np.ndarray]:
     """Figures of each pair, from the ids [n H W] of the edits and their pictures [n Y X 3]. -> {name: [n]}"""
     outside = ~pairs.token_mask(tokens.shape[1:])
     return {
@@ -144,7 +149,7 @@ def score_edits(pairs: Pairs, tokens, edited, encoded: Encoded) -> dict[str, np.
     }
 
 
-def choose_localisation(runner: Runner, size: int, all_layers, **settings) -> dict:
+def choose_localisation(runner: Runner, size: int, all_layers: Sequence[int], **settings: Any) -> dict:
     """Thresholds of the relevance and the best single layer, on local edits of the training split."""
     pairs = Pairs(size, "train", SELECTION_PAIRS, SELECTION_SEED, LOCAL)
     encoded = runner.encode(pairs)
@@ -171,7 +176,9 @@ def choose_localisation(runner: Runner, size: int, all_layers, **settings) -> di
     }
 
 
-def evaluate(pipe, count: int = 500, batch_size: int = 32, seed: int = 0, split: str = "heldout", **settings):
+def evaluate(
+    pipe: EditPipeline, count: int = 500, batch_size: int = 32, seed: int = 0, split: str = "heldout", **settings: Any
+) -> tuple[dict, Callable[[int], Image.Image]]:
     """Runs the protocol `scenes` with and without region hold.
 
     Args:
@@ -237,7 +244,14 @@ def _summary(pairs: Pairs, columns: dict) -> dict:
 
 
 def evaluate_scenes(
-    model, output=None, gallery=None, count=500, batch_size=32, seed=0, split="heldout", **settings
+    model: str | None,
+    output: str | None = None,
+    gallery: str | None = None,
+    count: int = 500,
+    batch_size: int = 32,
+    seed: int = 0,
+    split: str = "heldout",
+    **settings: Any,
 ) -> None:
     """Evaluates a model directory (None: the default) and prints the table.
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, VQConfig
 from editmgt_jax.models.clip_text import CLIPText
@@ -17,7 +18,7 @@ from editmgt_jax.models.gemma2 import Gemma2
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.models.vq import VQModel
 from editmgt_jax.weights import rules
-from editmgt_jax.weights.rules import Rule
+from editmgt_jax.weights.rules import ComponentConfig, Rule
 
 DIFFUSERS_NAME = "diffusion_pytorch_model.safetensors"
 TRANSFORMERS_NAME = "model.safetensors"
@@ -89,17 +90,17 @@ COMPONENTS = {
 MGT_FOLDERS = COMPONENTS[MGTConfig].folders
 
 
-def component(config) -> Component:
+def component(config: ComponentConfig) -> Component:
     """The row of a config."""
     return COMPONENTS[type(config)]
 
 
-def make_module(config, dtype=jnp.float32) -> nn.Module:
+def make_module(config: ComponentConfig, dtype: DTypeLike = jnp.float32) -> nn.Module:
     """The module of an architecture."""
     return component(config).module(config, dtype)
 
 
-def abstract_params(model: nn.Module):
+def abstract_params(model: nn.Module) -> dict:
     """The shapes of a module's parameters. Nothing is computed."""
     init = component(model.config).init
     return jax.eval_shape(lambda key: init(model, key), jax.random.key(0))

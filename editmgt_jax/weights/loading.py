@@ -6,11 +6,14 @@ Source  the released diffusers layout: `editmgt` or `transformer`, `vqvae`, `tex
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 
 from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, SchedulerConfig, VQConfig, dtype_name
 from editmgt_jax.errors import UserError
@@ -63,7 +66,13 @@ class LoadedModel:
         return self.vq.config.factor * self.mgt.config.stride
 
 
-def load_model(directory=None, dtype=None, strict: bool = False, check_only: bool = False, lora=None) -> LoadedModel:
+def load_model(
+    directory: str | Path | None = None,
+    dtype: DTypeLike | dict[str, DTypeLike] | None = None,
+    strict: bool = False,
+    check_only: bool = False,
+    lora: str | Path | None = None,
+) -> LoadedModel:
     """Reads a model directory, one tensor at a time and straight to its device.
 
     Args:
@@ -109,7 +118,7 @@ def _dtypes(dtype) -> dict:
     return {name: jnp.dtype(chosen.get(name) or default) for name in names}
 
 
-def find_model(directory=None) -> tuple[Path, Path]:
+def find_model(directory: str | Path | None = None) -> tuple[Path, Path]:
     """-> (model directory, its folder with the transformer). Errors: FileNotFoundError saying what was looked for."""
     if directory is None and not DEFAULT_MODEL.is_dir():
         raise FileNotFoundError(f"this installation has no default model at {DEFAULT_MODEL}: name a model directory")
@@ -146,7 +155,7 @@ def _local(directory) -> Path:
         ) from error
 
 
-def load_mgt(directory, dtype=jnp.float32, **reading) -> tuple[MGT, Any]:
+def load_mgt(directory: str | Path, dtype: DTypeLike = jnp.float32, **reading: Any) -> tuple[MGT, Any]:
     """Reads a transformer's folder. -> (module, parameters)
 
     `reading` is strict and check_only, as in `load_model`, and place: (path, host array) -> the array where it shall lie.
@@ -154,23 +163,23 @@ def load_mgt(directory, dtype=jnp.float32, **reading) -> tuple[MGT, Any]:
     return _load(directory, MGTConfig, dtype, **reading)
 
 
-def load_vq(directory, **reading) -> tuple[VQModel, Any]:
+def load_vq(directory: str | Path, **reading: Any) -> tuple[VQModel, Any]:
     """Reads an image tokenizer's folder. -> (module, parameters)"""
     return _load(directory, VQConfig, jnp.float32, **reading)
 
 
-def painter(model=None):
+def painter(model: str | Path | None = None) -> Callable[[np.ndarray], jax.Array]:
     """A function of ids [B H W] that gives a model's pictures of them, float32 [B Y X 3] in [0, 1]."""
     vq, params = load_vq(find_model(model)[0] / "vqvae")
     return jax.jit(lambda ids: vq.apply({"params": params}, jnp.asarray(ids, jnp.int32), method="decode"))
 
 
-def load_clip(directory, dtype=jnp.float32, **reading) -> tuple[CLIPText, Any]:
+def load_clip(directory: str | Path, dtype: DTypeLike = jnp.float32, **reading: Any) -> tuple[CLIPText, Any]:
     """Reads a CLIP text encoder's folder. -> (module, parameters)"""
     return _load(directory, CLIPTextConfig, dtype, **reading)
 
 
-def load_gemma(directory, dtype=jnp.float32, **reading) -> tuple[Gemma2, Any]:
+def load_gemma(directory: str | Path, dtype: DTypeLike = jnp.float32, **reading: Any) -> tuple[Gemma2, Any]:
     """Reads a Gemma 2 text encoder's folder. -> (module, parameters)"""
     return _load(directory, Gemma2Config, dtype, **reading)
 
@@ -189,7 +198,9 @@ def _to_device(_path, value):
     return jax.device_put(value)
 
 
-def load_text(directory, mgt, dtypes, reading) -> TextEncoder:
+def load_text(
+    directory: str | Path, mgt: MGTConfig, dtypes: dict[str, DTypeLike], reading: dict[str, Any]
+) -> TextEncoder:
     """The text encoders that a transformer of config `mgt` needs, checked against it.
 
     Args:

@@ -35,7 +35,7 @@ from editmgt_jax.config import AESTHETIC_SCORE
 from editmgt_jax.data.scenes.source import CATEGORIES
 from editmgt_jax.evaluation import metrics, protocols
 from editmgt_jax.pipeline import EditPipeline
-from editmgt_jax.sampling import decode, masking
+from editmgt_jax.sampling import decode, masking, samplers
 
 FIGURES = ("success", "recognised", "psnr_inside", "changed_inside", "changed_outside", "edges")
 RATES = (1.0, 0.75, 0.5, 0.25, 0.1)
@@ -255,26 +255,7 @@ def shuffled(lab, seen, noise, temperature, step):
 
 def halton(lab, seen, noise, temperature, step):
     """A fixed low-discrepancy order of the grid's cells."""
-    return -np.broadcast_to(_halton_rank(lab.grid), seen.log_p.shape)
-
-
-@functools.cache
-def _halton_rank(grid):
-    """Place of each cell in the order of its first point of the Halton sequence of bases 2 and 3. -> int [L]"""
-
-    def radical_inverse(number, base):
-        value, scale = 0.0, 1.0 / base
-        while number:
-            number, digit = divmod(number, base)
-            value, scale = value + digit * scale, scale / base
-        return value
-
-    rank, number = {}, 0
-    while len(rank) < grid[0] * grid[1]:
-        number += 1
-        cell = int(radical_inverse(number, 2) * grid[0]) * grid[1] + int(radical_inverse(number, 3) * grid[1])
-        rank.setdefault(cell, len(rank))
-    return np.array([rank[cell] for cell in range(len(rank))], float)
+    return -np.broadcast_to(samplers.halton_ranks(lab.grid), seen.log_p.shape)
 
 
 def entropy_bound(bound):

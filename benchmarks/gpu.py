@@ -265,7 +265,7 @@ def _decode_one(case, params, batch, backend, steps, repeats, rate):
     run = functools.partial(decode_edit.__wrapped__, mgt=mgt, plan=plan)
     program, facts = compiled(run, {"params": params}, request)
     elapsed = seconds_of(lambda: program({"params": params}, request).tokens, repeats)
-    passes = 2 if plan.guided else 1
+    passes = 3 if plan.image_guided else 2 if plan.guided else 1
     return facts | measured(elapsed, passes * steps * batch * case.forward_flops(), batch, rate)
 
 

@@ -184,7 +184,7 @@ SETTINGS = (
     Setting(
         "entropy_bound",
         float,
-        number("60 nats take about five passes over 1024 tokens"),
+        number("60 nats took 4.5 passes over 256 tokens"),
         "nats of entropy that a step of the sampler entropy decides at most",
         "traced",
         "decode",

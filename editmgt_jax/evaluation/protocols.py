@@ -36,6 +36,7 @@ SELECTION_PAIRS = 128  # training pairs on which the relevance threshold and the
 SELECTION_SEED = 1  # no pair of the default training data, whose seed is 0
 SPARED = 0.05  # of the tokens to edit: the share that the default hold threshold may hold
 DISTRACTORS = 9
+_COLUMNS = ("tokens", "keep", "scores", "relevance", "passes")  # of an edit, that are kept of every batch
 
 
 class Pairs:
@@ -87,7 +88,7 @@ class Runner:
         return self._batched(self.pipe.detokenize, ids)
 
     def edit(self, pairs: Pairs, source_ids: np.ndarray, **settings: Any) -> dict:
-        """Edits every source; pair i draws from (seed, i). -> tokens, keep, scores [n H W] and relevance [n K N]"""
+        """Edits every source; pair i draws from (seed, i). -> tokens, keep, scores [n H W], relevance [n K N] and passes [n]"""
         key, found = jax.random.key(self.seed), []
         for start in tqdm(range(0, len(pairs), self.batch_size), unit="batch", disable=None, leave=False):
             rows = np.minimum(np.arange(start, start + self.batch_size), len(pairs) - 1)
@@ -95,7 +96,7 @@ class Runner:
             text = [self.pipe.encode(pairs.instructions[row]) for row in rows]
             edit = jax.device_get(self.pipe.edit_tokens(source_ids[rows], text, keys=keys, **settings))
             kept = min(self.batch_size, len(pairs) - start)
-            found.append({name: getattr(edit, name)[:kept] for name in ("tokens", "keep", "scores", "relevance")})
+            found.append({name: getattr(edit, name)[:kept] for name in _COLUMNS})
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
     def scores(self, relevance: np.ndarray, grid: tuple[int, int], layers: Sequence[int], kind: str) -> np.ndarray:
@@ -198,7 +199,7 @@ def evaluate(
     held = runner.edit(pairs, encoded.source_ids, **(settings | {"hold_threshold": threshold}))
     pictures = {"free": runner.decode(free["tokens"]), "held": runner.decode(held["tokens"])}
     results = {
-        mode: score_edits(pairs, edits["tokens"], pictures[mode], encoded)
+        mode: score_edits(pairs, edits["tokens"], pictures[mode], encoded) | {"passes": edits["passes"].astype(float)}
         for mode, edits in (("free", free), ("held", held))
     }
     truth = pairs.token_mask(free["tokens"].shape[1:])

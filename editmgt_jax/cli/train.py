@@ -15,7 +15,9 @@ def _add_train(commands) -> None:
     command = shared.add_command(
         commands, "train", train, f"train a model, or go on training it{shared.OVERRIDABLE}", takes_overrides=True
     )
-    command.add_argument("--config", required=True, metavar="CONFIG", help="a file, or the name of a shipped one: scenes_mgt")
+    command.add_argument(
+        "--config", required=True, metavar="CONFIG", help="a file, or the name of a shipped one: scenes_mgt"
+    )
     command.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints and metrics of the run")
     command.add_argument(
         "--profile", type=_step_range, metavar="START:END", help="steps to trace, into the workdir's `profile`"

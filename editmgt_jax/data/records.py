@@ -156,14 +156,19 @@ def read_manifest(directory: str | Path, kind: str | None = None) -> dict:
 
     Args:
       kind: PAIRS or TOKENS, where only one will do.
-    Errors: FileNotFoundError without a manifest, ValueError for another kind or version.
+    Errors: FileNotFoundError without a manifest, UserError for a damaged one, another kind or version.
     """
     path = Path(directory) / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(
             f"a record directory needs its {MANIFEST}; none in {directory}: finish writing it first"
         )
-    manifest = json.loads(path.read_text())
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} must be JSON: it is cut off or damaged ({error}); make the records again") from error
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path} must be a JSON object; got {type(manifest).__name__}: make the records again")
     if manifest.get("version") != VERSION:
         raise UserError(f"{path} must be of version {VERSION}; got {manifest.get('version')}: make the records again")
     if kind not in (None, manifest["kind"]):

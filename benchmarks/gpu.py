@@ -338,8 +338,7 @@ def _stored_text_task(config, case, batch, mgt):
 
     class StoredTask(MGTTask):
         def __init__(self):
-            self.config = config.copy_and_resolve_references()
-            self.config.update(batch_size=batch, accumulate=1)
+            self.config = dataclasses.replace(config, batch_size=batch, accumulate=1)
             self.mgt, self.mgt_config, self.lora = mgt, mgt.config, None
             self.vq_config, self.text = preset("editmgt-1024")["vqvae"], StoredText()
 

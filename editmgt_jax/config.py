@@ -17,6 +17,7 @@ import types
 import typing
 from pathlib import Path
 
+from editmgt_jax.declarations import SETTINGS
 from editmgt_jax.errors import UserError
 from editmgt_jax.files import write_json
 
@@ -76,7 +77,7 @@ class _JSONConfig:
         for name, value in known.items():
             kind = fields[name].type
             _require(_fits(value, kind), f"{name} must be {getattr(kind, '__name__', kind)}", value)
-            if kind is int and not name.endswith("_token_id"):
+            if kind is int and not name.endswith("_token_id") and not name.startswith("default_"):
                 _require(value > 0, f"{name} must be positive", value)
         return cls(**known)
 
@@ -207,6 +208,8 @@ class VQConfig(_JSONConfig):
             _require(set(values.get(key, [kind])) == {kind}, f"{key} must all be {kind}", values.get(key))
 
     def __post_init__(self):
+        for name in ("in_channels", "out_channels"):
+            _require(getattr(self, name) == 3, f"{name} must be 3: pictures are RGB", getattr(self, name))
         _require(self.block_out_channels, "block_out_channels must name at least one width", self.block_out_channels)
         bad = [c for c in self.block_out_channels if c < 1 or c % self.norm_num_groups]
         _require(
@@ -344,29 +347,31 @@ class Gemma2Config(_JSONConfig):
         }
 
 
+_OF_MODELS = tuple(setting for setting in SETTINGS if setting.key)
+_ModelDefaults = dataclasses.make_dataclass(
+    "_ModelDefaults",
+    [(setting.key, setting.key_type, setting.default) for setting in _OF_MODELS],
+    frozen=True,
+    kw_only=True,
+)
+
+
 @dataclasses.dataclass(frozen=True)
-class SchedulerConfig(_JSONConfig):
+class SchedulerConfig(_ModelDefaults, _JSONConfig):
     """Decode constants that a model directory states in `scheduler/scheduler_config.json`.
 
     `timestep_convention` is ours: "released" passes the step index counting down, as released weights expect;
     "mask_rate" passes the share of hidden tokens, in training and in decoding alike (Q1). The released files lack the key.
     `negative_prompt` is what guidance leads away from, unless the caller says otherwise.
     `native_size` is the side in pixels of the squares that the model was trained on; where it is not stated, as in released
-    files, the model's architecture tells (`loading`). The remaining keys are the operating
-    point at which a model was evaluated; the pipeline's defaults come from them.
+    files, the model's architecture tells (`loading`). The remaining keys, `default_NAME` of each setting NAME
+    (`declarations.SETTINGS`), are the operating point at which a model was evaluated; the pipeline's defaults come from them.
     """
 
     mask_token_id: int
     masking_schedule: str = "cosine"
     timestep_convention: str = "released"
     native_size: int | None = None
-    default_steps: int = 36
-    default_guidance_scale: float = 6.0
-    default_reference_strength: float = 1.1
-    default_sampling_temperature: float = 1.0
-    default_temperature: tuple[float, float] = (2.0, 0.0)
-    default_hold_threshold: float = 0.0
-    default_layers: tuple[int, ...] = ()
     negative_prompt: str = RELEASED_NEGATIVE_PROMPT
 
     CLASS_NAME = "Scheduler"
@@ -382,6 +387,16 @@ class SchedulerConfig(_JSONConfig):
             "timestep_convention must be 'released' or 'mask_rate'",
             self.timestep_convention,
         )
+        for setting in _OF_MODELS:
+            if setting.rule and getattr(self, setting.key) != setting.default:
+                setting.rule(setting.key, getattr(self, setting.key))
+
+    def to_dict(self) -> dict:
+        values = super().to_dict()
+        for setting in _OF_MODELS:
+            if not setting.stated and values[setting.key] == setting.default:
+                del values[setting.key]
+        return values
 
 
 @dataclasses.dataclass(frozen=True)

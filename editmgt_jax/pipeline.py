@@ -18,18 +18,19 @@ from PIL import Image
 from tqdm import tqdm
 
 from editmgt_jax import images
+from editmgt_jax.declarations import SETTINGS, SettingsError, check_integer
 from editmgt_jax.errors import UserError
 from editmgt_jax.images import ImageError
 from editmgt_jax.models.prompts import PromptError
 from editmgt_jax.models.text import EncodedText
 from editmgt_jax.sampling import decode
 from editmgt_jax.sampling.edit import Request, TokenEdit, decode_edit, detokenize, tokenize
-from editmgt_jax.sampling.settings import Settings, SettingsError, check_integer
+from editmgt_jax.sampling.settings import Settings
 from editmgt_jax.weights.loading import LoadedModel, load_model
 
 MAX_SEED = 2**32 - 1
 # Settings that have no meaning without a source image.
-NO_REFERENCE = frozenset({"reference_strength", "hold_threshold", "hold", "hold_step"})
+NO_REFERENCE = frozenset(setting.name for setting in SETTINGS if setting.about == "reference")
 Progress = Callable[[str], None]  # called with the name of each stage as it begins
 
 
@@ -43,6 +44,7 @@ class Result:
     token_ids: np.ndarray  # int32 [n H W]
     source_ids: np.ndarray | None  # int32 [H W]; None without a source image
     settings: Settings
+    passes: np.ndarray  # int32 [n]: decoding steps taken; fewer than S when the sampler ended early
     step_tokens: np.ndarray | None = None  # int32 [S n H W], recorded
     step_relevance: np.ndarray | None = None  # float32 [S n H W], recorded
 
@@ -120,7 +122,7 @@ class EditPipeline:
           negative_prompt: what guidance leads away from; None is the model's own, "" the empty prompt.
           composite: where anything is held, take the regions whose tokens came out as the source's, the held ones and
             others, from the input picture, past a feathered seam.
-          settings: see `editmgt_jax.sampling.settings.Settings`; None or absent is the model's own default.
+          settings: see `editmgt_jax.declarations.SETTINGS`; None or absent is the model's own default.
         Errors: SettingsError, PromptError, ImageError, FileNotFoundError, before any decoding.
         """
         settings, progress = self._checked(seed, num_images, settings), progress or _silent
@@ -203,7 +205,7 @@ class EditPipeline:
         scale = min(1.0, longest / max(width, height))
         size = max(1, round(width * scale)), max(1, round(height * scale))
         frames = []
-        for ids in result.step_tokens[:, index]:
+        for ids in result.step_tokens[: result.passes[index], index]:
             pixels = images.hide(np.asarray(self.detokenize(ids[None]))[0], ids == self.mask_token_id)
             frames.append(images.to_image(pixels, size))
         return frames
@@ -396,6 +398,7 @@ class EditPipeline:
             token_ids=tokens,
             source_ids=canvas.source,
             settings=settings,
+            passes=gather("passes"),
             step_tokens=gather("step_tokens", axis=1),
             step_relevance=gather("step_scores", axis=1),
         )

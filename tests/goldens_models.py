@@ -138,7 +138,7 @@ def _edit_request(golden, model, factor):
         knobs=knobs,
     )
     layers = tuple(int(block) for block in golden.get("capture_blocks", (0,)))
-    return request, Plan(layers, "adaptive", "released", guidance > 1, True, "released")
+    return request, Plan(layers=layers, guided=guidance > 1, record=True, timestep_convention="released")
 
 
 @partial(jax.jit, static_argnames=("model", "plan"))

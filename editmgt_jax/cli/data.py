@@ -109,7 +109,7 @@ def _add_tokenize(commands) -> None:
     pairs.add_argument("--text-states", action="store_true", help="also store the states of the text encoders")
     pairs.add_argument("--dtype", type=shared.dtype, help="dtype of the text encoders")
     scenes = command.add_argument_group("scenes")
-    scenes.add_argument("--config", metavar="FILE.py", help="config, such as configs/scenes_mgt.py")
+    scenes.add_argument("--config", metavar="CONFIG", help="a file, or the name of a shipped one: scenes_mgt")
     scenes.add_argument("--examples", type=shared.positive, help="number of pairs")
 
 

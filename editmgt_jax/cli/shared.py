@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from editmgt_jax.config import dtype_name
+from editmgt_jax.declarations import SETTINGS
 
 OVERRIDABLE = "; config keys can be overridden: --config.optimizer.learning_rate=1e-3"
 
@@ -46,39 +47,42 @@ def add_exported(command: argparse.ArgumentParser) -> None:
 
 
 def add_settings(command: argparse.ArgumentParser, with_reference: bool = True) -> None:
-    """Flags of `settings.Settings`. Settings you omit use the model's defaults."""
+    """Flags of the settings, from their declarations. Settings you omit use the model's defaults."""
     group = command.add_argument_group("settings", "settings you omit use the model's defaults")
-    group.add_argument("--steps", type=int, help="decoding steps")
-    group.add_argument("--guidance-scale", type=float, help="weight of the text; 1 is off")
-    group.add_argument(
-        "--sampling-temperature", type=float, help="temperature of the drawn ids; 1 draws as the model predicts"
-    )
-    group.add_argument(
-        "--temperature", type=float, nargs="+", help="temperature of the confidence: FIRST LAST, or one number"
-    )
-    if not with_reference:
-        return
-    group.add_argument(
-        "--reference-strength", type=float, help="gamma, weight of the source image; 1 as in training, 0 is none"
-    )
-    group.add_argument(
-        "--hold-threshold", type=float, help="lambda; tokens with less relevance are held. 0 holds none, above 1 all"
-    )
-    group.add_argument("--hold", help="'released' decides at every step, 'from_step' once, at --hold-step")
-    group.add_argument("--hold-step", type=int)
-    group.add_argument(
-        "--layers", type=int, nargs="+", metavar="BLOCK", help="blocks whose attention gives the relevance"
-    )
-    group.add_argument("--filter", help="smoothing of the relevance: adaptive, gaussian or none")
+    for setting in SETTINGS:
+        if setting.about == "decode" or (with_reference and setting.about != "result"):
+            group.add_argument(
+                "--" + setting.name.replace("_", "-"),
+                type=setting.kind,
+                nargs=None if setting.length == "one" else "+",
+                choices=_Choices(setting.name) if setting.rule is None else None,
+                metavar=setting.metavar,
+                help=setting.help,
+            )
+
+
+class _Choices:
+    """The names that a setting may have, which are known to modules that import jax: read only when needed."""
+
+    def __init__(self, setting: str):
+        self._setting = setting
+
+    def __iter__(self):
+        from editmgt_jax.sampling.settings import CHOICES
+
+        return iter(CHOICES[self._setting])
+
+    def __contains__(self, value):
+        return value in list(self)
 
 
 def settings_of(args: argparse.Namespace) -> dict:
     """The settings given on the command line, {name: value}."""
-    names = ("steps", "guidance_scale", "reference_strength", "hold_threshold", "hold", "hold_step", "layers")
-    names += ("sampling_temperature", "temperature", "filter")
-    chosen = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
-    if len(chosen.get("temperature", ())) == 1:
-        chosen["temperature"] = chosen["temperature"][0]
+    chosen = {}
+    for setting in SETTINGS:
+        value = getattr(args, setting.name, None)
+        if value is not None:
+            chosen[setting.name] = value[0] if setting.length == "pair" and len(value) == 1 else value
     return chosen
 
 

@@ -16,7 +16,9 @@ def _add_train(commands) -> None:
     command = shared.add_command(
         commands, "train", train, f"train a model, or resume training{shared.OVERRIDABLE}", takes_overrides=True
     )
-    command.add_argument("--config", required=True, metavar="FILE.py", help="config, such as configs/scenes_mgt.py")
+    command.add_argument(
+        "--config", required=True, metavar="CONFIG", help="a file, or the name of a shipped one: scenes_mgt"
+    )
     command.add_argument("--workdir", required=True, metavar="DIR", help="folder for checkpoints and metrics")
     command.add_argument("--profile", type=_step_range, metavar="START:END", help="steps to trace into DIR/profile")
     shared.add_distributed(command)

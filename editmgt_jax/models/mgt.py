@@ -73,6 +73,11 @@ def _spread(x):
     return constrain(x, "batch", "length", None)
 
 
+def _spread_grid(x):
+    """Ids [B H W] or activations [B H W D] of a grid, spread over batch and rows."""
+    return constrain(x, "batch", "length", *(None,) * (x.ndim - 2))
+
+
 def _activated(x):
     """Inside of a feed-forward part, spread over its channels, too."""
     return constrain(nn.gelu(x, approximate=True), "batch", "length", "channels")
@@ -273,9 +278,10 @@ class MGT(nn.Module):
 
     def _trunk_tokens(self, tokens):
         """[B H W] int32 ids -> [B N D]; image and reference go through the same weights."""
-        x = self.token_conv(self.token_norm(self.token_embedding(tokens)))
+        x = _spread_grid(self.token_embedding(_spread_grid(tokens)))
+        x = _spread_grid(self.token_conv(self.token_norm(x)))
         if self.config.downsample:
-            x = self.down_conv(self.down_norm(x))
+            x = _spread_grid(self.down_conv(self.down_norm(x)))
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         return _spread(self.project_in(self.project_in_norm(x)))
 
@@ -384,12 +390,12 @@ class MGT(nn.Module):
     def _head(self, x, grid):
         """[B N D] -> logits [B H W C] float32."""
         batch, (rows, columns), width = x.shape[0], grid, self.config.width
-        x = self.project_out(self.project_out_norm(x)).reshape(batch, rows, columns, width)
+        x = _spread_grid(self.project_out(self.project_out_norm(x)).reshape(batch, rows, columns, width))
         if self.config.upsample:
-            x = self.up_conv(self.up_norm(x)).reshape(batch, rows, columns, 2, 2, width)
+            x = _spread_grid(self.up_conv(self.up_norm(x))).reshape(batch, rows, columns, 2, 2, width)
             x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * rows, 2 * columns, width)
-        x = self.head_norm(self.head_conv(x))
-        return self.head_logits(x.astype(jnp.float32))
+        x = _spread_grid(self.head_norm(self.head_conv(_spread_grid(x))))
+        return _spread_grid(self.head_logits(x.astype(jnp.float32)))
 
 
 def _is_one(strength) -> bool:

@@ -1,7 +1,8 @@
 """Parallel decoding of masked image tokens. Pure: no model, no text, no I/O.
 
-Every step proposes an id wherever one is hidden and hides the least sure proposals again, fewer each time. The model is a
-callback, `predict(tokens [B L], row of the schedule) -> Prediction`; guidance and region hold wrap that callback.
+Every step proposes an id wherever one is hidden and hides some of the proposals again, fewer each time: the least sure, or
+those that come last in another order (`sampling.samplers`). The model is a callback,
+`predict(tokens [B L], row of the schedule) -> Prediction`; guidance and region hold wrap that callback.
 
 Axes    B batch, L image tokens, C codebook, S steps
 Source  MaskGIT (section 3.2); released Scheduler.step
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from editmgt_jax.sampling.masking import Schedule, hidden_count
+from editmgt_jax.sampling.samplers import NOTHING_KNOWN, SAMPLERS, Context, Proposal, Sampler
 
 FREE = -1  # in `Prediction.pinned`: this position takes the id that is drawn
 HOLDS = ("released", "from_step")
@@ -28,8 +30,9 @@ class Prediction(NamedTuple):
 
     logits: jax.Array  # [B L C]
     pinned: jax.Array | None = None  # int32 [B L]: the id that a hidden position must take, or FREE; None pins nothing
-    aux: Any = None  # arrays to record with the step, such as localisation scores [B L]
+    aux: Any = None  # arrays [B ...] to record with the step, such as localisation scores
     settled: jax.Array | bool = False  # [] or [B]: this step's pins are committed for good
+    priority: jax.Array | None = None  # float32 [B L]: an order of the positions, for samplers that follow it
 
 
 class Noise(NamedTuple):
@@ -47,7 +50,8 @@ class DecodeState(NamedTuple):
 class Decoded(NamedTuple):
     tokens: jax.Array  # int32 [B L]
     steps: jax.Array  # int32 [S B L]: the tokens after each step
-    aux: Any  # Prediction.aux of each step, stacked
+    aux: Any  # Prediction.aux of each step, stacked; where a sample had ended, that of its last pass
+    passes: jax.Array  # int32 [B]: steps that looked at the sample; the number of steps unless the sampler has a budget
 
 
 Predict = Callable[[jax.Array, Schedule], Prediction]
@@ -61,15 +65,18 @@ def decode(
     mask_id: int,
     *,
     sampling_temperature: jax.Array | float = 1.0,
+    sampler: Sampler = SAMPLERS["confidence"],
+    context: Context = NOTHING_KNOWN,
 ) -> Decoded:
     """Fill the positions of `tokens` (int32 [B L]) that hold `mask_id`, in one scan over the rows of `schedule`.
 
     key                   one key (sample i then draws from fold_in(key, i)), a key per sample [B], or the draws themselves
     sampling_temperature  divides the logits before an id is drawn, > 0; the confidence stays the model's own probability,
                           that of the undivided logits, so it changes what is proposed and not how proposals are ranked
+    sampler, context      a row of `samplers.SAMPLERS`, and what it knows of the decode
 
-    Everything but shapes and `mask_id` may be traced. Each position is written once; none holds `mask_id` at the
-    end.
+    Everything but shapes, `mask_id`, the sampler and the context's grid may be traced. Each position is written once; none
+    holds `mask_id` at the end. A sampler with a budget ends when nothing is hidden: the steps that are left call no model.
     """
     batch, length = tokens.shape
     noise = key if isinstance(key, Noise) else None
@@ -80,11 +87,33 @@ def decode(
         row, draws = inputs
         if draws is None:
             draws = draw_noise(keys, row.step, length)
-        state, prediction = decode_step(predict, state, row, draws, mask_id, sampling_temperature)
+        state, prediction = decode_step(predict, state, row, draws, mask_id, sampling_temperature, sampler, context)
         return state, (state.tokens, prediction.aux)
 
-    state, (steps, aux) = jax.lax.scan(step, state, (jax.tree.map(jnp.asarray, schedule), noise))
-    return Decoded(state.tokens, steps, aux)
+    inputs = (jax.tree.map(jnp.asarray, schedule), noise)
+    if sampler.budget is not None:
+        return _decode_until_done(step, state, inputs, mask_id)
+    state, (steps, aux) = jax.lax.scan(step, state, inputs)
+    return Decoded(state.tokens, steps, aux, jnp.full(batch, len(steps), jnp.int32))
+
+
+def _decode_until_done(step, state, inputs, mask_id) -> Decoded:
+    """The scan of `decode`, in which steps with nothing hidden do nothing (but for the first, which has an aux to give)."""
+    first = jax.tree.map(lambda column: column[0], inputs)
+    _, (_, shapes) = jax.eval_shape(step, state, first)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def step_if_needed(carry, inputs):
+        state, last = carry
+        runs = jnp.any(state.tokens == mask_id, axis=1) | (inputs[0].step == 0)  # [B]
+        state, (tokens, aux) = jax.lax.cond(
+            jnp.any(runs), step, lambda state, inputs: (state, (state.tokens, last)), state, inputs
+        )
+        aux = jax.tree.map(lambda new, old: jnp.where(jnp.expand_dims(runs, range(1, new.ndim)), new, old), aux, last)
+        return (state, aux), (tokens, aux, runs)
+
+    (state, _), (steps, aux, runs) = jax.lax.scan(step_if_needed, (state, nothing), inputs)
+    return Decoded(state.tokens, steps, aux, jnp.sum(runs, axis=0, dtype=jnp.int32))
 
 
 def decode_step(
@@ -94,45 +123,62 @@ def decode_step(
     noise: Noise,
     mask_id: int,
     sampling_temperature: jax.Array | float = 1.0,
+    sampler: Sampler = SAMPLERS["confidence"],
+    context: Context = NOTHING_KNOWN,
 ) -> tuple[DecodeState, Prediction]:
     """One step of `decode`, with its draws given."""
+    # 1. The model's logits; guidance mixes them, region hold pins ids.
     prediction = predict(state.tokens, row)
     logits = prediction.logits.astype(jnp.float32)
     if logits.shape[-1] > mask_id:
         raise ValueError(
             f"logits over {logits.shape[-1]} ids could draw the mask id {mask_id}: cut them to the codebook"
         )
+    # 2. Pins that are for good become known tokens.
     if prediction.pinned is not None:
         state = settle(state, prediction.pinned, prediction.settled, mask_id)
+    # 3. A candidate for every position.
     candidate = choose(draw_ids(logits / sampling_temperature, noise.uniform), prediction.pinned)
-    confidence = probability_of(candidate, logits)
-    tokens = commit(state.tokens, candidate, confidence, noise.gumbel, row, state.start_ratio, mask_id)
-    return DecodeState(tokens, state.start_ratio), prediction
+    log_p = jnp.log(jnp.maximum(probability_of(candidate, logits), MIN_PROBABILITY))
+    # 4. The sampler's order, and how many of the hidden positions stay so.
+    hidden = state.tokens == mask_id
+    proposal = Proposal(logits, candidate, log_p, row.temperature * noise.gumbel, hidden, prediction.priority)
+    priority = sampler.order(proposal, context)
+    if not sampler.keeps_ties:
+        priority = ranks(priority, noise.gumbel)
+    count = stay_hidden(hidden, row, state.start_ratio)
+    if sampler.budget is not None:
+        left = jnp.sum(hidden, axis=1, dtype=jnp.int32) - sampler.budget(proposal, context)
+        count = jnp.where(row.hidden_ratio > 0, left, 0)
+    # 5. The candidates that come first are committed.
+    return DecodeState(commit(state.tokens, candidate, priority, count, mask_id), state.start_ratio), prediction
 
 
-def commit(
-    tokens: jax.Array,
-    candidate: jax.Array,
-    probability: jax.Array,
-    gumbel: jax.Array,
-    row: Schedule,
-    start_ratio: jax.Array,
-    mask_id: int,
-) -> jax.Array:
-    """Take the candidates where tokens are hidden, then hide the least sure of them again. -> int32 [B L]
+def commit(tokens: jax.Array, candidate: jax.Array, priority: jax.Array, count: jax.Array, mask_id: int) -> jax.Array:
+    """Take the candidates where tokens are hidden, then hide `count` [B] of these again. -> int32 [B L]
 
-    `probability`, `gumbel` [B L] make the confidence log p + temperature * g. The n-th smallest (from 0) is the cut-off and
-    those strictly below it are hidden, so ties with it stay. n = floor(L * start_ratio * hidden_ratio), but at least 1 and
-    at most one less than are hidden; the last row (ratio 0) hides none.
+    The count-th smallest priority [B L] (from 0) is the cut-off; those strictly below it are hidden, so ties with it stay.
     """
-    length = tokens.shape[1]
     hidden = tokens == mask_id
-    n = jnp.clip(hidden_count(length, start_ratio * row.hidden_ratio), max=jnp.sum(hidden, axis=1) - 1)
-    n = jnp.where(row.hidden_ratio > 0, jnp.clip(n, 1, length - 1), 0)  # [B]
-    confidence = jnp.log(jnp.maximum(probability, MIN_PROBABILITY)) + row.temperature * gumbel
-    confidence = jnp.where(hidden, confidence, jnp.inf)
-    cutoff = jnp.take_along_axis(jnp.sort(confidence, axis=1), n[:, None], axis=1)  # [B 1]
-    return jnp.where(confidence < cutoff, mask_id, jnp.where(hidden, candidate, tokens))
+    priority = jnp.where(hidden, priority, jnp.inf)
+    cutoff = jnp.take_along_axis(jnp.sort(priority, axis=1), count[:, None], axis=1)  # [B 1]
+    return jnp.where(priority < cutoff, mask_id, jnp.where(hidden, candidate, tokens))
+
+
+def stay_hidden(hidden: jax.Array, row: Schedule, start_ratio: jax.Array) -> jax.Array:
+    """How many of the `hidden` positions (bool [B L]) the schedule leaves so. -> int32 [B]
+
+    floor(L * start_ratio * hidden_ratio), but at least 1 and at most one less than are hidden; the last row (ratio 0) none.
+    """
+    length = hidden.shape[1]
+    count = jnp.clip(hidden_count(length, start_ratio * row.hidden_ratio), max=jnp.sum(hidden, axis=1) - 1)
+    return jnp.where(row.hidden_ratio > 0, jnp.clip(count, 1, length - 1), 0)
+
+
+def ranks(priority: jax.Array, tie_break: jax.Array) -> jax.Array:
+    """Place of each position in the order of `priority`, ties by `tie_break`, both [B L]. -> float32 [B L], 0 ... L - 1"""
+    order = jnp.lexsort((tie_break, priority), axis=-1)
+    return jnp.argsort(order, axis=-1).astype(jnp.float32)
 
 
 def settle(state: DecodeState, pinned: jax.Array, settled: jax.Array | bool, mask_id: int) -> DecodeState:
@@ -198,15 +244,31 @@ def guide(logits: jax.Array, scale: jax.Array | float) -> jax.Array:
     return unconditional + scale * (conditional - unconditional)
 
 
-def with_guidance(predict_both: Predict, scale: jax.Array | float) -> Predict:
+def guide_image(logits: jax.Array, scale: jax.Array | float, image_scale: jax.Array | float) -> jax.Array:
+    """Guidance by text and image apart: copies without both, with the image alone, with both. [3B L C] -> float32 [B L C]
+
+    With equal scales it is `guide` of the last two. InstructPix2Pix (arXiv 2211.09800) has the same three passes; its
+    image scale is 1 + image_scale - scale. As without image guidance, a scale up to 1 gives the text its plain weight.
+    """
+    neither, image, both = jnp.split(logits.astype(jnp.float32), 3)
+    return image + jnp.maximum(scale, 1.0) * (both - image) + (image_scale - scale) * (image - neither)
+
+
+def with_guidance(
+    predict_all: Predict, scale: jax.Array | float, image_scale: jax.Array | float | None = None
+) -> Predict:
     """`predict` from a model called on [unconditional, conditional] copies of the tokens [2B L].
 
-    Only its logits have 2B rows; its pins and aux, if any, are already those of the conditional half.
+    With an image scale on three [3B L]: see `guide_image`. Only the model's logits have so many rows; its pins and aux, if
+    any, are already those of the last copies.
     """
 
     def predict(tokens, row):
-        prediction = predict_both(jnp.concatenate([tokens, tokens]), row)
-        return prediction._replace(logits=guide(prediction.logits, scale))
+        if image_scale is None:
+            prediction = predict_all(jnp.concatenate([tokens, tokens]), row)
+            return prediction._replace(logits=guide(prediction.logits, scale))
+        prediction = predict_all(jnp.concatenate([tokens] * 3), row)
+        return prediction._replace(logits=guide_image(prediction.logits, scale, image_scale))
 
     return predict
 

@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from editmgt_jax.config import AESTHETIC_SCORE
+from editmgt_jax.declarations import SettingsError
 from editmgt_jax.models.mgt import MGT
 from editmgt_jax.models.traces import traces
 from editmgt_jax.models.vq import VQModel
 from editmgt_jax.sampling import decode, localize
+from editmgt_jax.sampling.samplers import SAMPLERS, Context
 from editmgt_jax.sampling.settings import Knobs, Plan
 
 
@@ -42,9 +44,10 @@ class TokenEdit(NamedTuple):
     tokens: jax.Array  # int32 [B H W]
     scores: jax.Array  # float32 [B H W]: relevance at the step that held, about 0 to 1
     keep: jax.Array  # bool [B H W]: held at that step, and the source's id in the result
-    relevance: jax.Array  # float32 [B K N]: raw attention at each of the layers, mean over steps or of one step
+    relevance: jax.Array  # float32 [B K N]: raw attention at each of the layers, mean over passes or of one step
     step_tokens: jax.Array | None  # int32 [S B H W], recorded
     step_scores: jax.Array | None  # float32 [S B H W], recorded
+    passes: jax.Array  # int32 [B]: decoding steps that the sample took
 
 
 class _StepAux(NamedTuple):
@@ -61,16 +64,14 @@ def decode_edit(variables, request: Request, mgt: MGT, plan: Plan) -> TokenEdit:
     """
     traces["decode"] += 1
     reference, start, knobs = request.reference, request.start, request.knobs
-    batch, mask_id = len(start), mgt.config.mask_token_id
+    batch, mask_id, sampler = len(start), mgt.config.mask_token_id, SAMPLERS[plan.sampler]
+    if sampler.needs_source and reference is None:
+        raise SettingsError(f"the sampler {plan.sampler} compares with a source image; there is none here")
+    source = None if reference is None else reference.reshape(batch, -1)
     predict = guided_model(variables, request, mgt, plan)
     if reference is not None:
-        predict = decode.with_region_hold(
-            predict,
-            lambda aux: aux.keep.reshape(batch, -1),
-            reference.reshape(batch, -1),
-            hold=plan.hold,
-            step=knobs.hold_step,
-        )
+        keep = lambda aux: aux.keep.reshape(batch, -1)  # noqa: E731
+        predict = decode.with_region_hold(predict, keep, source, hold=plan.hold, step=knobs.hold_step)
     decoded = decode.decode(
         predict,
         start.reshape(batch, -1),
@@ -78,16 +79,27 @@ def decode_edit(variables, request: Request, mgt: MGT, plan: Plan) -> TokenEdit:
         request.keys,
         mask_id,
         sampling_temperature=knobs.sampling_temperature,
+        sampler=sampler,
+        context=Context(start.shape[1:], source, knobs),
     )
     tokens, aux = decoded.tokens.reshape(start.shape), decoded.aux
     held_at = knobs.hold_step if plan.hold == "from_step" else -1
+    keep, weights = aux.keep[held_at], request.step_weights[:, None]  # [S 1]
+    if (
+        sampler.budget is not None
+    ):  # a sample may have ended before the step that holds, or the one whose relevance is asked
+        ran = jnp.arange(len(weights))[:, None] < decoded.passes  # [S B]
+        keep &= (decoded.passes > held_at)[:, None, None] | (start != mask_id)
+        total = jnp.sum(weights * ran, axis=0)  # [B]
+        weights = jnp.where(total > 0, weights * ran / jnp.where(total > 0, total, 1.0), weights)
     return TokenEdit(
         tokens=tokens,
         scores=aux.scores[held_at],
-        keep=aux.keep[held_at] & (tokens == (start if reference is None else reference)),
-        relevance=jnp.einsum("s,sbkn->bkn", request.step_weights, aux.relevance),
+        keep=keep & (tokens == (start if reference is None else reference)),
+        relevance=jnp.einsum("sb,sbkn->bkn", jnp.broadcast_to(weights, (len(weights), batch)), aux.relevance),
         step_tokens=decoded.steps.reshape(-1, *start.shape) if plan.record else None,
         step_scores=aux.scores if plan.record else None,
+        passes=decoded.passes,
     )
 
 
@@ -97,7 +109,9 @@ def guided_model(variables, request, mgt, plan):
     grid = request.start.shape[1:]
     mgt_grid = tuple(side // mgt.config.stride for side in grid)
     editable = request.start == mask_id
-    condition = mgt.apply(variables, *_condition_inputs(request, plan.guided), method="condition")
+    image_guided = plan.image_guided and request.reference is not None
+    copies = 3 if image_guided else 2 if plan.guided else 1
+    condition = mgt.apply(variables, *_condition_inputs(request, copies), method="condition")
 
     def predict(tokens, row):
         time = row.time if plan.timestep_convention == "released" else jnp.mean(tokens == mask_id, axis=1)
@@ -105,20 +119,28 @@ def guided_model(variables, request, mgt, plan):
         scores = localize.localize(relevance, mgt_grid, grid, kind=plan.filter)
         keep = localize.hold_mask(scores, knobs.hold_threshold, editable)
         aux = _StepAux(relevance.mean(axis=2), scores, keep)
-        return decode.Prediction(logits.reshape(len(tokens), -1, logits.shape[-1]), aux=aux)
+        logits = logits.reshape(len(tokens), -1, logits.shape[-1])
+        return decode.Prediction(logits, aux=aux, priority=scores.reshape(len(scores), -1))
 
-    return decode.with_guidance(predict, knobs.guidance_scale) if plan.guided else predict
+    if copies == 1:
+        return predict
+    return decode.with_guidance(predict, knobs.guidance_scale, knobs.image_guidance_scale if image_guided else None)
 
 
-def _condition_inputs(request, guided):
-    """The arguments of `MGT.condition`; under guidance the unconditional copies come first."""
-    states, pooled = request.text
-    reference = request.reference
-    if guided:
-        states, pooled = (jnp.concatenate(pair) for pair in zip(request.negative, request.text, strict=True))
-        reference = None if reference is None else jnp.concatenate([reference, reference])
+def _condition_inputs(request, copies):
+    """The arguments of `MGT.condition` for 1, 2 or 3 copies of the batch.
+
+    Under guidance the copies with the negative prompt come first, and of three the first does not see the reference.
+    """
+    texts = [request.negative] * (copies - 1) + [request.text]
+    states, pooled = (jnp.concatenate(parts) for parts in zip(*texts, strict=True))
+    reference = None if request.reference is None else jnp.concatenate([request.reference] * copies)
     micro = jnp.concatenate([request.size, jnp.array([0.0, 0.0, AESTHETIC_SCORE])])
-    return states, pooled, jnp.broadcast_to(micro, (len(states), 5)), reference, request.knobs.reference_strength
+    strength = request.knobs.reference_strength
+    if copies == 3:
+        batch = len(request.start)
+        strength = jnp.concatenate([jnp.zeros(batch), *[jnp.broadcast_to(strength, batch)] * 2])
+    return states, pooled, jnp.broadcast_to(micro, (len(states), 5)), reference, strength
 
 
 @functools.partial(jax.jit, static_argnames="vq")

@@ -6,6 +6,7 @@ Differs a small CLIP may be trained along instead; each text is encoded once a s
         the states
 """
 
+import dataclasses
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -116,5 +117,5 @@ def text_of(config, mgt):
     """The text side of a run of task `mgt`: frozen encoders if `config.model.encoders` names a model directory."""
     if config.model.encoders:
         return FrozenText(config.model.encoders, mgt, config.model.encoder_dtype)
-    text = config.model.text.to_dict() | PromptTokenizer(config.model.tokenizer).special_ids()
-    return TrainedText(CLIPTextConfig.from_dict(text), config.model.tokenizer)
+    special = PromptTokenizer(config.model.tokenizer).special_ids()
+    return TrainedText(dataclasses.replace(config.model.text, **special), config.model.tokenizer)

@@ -14,7 +14,9 @@ from editmgt_jax.errors import UserError
 from editmgt_jax.files import mounted
 from editmgt_jax.models.prompts import PromptTokenizer
 from editmgt_jax.training import inputs, processes
+from editmgt_jax.training.config import MGTRun, TrainConfig
 from editmgt_jax.training.inputs import identity
+from editmgt_jax.training.tasks.mgt import MGTTask
 from editmgt_jax.weights.loading import find_model, load_model, load_vq
 
 
@@ -29,15 +31,22 @@ def _image_encoder(vq, params):
     return lambda pixels: encode(jax.device_put(pixels, spread))
 
 
-def tokenize_scenes(config, output, examples: int) -> None:
-    """Writes the first `examples` training pairs of an `mgt` config as token records into `output`."""
+def tokenize_scenes(config: TrainConfig, output, examples: int) -> None:
+    """Writes the first `examples` training pairs of an `mgt` config as token records into `output`.
+
+    Errors: UserError for a config of another task, or with frozen encoders.
+    """
+    if not isinstance(config, MGTRun) or config.model.encoders:
+        raise UserError(
+            "scenes are encoded by the config of task mgt whose text encoder is trained along (no model.encoders)"
+        )
     output = mounted(output, "the output")
     processes.check_joined()
     with processes.first_then_others():
-        inputs.resolve(config, output, make=processes.is_first())
+        config = MGTTask.resolve(config, output, make=processes.is_first())
     data, tokenizer = config.data, PromptTokenizer(config.model.tokenizer)
     facts = identity(config.model.vq, config.model.tokenizer)
-    facts |= {"data": {name: data[name] for name in ("size", "seed", "objects")}}
+    facts |= {"data": {name: getattr(data, name) for name in ("size", "seed", "objects")}}
     vq, params = load_vq(config.model.vq)
     encoders = Encoders(_image_encoder(vq, params), lambda texts: {"text_ids": tokenizer(texts)})
     scenes = {f"{data.size}x{data.size}": inputs.scene_source(config, "train", examples)}

@@ -19,15 +19,15 @@ from editmgt_jax.errors import EditMGTError, UserError
 from editmgt_jax.files import mounted
 from editmgt_jax.training import inputs, processes, runs, samples, sharding
 from editmgt_jax.training.checkpoint import Checkpoints
+from editmgt_jax.training.config import TrainConfig
 from editmgt_jax.training.goodput import Ledger
 from editmgt_jax.training.metrics import Profiler, RunLog, Sums, keep_lines
 from editmgt_jax.training.optimizer import make_optimizer
 from editmgt_jax.training.samples import Samples
 from editmgt_jax.training.step import new_state, train_step
-from editmgt_jax.training.tasks.mgt import MGTTask
-from editmgt_jax.training.tasks.vq import VQTask
+from editmgt_jax.training.tasks.protocol import Task
+from editmgt_jax.training.tasks.table import TASKS, make_task
 
-TASKS = {"vq": VQTask, "mgt": MGTTask}
 BAD_BATCHES = "bad_batches.jsonl"
 PROFILE = "profile"
 
@@ -36,13 +36,7 @@ class TrainingError(EditMGTError, RuntimeError):
     """Training that must not go on: says why, and what to do."""
 
 
-def make_task(config):
-    if config.task not in TASKS:
-        raise UserError(f"task must be one of {sorted(TASKS)}; got {config.task!r}")
-    return TASKS[config.task](config)
-
-
-def train(config, workdir, profile: tuple[int, int] | None = None) -> dict:
+def train(config: TrainConfig, workdir, profile: tuple[int, int] | None = None) -> dict:
     """Trains `config.task` in `workdir` until `config.steps`, resuming from its latest whole checkpoint.
 
     Args:
@@ -78,11 +72,12 @@ def _told_of_full_disks(workdir):
 def _set_up(config, workdir, ledger, watchdog):
     """-> (_Run, the state that it goes on from)"""
     with processes.first_then_others():
-        inputs.resolve(config, workdir, make=processes.is_first())
+        config = TASKS[config.task].resolve(config, workdir, make=processes.is_first())
+    changed = runs.changed_keys(workdir, config)
 
     # ---- task, mesh and data
     task = make_task(config)
-    layout = sharding.Layout(sharding.make_mesh(config.mesh), task.rules)
+    layout = sharding.Layout(sharding.make_mesh(dataclasses.asdict(config.mesh)), task.rules)
     layout.check_batch(config.batch_size, config.accumulate)
     rows = layout.local_rows(config.batch_size)
     data, heldout = (inputs.make_batches(config, split, task.encode_prompts, rows) for split in ("train", "heldout"))
@@ -110,6 +105,8 @@ def _set_up(config, workdir, ledger, watchdog):
         state = _first_state(task, new, key, shardings, layout)
     else:
         _say(f"resuming {workdir} at step {int(state.step)}")
+    for note in (*changed, *config.optimizer.notes(config.steps)):
+        _say(f"note: {note}")
     if int(state.step) > config.steps:
         raise UserError(
             f"the run in {workdir} is at step {int(state.step)}, past steps={config.steps}: name more steps"
@@ -145,7 +142,7 @@ def _samples(config, workdir, task, layout) -> Samples | None:
     count = min(config.sample_edits, config.batch_size)
     if not count:
         return None
-    if task.encode_prompts is None or not config.model.reference:
+    if not task.edits:
         raise UserError("sample_edits must be 0: only editors edit")
     batches = inputs.make_batches(config, "heldout", task.encode_prompts, range(count))
     return Samples(workdir / samples.FOLDER, task, layout, batches, count)
@@ -172,9 +169,9 @@ def _say(text) -> None:
 class _Run:
     """A run under way: all that its loop needs besides the state."""
 
-    config: object
+    config: TrainConfig
     workdir: Path
-    task: object
+    task: Task
     layout: sharding.Layout
     key: jax.Array
     frozen: dict

@@ -171,7 +171,7 @@ def test_exit_codes(model, folder, monkeypatch, capfd, error, code):
 def test_transparency_is_a_note(model, folder, capfd):
     Image.new("RGBA", (32, 32), (255, 0, 0, 100)).save("in.png")
     assert edit(model, "--steps", "1") == 0
-    assert "editmgt: note: in.png is partly transparent: it is put on a white background\n" in capfd.readouterr().err
+    assert "editmgt: note: in.png is partly transparent: its background becomes white\n" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_no_cache_folder_is_only_a_note(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EDITMGT_CACHE", str(tmp_path / "file" / "cache"))
     shared.use_disk_cache()
-    assert "note: no cache of compiled programs" in capsys.readouterr().err
+    assert "note: compiled programs are not cached" in capsys.readouterr().err
 
 
 # ---- the others

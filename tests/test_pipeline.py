@@ -9,15 +9,17 @@ import tiny
 from PIL import Image
 
 from editmgt_jax import images
+from editmgt_jax.batching import by_shape, map_batches
 from editmgt_jax.config import MGTConfig, SchedulerConfig, VQConfig
 from editmgt_jax.images import ImageError
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.models.prompts import PromptError
 from editmgt_jax.models.text import EncodedText
 from editmgt_jax.models.vq import VQModel
-from editmgt_jax.pipeline import EditPipeline, _broadcast, _chunks
+from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.sampling import decode
 from editmgt_jax.sampling.edit import decode_edit, traces
+from editmgt_jax.sampling.orders import broadcast
 from editmgt_jax.sampling.settings import SettingsError
 from editmgt_jax.weights import conversion
 from editmgt_jax.weights.loading import LoadedModel
@@ -196,17 +198,19 @@ def test_encoded_instruction_is_the_string(pipe):
     np.testing.assert_array_equal(a.relevance, b.relevance)
 
 
-def test_chunks_group_and_pad():
+def test_items_of_one_shape_go_together_and_the_last_batch_is_filled_up():
     work = [(0, 4), (1, 8), (2, 4), (3, 4), (4, 8), (5, 4)]
-    chunks = list(_chunks(work, lambda item: item[1], 3))
-    assert chunks == [[(0, 4), (2, 4), (3, 4)], [(5, 4)] * 3, [(1, 8), (4, 8)]]
+    found = list(by_shape(work, lambda item: item[1], lambda shape: 3))
+    assert found == [(4, [(0, 4), (2, 4), (3, 4)], 3), (4, [(5, 4)] * 3, 1), (8, [(1, 8), (4, 8)], 2)]
+    doubled = map_batches(lambda batch: 2 * batch, np.arange(7), 3)
+    np.testing.assert_array_equal(doubled, 2 * np.arange(7))
 
 
 def test_lists_must_have_one_length():
     with pytest.raises(ValueError, match="one length"):
-        _broadcast(a=[1, 2], b=[1, 2, 3])
+        broadcast(a=[1, 2], b=[1, 2, 3])
     with pytest.raises(ValueError, match="at least 1"):
-        _broadcast(a=[], b=1)
+        broadcast(a=[], b=1)
 
 
 # ---- from text alone
@@ -375,7 +379,7 @@ def test_traced_settings_never_recompile(pipe, capsys):
     stages = []
     fresh(picture(), INSTRUCTION, progress=stages.append, **base)
     assert stages == ["text", "tokenise", "compile", "decode", "paint"]
-    assert capsys.readouterr().err.count("compiling for 8 x 8 tokens") == 1
+    assert capsys.readouterr().err.count("compiled for 8 x 8 tokens in") == 1
     before = traces.copy()
     for change in (
         dict(reference_strength=0.7),

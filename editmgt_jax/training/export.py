@@ -12,6 +12,7 @@ from editmgt_jax.training.checkpoint import fingerprint
 from editmgt_jax.training.conditioning import TrainedText
 from editmgt_jax.training.runs import run_config, run_identity, run_params
 from editmgt_jax.training.trainer import make_task
+from editmgt_jax.weights.components import companion_folders
 from editmgt_jax.weights.conversion import save_component
 from editmgt_jax.weights.lora import merge, save_lora
 
@@ -51,7 +52,7 @@ def _write_editor(target, config, task, params, dtype, verify) -> None:
     """The transformer, and all that goes with it: what was trained along, or the folders of the frozen encoders."""
     save_component(target / "editmgt", task.mgt_config, params["mgt"], dtype, verify)
     if not isinstance(task.text, TrainedText):
-        for folder in ("text_encoder", "tokenizer", "llm_encoder", "vqvae", "scheduler"):
+        for folder in companion_folders():
             if (Path(config.model.encoders) / folder).is_dir():
                 shutil.copytree(Path(config.model.encoders) / folder, target / folder)
         return

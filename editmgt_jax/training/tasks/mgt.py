@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from editmgt_jax.config import AESTHETIC_SCORE, LoRAConfig, MGTConfig, SchedulerConfig
+from editmgt_jax.config import LoRAConfig, MGTConfig, SchedulerConfig, micro_conditions
 from editmgt_jax.errors import UserError
 from editmgt_jax.models.flops import forward_flops
 from editmgt_jax.models.mgt import MGT, init_mgt
+from editmgt_jax.models.vq import pixels_to_ids
 from editmgt_jax.sampling import masking
 from editmgt_jax.training.checkpoint import fingerprint
 from editmgt_jax.training.conditioning import TrainedText, text_of
@@ -34,7 +35,7 @@ _RATE_BINS = 5  # of mask rates, for the accuracy in each
 class MGTTask:
     """Task `mgt`.
 
-    Batches hold the ids of the instruction, 'text_ids' and perhaps 'llm_ids' int32 [B T], or 'text_states' and 'pooled'; and
+    Batches hold the ids of the instruction int32 [B T], in the fields of its text encoders, or their states (`TextStates`); and
     either 'source_ids' and 'target_ids' [B H W], or 'source' and 'target' uint8 [B Y X 3]: then the frozen image tokenizer
     runs inside the step. They may hold 'micro', the micro-conditions [B 5].
     """
@@ -83,7 +84,7 @@ class MGTTask:
     @property
     def encode_prompts(self):
         """Strings -> {name: ids [B T]}, on the host."""
-        return self.text.tokenizer
+        return self.text.encoder.tokenizers
 
     def _scheduler(self) -> SchedulerConfig:
         """How the model is to be decoded: as the frozen encoders' directory says, or the config."""
@@ -213,27 +214,19 @@ class MGTTask:
         """Of a step on a batch of arrays or shapes: forward, and backward twice that, or for a LoRA as much, since frozen
         weights have no gradients. The frozen encoders are left out."""
         size, *grid = self._ids_shape(batch["target_ids" if "target_ids" in batch else "target"])
-        text = self.text_length(batch)
+        text = self.text.encoder.length(batch)
         passes = 3 if self.lora is None else 2
         return passes * size * forward_flops(self.mgt_config, tuple(grid), text, self.config.model.reference)
-
-    def text_length(self, batch) -> int:
-        name = next(name for name in ("text_states", "llm_ids", "text_ids") if name in batch)
-        return batch[name].shape[1]
 
     def _ids_shape(self, array):
         factor = 1 if array.ndim == 3 else self.vq_config.factor
         return array.shape[0], array.shape[1] // factor, array.shape[2] // factor
 
-    def encode_image(self, vq_params, pixels):
-        """[B Y X 3] in [0, 1] -> ids [B H W]."""
-        return self.vq.apply({"params": vq_params}, pixels, method="encode")
-
     def ids(self, frozen, batch, side):
         """The batch's ids [B H W] of 'source' or 'target', encoded here only if the data is not tokenised."""
         if f"{side}_ids" in batch:
             return batch[f"{side}_ids"].astype(jnp.int32)
-        return self.encode_image(frozen["vq"], batch[side].astype(jnp.float32) / 255)
+        return pixels_to_ids(frozen["vq"], batch[side], self.vq)
 
     def _prepare(self, frozen, batch, key, drop_rate) -> dict:
         """All of a step that has no gradient, for the whole batch. `drop_rate`: share of samples without instruction."""
@@ -283,7 +276,7 @@ class MGTTask:
     def _whole_pictures(self, size, grid):
         """Micro-conditions [B 5] of pictures that were not cropped."""
         rows, columns = (side * self.vq_config.factor for side in grid)
-        return jnp.broadcast_to(jnp.array([columns, rows, 0, 0, AESTHETIC_SCORE], jnp.float32), (size, 5))
+        return jnp.broadcast_to(jnp.array(micro_conditions(columns, rows), jnp.float32), (size, 5))
 
     def _emphasis(self, changed):
         """Loss weights [B L]: changed ids count more, and so do samples in which few ids change."""

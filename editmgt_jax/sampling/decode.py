@@ -96,16 +96,21 @@ def decode_step(
     sampling_temperature: jax.Array | float = 1.0,
 ) -> tuple[DecodeState, Prediction]:
     """One step of `decode`, with its draws given."""
+    # 1. What the model says of the tokens as they are; guidance and region hold are inside `predict`.
     prediction = predict(state.tokens, row)
     logits = prediction.logits.astype(jnp.float32)
     if logits.shape[-1] > mask_id:
         raise ValueError(
             f"logits over {logits.shape[-1]} ids could draw the mask id {mask_id}: cut them to the codebook"
         )
+    # 2. Settled pins become known tokens: from here on the step is one of a decode that began with them.
     if prediction.pinned is not None:
         state = settle(state, prediction.pinned, prediction.settled, mask_id)
+    # 3. Every position proposes an id: its pin, else a draw from the tempered logits.
     candidate = choose(draw_ids(logits / sampling_temperature, noise.uniform), prediction.pinned)
+    # 4. How sure the model is of the proposals, pins too: by the logits as they are, so tempering ranks nothing.
     confidence = probability_of(candidate, logits)
+    # 5. Hidden positions take their proposals, and the least sure are hidden again; known tokens never change.
     tokens = commit(state.tokens, candidate, confidence, noise.gumbel, row, state.start_ratio, mask_id)
     return DecodeState(tokens, state.start_ratio), prediction
 

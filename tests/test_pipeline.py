@@ -1,4 +1,5 @@
 import dataclasses
+import uuid
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from editmgt_jax.models.prompts import PromptError
 from editmgt_jax.models.text import EncodedText
 from editmgt_jax.models.vq import VQModel
 from editmgt_jax.pipeline import EditPipeline
-from editmgt_jax.sampling import decode
+from editmgt_jax.sampling import decode, programs
 from editmgt_jax.sampling.edit import decode_edit, traces
 from editmgt_jax.sampling.orders import broadcast
 from editmgt_jax.sampling.settings import SettingsError
@@ -371,7 +372,28 @@ def test_bfloat16_stays_close(tiny_model, pipe):
 # ---- compilation
 
 
-def test_traced_settings_never_recompile(pipe, capsys):
+def new_program(monkeypatch, name):
+    """The decode, as a program of another name that this process has not compiled."""
+
+    def decode(variables, request, mgt, plan):
+        return decode_edit.__wrapped__(variables, request, mgt, plan)
+
+    decode.__name__ = name
+    monkeypatch.setattr(programs, "decode_edit", jax.jit(decode, static_argnames=("mgt", "plan")))
+
+
+def test_a_program_of_the_disk_s_cache_is_not_said_to_be_compiled(pipe, capsys, monkeypatch):
+    name, stages = f"decode_{uuid.uuid4().hex}", []
+    new_program(monkeypatch, name)
+    pipe(picture(), INSTRUCTION, steps=1)
+    assert capsys.readouterr().err.count("compiled for 8 x 8 tokens in") == 1
+    new_program(monkeypatch, name)
+    pipe(picture(), INSTRUCTION, steps=1, progress=stages.append)
+    assert stages[2:4] == ["compile", "decode"] and "compiled" not in capsys.readouterr().err
+
+
+def test_traced_settings_never_recompile(pipe, capsys, monkeypatch):
+    new_program(monkeypatch, f"decode_{uuid.uuid4().hex}")
     fresh = EditPipeline(pipe.model)
     mask = np.zeros((32, 32), bool)
     mask[:16] = True

@@ -42,6 +42,7 @@ from editmgt_jax.weights.loading import LoadedModel, load_model
 MAX_SEED = 2**32 - 1
 # Settings that have no meaning without a source image.
 NO_REFERENCE = frozenset({"reference_strength", "hold_threshold", "hold", "hold_step"})
+FRAME = 1024  # pixels of the longest side of a step's picture
 PAINTED_PIXELS = 8 * 512**2  # that the image tokenizer encodes or decodes at once at most
 
 
@@ -184,15 +185,15 @@ class EditPipeline:
         mask = each(image, lambda one: images.padding_mask(one.size, pad))
         return self.inpaint(each(image, lambda one: images.extend(one, pad)), prompt, mask, **options)
 
-    def paint_steps(self, result: Result, index: int = 0, longest: int = 1024) -> list[Image.Image]:
+    def paint_steps(self, result: Result, index: int = 0) -> list[Image.Image]:
         """Picture `index` of a recorded result after each step, as the decoder paints it (nothing is composited).
 
-        Tokens that are still hidden are grey. Sides are the result's, scaled so that none is longer than `longest`.
+        Tokens that are still hidden are grey. Sides are the result's, scaled so that none is longer than FRAME.
         """
         if result.step_tokens is None:
             raise SettingsError("a result has steps when it was made with record=True; this one was not")
         width, height = result.images[index].size
-        scale = min(1.0, longest / max(width, height))
+        scale = min(1.0, FRAME / max(width, height))
         size = max(1, round(width * scale)), max(1, round(height * scale))
         steps = result.step_tokens[:, index]
         painted = map_batches(self.detokenize, steps, self._painted_at_once(steps.shape[1:]))

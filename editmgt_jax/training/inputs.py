@@ -10,7 +10,7 @@ from editmgt_jax.data.scenes.source import SceneConfig, SceneSource, instruction
 from editmgt_jax.errors import UserError
 from editmgt_jax.files import mounted
 from editmgt_jax.models.prompts import train_tokenizer
-from editmgt_jax.weights.components import component
+from editmgt_jax.weights.components import COMPONENTS
 from editmgt_jax.weights.loading import tokenizer_folders
 
 
@@ -152,7 +152,7 @@ def _check_tokens(config) -> None:
 
 def learnt_tokenizer(config) -> dict:
     """The text tokenizer of a text encoder that is trained along, as `tokenizer_folders` gives them."""
-    return {component(CLIPTextConfig).text.digest: config.model.tokenizer}
+    return {COMPONENTS[CLIPTextConfig].text.digest: config.model.tokenizer}
 
 
 def identity(vq, tokenizers: dict) -> dict:

@@ -10,9 +10,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "editmgt_jax"
 
-BASE = {"config", "declarations", "files", "errors"}
+BASE = {"config", "declarations", "files", "errors", "batching"}
 # Module or folder -> the modules and folders of this package that it may import, besides its own folder.
 MAY_IMPORT = {
+    "batching": set(),
     "config": {"declarations", "errors", "files"},
     "declarations": {"errors"},
     "errors": set(),

@@ -23,6 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from editmgt_jax import images
+from editmgt_jax.batching import in_batches, map_batches
 from editmgt_jax.data.scenes.source import CATEGORIES, SceneConfig, SceneSource, name_colour
 from editmgt_jax.evaluation import metrics, report
 from editmgt_jax.files import write_json
@@ -80,37 +81,28 @@ class Runner:
 
     def encode(self, pairs: Pairs) -> Encoded:
         """The ids of both pictures, and these ids decoded."""
-        ids = [self._batched(self.pipe.tokenize, pixels) for pixels in (pairs.source, pairs.target)]
+        ids = [map_batches(self.pipe.tokenize, pixels, self.batch_size) for pixels in (pairs.source, pairs.target)]
         return Encoded(*ids, *(self.decode(each) for each in ids))
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """int32 [n H W] -> float32 [n Y X 3] in [0, 1]"""
-        return self._batched(self.pipe.detokenize, ids)
+        return map_batches(self.pipe.detokenize, ids, self.batch_size)
 
     def edit(self, pairs: Pairs, source_ids: np.ndarray, **settings: Any) -> dict:
         """Edits every source; pair i draws from (seed, i). -> tokens, keep, scores [n H W], relevance [n K N] and passes [n]"""
         key, found = jax.random.key(self.seed), []
-        for start in tqdm(range(0, len(pairs), self.batch_size), unit="batch", disable=None, leave=False):
-            rows = np.minimum(np.arange(start, start + self.batch_size), len(pairs) - 1)
+        for batch, count in tqdm(list(in_batches(range(len(pairs)), self.batch_size)), disable=None, leave=False):
+            rows = np.array(batch)
             keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(rows)
             text = [self.pipe.encode(pairs.instructions[row]) for row in rows]
             edit = jax.device_get(self.pipe.edit_tokens(source_ids[rows], text, keys=keys, **settings))
-            kept = min(self.batch_size, len(pairs) - start)
-            found.append({name: getattr(edit, name)[:kept] for name in _COLUMNS})
+            found.append({name: getattr(edit, name)[:count] for name in _COLUMNS})
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
     def scores(self, relevance: np.ndarray, grid: tuple[int, int], layers: Sequence[int], kind: str) -> np.ndarray:
         """Consolidated, filtered (`kind`) and upsampled scores [n H W] of some of the layers in `relevance` [n K N]."""
         mgt_grid = tuple(side // self.pipe.model.mgt.config.stride for side in grid)
         return np.asarray(localize.localize(relevance[:, layers], mgt_grid, grid, kind=kind))
-
-    def _batched(self, function, array):
-        parts = []
-        for start in range(0, len(array), self.batch_size):
-            part = array[start : start + self.batch_size]
-            padded = np.concatenate([part, np.repeat(part[-1:], self.batch_size - len(part), axis=0)])
-            parts.append(np.asarray(function(padded))[: len(part)])
-        return np.concatenate(parts)
 
 
 def succeeded(pairs: Pairs, edited: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -193,7 +185,9 @@ def evaluate(
     pairs = Pairs(size, split, count, SELECTION_SEED + 1 if split == "train" else 0)
     encoded = runner.encode(pairs)
     choice = choose_localisation(runner, size, layers, **settings)
-    threshold = pipe.settings(**settings).hold_threshold or choice["hold_threshold"]
+    threshold = settings.get("hold_threshold")
+    if threshold is None:
+        threshold = pipe.settings().hold_threshold or choice["hold_threshold"]
 
     free = runner.edit(pairs, encoded.source_ids, **(settings | {"layers": layers, "hold_threshold": 0.0}))
     held = runner.edit(pairs, encoded.source_ids, **(settings | {"hold_threshold": threshold}))

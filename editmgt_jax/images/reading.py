@@ -40,11 +40,9 @@ def load(source: str | os.PathLike | bytes | Image.Image | np.ndarray, name: str
     return image
 
 
-def load_mask(
-    source: str | os.PathLike | bytes | Image.Image | np.ndarray, size: tuple[int, int], name: str = "the mask"
-) -> np.ndarray:
+def load_mask(source: str | os.PathLike | bytes | Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A mask picture, white = change, as `load` takes it -> bool [Y X]; its size must be the image's `size`."""
-    image, name = _open(source, name)
+    image, name = _open(source, "the mask")
     if image.size != tuple(size):
         raise ImageError(
             f"a mask must have the size of its image, {size_text(size)}; {name} is {size_text(image.size)}: resize it to match"

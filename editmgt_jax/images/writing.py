@@ -19,6 +19,7 @@ FORMATS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
+MILLISECONDS = 150  # of a frame of an animation
 ANIMATED = {".gif": "GIF"}
 
 
@@ -60,12 +61,12 @@ def save(image: Image.Image, path: str | Path) -> None:
         image.save(temporary, format=FORMATS[path.suffix.lower()], quality=95)
 
 
-def save_steps(frames: Sequence[Image.Image], path: str | Path, milliseconds: int = 150) -> None:
+def save_steps(frames: Sequence[Image.Image], path: str | Path) -> None:
     """Writes frames as an animation (.gif; the last frame is shown ten times as long) or as a strip (any picture suffix). Errors: ImageError."""
     path = Path(path)
     check_output(path, FORMATS | ANIMATED)
     if path.suffix.lower() not in ANIMATED:
         return save(strip(frames), path)
-    durations = [milliseconds] * (len(frames) - 1) + [10 * milliseconds]
+    durations = [MILLISECONDS] * (len(frames) - 1) + [10 * MILLISECONDS]
     with replacing(path) as temporary:
         frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)

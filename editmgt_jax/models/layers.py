@@ -105,11 +105,11 @@ def constrain(x, *axes):
     return nn.with_logical_constraint(x, axes)
 
 
-def layer_norm(x, epsilon: float = 1e-6):
+def layer_norm(x):
     """LayerNorm without affine parameters; what follows it is always an adaptive shift and scale."""
     x32 = x.astype(jnp.float32)
     centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
+    return (centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
 def _released_frequencies() -> np.ndarray:

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from editmgt_jax.config import CLIPTextConfig
 from editmgt_jax.data.loader import Batches, Mixture, batches, token_batches
 from editmgt_jax.data.records import TOKENS, read_manifest
 from editmgt_jax.data.scenes.source import SceneConfig, SceneSource, instruction_corpus
@@ -11,6 +12,8 @@ from editmgt_jax.files import mounted
 from editmgt_jax.models.prompts import train_tokenizer
 from editmgt_jax.training import declare
 from editmgt_jax.training.config import MGTRun, TrainConfig
+from editmgt_jax.weights.components import COMPONENTS
+from editmgt_jax.weights.loading import tokenizer_folders
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
@@ -111,13 +114,12 @@ def _check_tokens(config) -> None:
     """Errors: ValueError when token records were made with other tokenizers than the config names."""
     folders = [folder.path for folder in (*config.data.tokens, *config.data.heldout)]
     if config.model.encoders:
-        home = Path(config.model.encoders)
-        tokenizers = [home / name for name in ("tokenizer", "llm_encoder") if (home / name).is_dir()]
+        tokenizers = tokenizer_folders(config.model.encoders)
     elif config.model.tokenizer:
-        tokenizers = [config.model.tokenizer]
+        tokenizers = learnt_tokenizer(config)
     else:
         raise UserError(f"{folders[0]} has no folder `tokenizer`: name its text tokenizer in model.tokenizer")
-    facts = identity(config.model.vq or Path(config.model.encoders) / "vqvae", *tokenizers)
+    facts = identity(config.model.vq or Path(config.model.encoders) / "vqvae", tokenizers)
     for folder in folders:
         manifest = read_manifest(folder, TOKENS)
         for name, value in facts.items():
@@ -128,14 +130,18 @@ def _check_tokens(config) -> None:
                 )
 
 
-def identity(vq, *tokenizers) -> dict:
+def learnt_tokenizer(config) -> dict:
+    """The text tokenizer of a text encoder that is trained along, as `tokenizer_folders` gives them."""
+    return {COMPONENTS[CLIPTextConfig].text.digest: config.model.tokenizer}
+
+
+def identity(vq, tokenizers: dict) -> dict:
     """What ids of pictures and of text depend on, as hashes of the files.
 
     Args:
-      vq: folder of the image tokenizer; tokenizers: folders of the text tokenizers, the CLIP's first.
+      vq: folder of the image tokenizer; tokenizers: {field: folder} of the text tokenizers, see `tokenizer_folders`.
     """
-    names = ("text_tokenizer", "llm_tokenizer")
-    hashes = {name: _hash(folder, "*") for name, folder in zip(names, tokenizers, strict=False)}
+    hashes = {field: _hash(folder, "*") for field, folder in tokenizers.items()}
     return {"image_tokenizer": _hash(vq, "*.safetensors")} | hashes
 
 

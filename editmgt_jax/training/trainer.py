@@ -186,7 +186,12 @@ class _Run:
     bad_batches: int = 0
 
     def loop(self, state, preemption, profile) -> dict:
-        """Evaluate, save, draw a batch, step, log. Returns: the last evaluation."""
+        """Evaluate, save, draw a batch, step, log. Returns: the last evaluation.
+
+        The order must not change, or a run that is resumed would differ from one that never stopped: step n evaluates and
+        saves the state of n updates, with the place in the data before batch n is drawn; a checkpoint then holds its own
+        evaluation, by which the best one is chosen, and the batch that comes next.
+        """
         config, start, evaluation, pending = self.config, int(state.step), {}, None
         self.bad_batches = self._count_bad(start)
         log = RunLog(self.workdir if processes.is_first() else None, config, self.ledger, start, self.bad_batches)
@@ -194,26 +199,34 @@ class _Run:
         self.ledger.enter("step")
         try:
             for step in range(start, config.steps + 1):
+                # 1. Signs of life, and failures of a write that began some steps ago.
                 self.watchdog.heard()
                 self.checkpoints.check()
+                # 2. What is due. Every process must decide alike, so `reached` asks all of them.
                 last, asked = step == config.steps, preemption.reached(step)
                 saving = last or asked or (step % config.checkpoint.every == 0 and step > start)
                 evaluating = not asked and (last or (step % config.eval_every == 0 and step > start))
+                # 3. A state is saved once its last step is known to be good; so this waits, and comes before the evaluation.
                 if saving:
                     self._check(pending, log)
                     pending = None
+                # 4. Evaluate the state of before this step's update.
                 if evaluating:
                     evaluation = self._evaluate(step, state)
                     log.write(step, {f"eval/{name}": value for name, value in evaluation.items()})
                     self.watchdog.heard()
+                # 5. Save it with its place in the data, which the batch of this step has not moved yet.
                 if saving:
                     self._save(step, state, evaluation if evaluating else {})
                 if last or asked:
                     break
+                # 6. Draw a batch and dispatch the update; it runs while the host goes on.
                 tracer.at(step, state)
                 state, metrics, flops = self._step(step, state, log)
+                # 7. Log the step before: its metrics are waited for only now, so the device has the next step to work on.
                 self._check(pending, log)
                 pending = step, metrics, flops
+            # 8. The last checkpoint is whole before the run says that it is over.
             with self.ledger.during("checkpoint"):
                 self.watchdog.heard()
                 self.checkpoints.close()

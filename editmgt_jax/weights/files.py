@@ -103,11 +103,14 @@ def _opened(path):
         raise WeightsError(f"{path} is not a readable safetensors file ({error}); it may be truncated") from error
 
 
-def listed(items: Iterable[str], most: int = 20) -> str:
+LISTED = 20  # problems that an error message names
+
+
+def listed(items: Iterable[str]) -> str:
     """Problems in lines, for an error message."""
     items = sorted(items)
-    more = f"\n  ... and {len(items) - most} more" if len(items) > most else ""
-    return "\n  " + "\n  ".join(items[:most]) + more
+    more = f"\n  ... and {len(items) - LISTED} more" if len(items) > LISTED else ""
+    return "\n  " + "\n  ".join(items[:LISTED]) + more
 
 
 def _files(directory) -> list[Path]:

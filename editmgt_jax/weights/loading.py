@@ -22,14 +22,13 @@ from editmgt_jax.models.gemma2 import Gemma2
 from editmgt_jax.models.mgt import MGT
 from editmgt_jax.models.prompts import PromptTokenizer
 from editmgt_jax.models.text import TextEncoder, TextTower
-from editmgt_jax.models.vq import VQModel
+from editmgt_jax.models.vq import VQModel, ids_to_pixels
 from editmgt_jax.weights import lora as adapters
-from editmgt_jax.weights.components import MGT_FOLDERS, abstract_params, make_module
+from editmgt_jax.weights.components import COMPONENTS, MGT_FOLDERS, abstract_params, make_module, text_components
 from editmgt_jax.weights.conversion import check_weights, load_params
 
 DEFAULT_MODEL = Path(__file__).parents[1] / "assets" / "default"
 NATIVE_UNITS = 32  # units a side of the square that a model was trained on, unless its files say otherwise
-LLM_LENGTH = 256  # tokens that the released editor pads an instruction to
 HUB_NAME = r"\w([\w.-]*\w)?/\w([\w.-]*\w)?"
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
@@ -109,7 +108,7 @@ def load_model(
 
 def _dtypes(dtype) -> dict:
     """The dtype of each component whose dtype can be chosen."""
-    names = ("editmgt", "text_encoder", "llm_encoder")
+    names = [row.folders[0] for row in COMPONENTS.values() if not row.always_float32]
     default = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     chosen = dtype if isinstance(dtype, dict) else dict.fromkeys(names, dtype)
     chosen = {name: dtype_name(value) if isinstance(value, str) else value for name, value in chosen.items()}
@@ -171,7 +170,7 @@ def load_vq(directory: str | Path, **reading: Any) -> tuple[VQModel, Any]:
 def painter(model: str | Path | None = None) -> Callable[[np.ndarray], jax.Array]:
     """A function of ids [B H W] that gives a model's pictures of them, float32 [B Y X 3] in [0, 1]."""
     vq, params = load_vq(find_model(model)[0] / "vqvae")
-    return jax.jit(lambda ids: vq.apply({"params": params}, jnp.asarray(ids, jnp.int32), method="decode"))
+    return lambda ids: ids_to_pixels(params, jnp.asarray(ids, jnp.int32), vq)
 
 
 def load_clip(directory: str | Path, dtype: DTypeLike = jnp.float32, **reading: Any) -> tuple[CLIPText, Any]:
@@ -204,34 +203,33 @@ def load_text(
     """The text encoders that a transformer of config `mgt` needs, checked against it.
 
     Args:
-      dtypes: of `text_encoder` and `llm_encoder`; reading: strict, check_only and place, as in `load_mgt`.
+      dtypes: {folder: dtype} of the encoders; reading: strict, check_only and place, as in `load_mgt`.
     """
-    if mgt.text_encoder_architecture not in ("CLIP", "CLIP_Gemma2"):
-        raise UserError(
-            f"text_encoder_architecture must be 'CLIP' or 'CLIP_Gemma2'; {directory} needs "
-            f"{mgt.text_encoder_architecture!r}"
-        )
-    with_llm = mgt.text_encoder_architecture == "CLIP_Gemma2"
-    llm = _load_llm(directory / "llm_encoder", mgt, dtypes["llm_encoder"], reading) if with_llm else None
-    model, params = load_clip(directory / "text_encoder", dtypes["text_encoder"], **reading)
-    config = model.config
-    if not with_llm:
-        _match("the text hidden_size", config.hidden_size, "joint_attention_dim", mgt.joint_attention_dim)
-    _match("the text projection_dim", config.projection_dim, "pooled_projection_dim", mgt.pooled_projection_dim)
-    tokenizer = PromptTokenizer(directory / "tokenizer", config.max_position_embeddings, truncate=with_llm)
-    _match("the tokenizer's size", tokenizer.special_ids()["vocab_size"], "the text vocab_size", config.vocab_size)
-    return TextEncoder(TextTower(model, params, tokenizer), llm)
+    rows = text_components(mgt.text_encoder_architecture)
+    towers = {row.text.ids: _load_tower(Path(directory), row, row is rows[-1], dtypes, reading) for row in rows}
+    first, last = (towers[row.text.ids].model.config for row in (rows[0], rows[-1]))
+    _match("the text hidden_size", last.hidden_size, "joint_attention_dim", mgt.joint_attention_dim)
+    _match("the text projection_dim", first.projection_dim, "pooled_projection_dim", mgt.pooled_projection_dim)
+    return TextEncoder(towers)
 
 
-def _load_llm(directory, mgt, dtype, reading) -> TextTower:
-    model, params = load_gemma(directory, dtype, **reading)
-    hidden = model.config.hidden_size
-    _match("the language model's hidden_size", hidden, "joint_attention_dim", mgt.joint_attention_dim)
-    tokenizer = PromptTokenizer(directory, LLM_LENGTH)
+def _load_tower(directory, row, is_last, dtypes, reading) -> TextTower:
+    """A text encoder; a prompt that is too long is an error of the last one, and loses its end for the others."""
+    (folder,) = row.folders
+    model, params = _load(directory / folder, row.config, dtypes[folder], **reading)
+    tokenizer = PromptTokenizer(directory / row.text.tokenizer, row.text.length(model.config), truncate=not is_last)
     size, most = tokenizer.special_ids()["vocab_size"], model.config.vocab_size
-    if size > most:
-        raise UserError(f"the tokenizer in {directory} may have at most the {most} ids of its model; it has {size}")
+    if not row.text.spare_ids:
+        _match("the tokenizer's size", size, "the text vocab_size", most)
+    elif size > most:
+        raise UserError(f"the tokenizer in {directory / row.text.tokenizer} may have at most {most} ids; it has {size}")
     return TextTower(model, params, tokenizer)
+
+
+def tokenizer_folders(directory) -> dict[str, Path]:
+    """{field of its hash in manifests: folder} of the text tokenizers that a model directory has."""
+    folders = {row.text.digest: Path(directory) / row.text.tokenizer for row in text_components()}
+    return {digest: folder for digest, folder in folders.items() if folder.is_dir()}
 
 
 def _match(name, value, other_name, other):

@@ -97,6 +97,7 @@ def prepare(
     Returns: the manifest.
     Errors: PrepareError, SourceError, FileNotFoundError.
     """
+    # 1. Everything that can stand in the way is found before a row is read.
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise PrepareError(f"preparing data needs {', '.join(missing)}: pip install 'editmgt_jax[prepare]'")
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
@@ -106,22 +107,27 @@ def prepare(
     tasks, options = _tasks(parts, output, config), _beam_options(flags, workers)
     if not tasks:
         raise PrepareError(f"{where} has no rows")
+    # 2. The folder is this job's: begun now, begun before, or done.
     _claim(output, where, parts, mapping, config)
     if (output / MANIFEST).is_file():
         shutil.rmtree(output / STAGING, ignore_errors=True)
         return read_manifest(output)
     started = time.perf_counter()
+    # 3. Tasks that have a report are done. One that is left can have duplicates in any other, so all are surveyed and weighed
+    #    again, which is quick for those that are staged; then only those that are left are finished.
     todo = [task for task in tasks if not task.report.is_file()]
     if todo:
         _each(tasks, survey, options, "survey")
         _weigh(tasks, options)
         _each(todo, finish, options, "finish")
+    # 4. The manifest counts every row, and is written last: a folder with one is whole.
     manifest = _manifest(tasks, where, config)
     _print_rate(tasks, manifest, time.perf_counter() - started)
     for left in [*output.glob("*.tmp"), *(output / REPORTS).glob("*.tmp")]:  # of processes that were killed
         left.unlink()
     summary.write(output, manifest)
     write_json(output / MANIFEST, manifest)
+    # 5. What was staged is of no use any more.
     shutil.rmtree(output / STAGING, ignore_errors=True)
     return manifest
 

@@ -35,7 +35,9 @@ def collect(directory: str | Path) -> dict:
     counts, lengths = Counter(), []
     for bucket in tokens.buckets.values():
         counts.update(tokens.categories[i] for i in bucket.categories().tolist())
-        text = "llm_ids" if "llm_ids" in bucket[0] else "text_ids"
+        text = [field.name for field in bucket.schema.fields if field.dtype == "int32"][
+            -1
+        ]  # the transformer attends to
         for index in _spread(len(bucket), READ):
             lengths.append(_length(bucket[index][text]))
     return {

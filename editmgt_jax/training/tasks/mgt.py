@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from editmgt_jax.config import AESTHETIC_SCORE, LoRAConfig, MGTConfig, SchedulerConfig
+from editmgt_jax.config import LoRAConfig, MGTConfig, SchedulerConfig, micro_conditions
 from editmgt_jax.errors import UserError
 from editmgt_jax.models.flops import forward_flops
 from editmgt_jax.models.mgt import MGT, init_mgt
+from editmgt_jax.models.vq import pixels_to_ids
 from editmgt_jax.sampling import masking
 from editmgt_jax.training import inputs
 from editmgt_jax.training.checkpoint import fingerprint
@@ -29,6 +30,7 @@ from editmgt_jax.training.runs import best_params, is_run, run_config
 from editmgt_jax.training.sharding import MGT_RULES
 from editmgt_jax.training.step import accumulate, cross_entropy, loss_weights
 from editmgt_jax.training.tasks.protocol import Task
+from editmgt_jax.weights.components import companion_folders
 from editmgt_jax.weights.conversion import save_component
 from editmgt_jax.weights.loading import find_model, load_clip, load_mgt, load_vq
 from editmgt_jax.weights.lora import init_lora, merge, save_lora
@@ -40,7 +42,7 @@ _RATE_BINS = 5  # of mask rates, for the accuracy in each
 class MGTTask(Task):
     """Task `mgt`.
 
-    Batches hold the ids of the instruction, 'text_ids' and perhaps 'llm_ids' int32 [B T], or 'text_states' and 'pooled'; and
+    Batches hold the ids of the instruction int32 [B T], in the fields of its text encoders, or their states (`TextStates`); and
     either 'source_ids' and 'target_ids' [B H W], or 'source' and 'target' uint8 [B Y X 3]: then the frozen image tokenizer
     runs inside the step. They may hold 'micro', the micro-conditions [B 5].
     """
@@ -84,7 +86,7 @@ class MGTTask(Task):
     @property
     def encode_prompts(self):
         """Strings -> {name: ids [B T]}, on the host."""
-        return self.text.tokenizer
+        return self.text.encoder.tokenizers
 
     def _scheduler(self) -> SchedulerConfig:
         """How the model is to be decoded: as the frozen encoders' directory says, or the config."""
@@ -210,27 +212,19 @@ class MGTTask(Task):
         """Of a step on a batch of arrays or shapes: forward, and backward twice that, or for a LoRA as much, since frozen
         weights have no gradients. The frozen encoders are left out."""
         size, *grid = self._ids_shape(batch["target_ids" if "target_ids" in batch else "target"])
-        text = self.text_length(batch)
+        text = self.text.encoder.length(batch)
         passes = 3 if self.lora is None else 2
         return passes * size * forward_flops(self.mgt_config, tuple(grid), text, self.config.model.reference)
-
-    def text_length(self, batch) -> int:
-        name = next(name for name in ("text_states", "llm_ids", "text_ids") if name in batch)
-        return batch[name].shape[1]
 
     def _ids_shape(self, array):
         factor = 1 if array.ndim == 3 else self.vq_config.factor
         return array.shape[0], array.shape[1] // factor, array.shape[2] // factor
 
-    def encode_image(self, vq_params, pixels):
-        """[B Y X 3] in [0, 1] -> ids [B H W]."""
-        return self.vq.apply({"params": vq_params}, pixels, method="encode")
-
     def ids(self, frozen, batch, side):
         """The batch's ids [B H W] of 'source' or 'target', encoded here only if the data is not tokenised."""
         if f"{side}_ids" in batch:
             return batch[f"{side}_ids"].astype(jnp.int32)
-        return self.encode_image(frozen["vq"], batch[side].astype(jnp.float32) / 255)
+        return pixels_to_ids(frozen["vq"], batch[side], self.vq)
 
     def _prepare(self, frozen, batch, key, training: bool) -> dict:
         """All of a step that has no gradient, for the whole batch. In `training` some samples lose their instruction, hide
@@ -282,7 +276,7 @@ class MGTTask(Task):
     def _whole_pictures(self, size, grid):
         """Micro-conditions [B 5] of pictures that were not cropped."""
         rows, columns = (side * self.vq_config.factor for side in grid)
-        return jnp.broadcast_to(jnp.array([columns, rows, 0, 0, AESTHETIC_SCORE], jnp.float32), (size, 5))
+        return jnp.broadcast_to(jnp.array(micro_conditions(columns, rows), jnp.float32), (size, 5))
 
     def _emphasis(self, changed):
         """Loss weights [B L]: changed ids count more, and so do samples in which few ids change."""
@@ -343,7 +337,7 @@ class MGTTask(Task):
         save_component(folder / "editmgt", self.mgt_config, params["mgt"], dtype, verify)
         model = self.config.model
         if model.encoders:
-            for name in ("text_encoder", "tokenizer", "llm_encoder", "vqvae", "scheduler"):
+            for name in companion_folders():
                 if (Path(model.encoders) / name).is_dir():
                     shutil.copytree(Path(model.encoders) / name, folder / name)
             return

@@ -31,11 +31,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from editmgt_jax import images
-from editmgt_jax.config import AESTHETIC_SCORE
+from editmgt_jax.batching import in_batches
 from editmgt_jax.data.scenes.source import CATEGORIES
 from editmgt_jax.evaluation import metrics, protocols
+from editmgt_jax.models.text import stack
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.sampling import decode, masking, samplers
+from editmgt_jax.sampling.edit import condition_inputs
+from editmgt_jax.sampling.request import make_request
 
 FIGURES = ("success", "recognised", "psnr_inside", "changed_inside", "changed_outside", "edges")
 RATES = (1.0, 0.75, 0.5, 0.25, 0.1)
@@ -63,14 +66,9 @@ class Trace(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="mgt")
-def _condition(variables, mgt, text, negative, source, size):
+def _condition(variables, mgt, request):
     """Of [unconditional, conditional] copies of a batch."""
-    states, pooled = (jnp.concatenate(pair) for pair in zip(negative, text, strict=True))
-    micro = jnp.concatenate([size, jnp.array([0.0, 0.0, AESTHETIC_SCORE])])
-    both = jnp.concatenate([source, source])
-    return mgt.apply(
-        variables, states, pooled, jnp.broadcast_to(micro, (len(states), 5)), both, 1.0, method="condition"
-    )
+    return mgt.apply(variables, *condition_inputs(request, copies=2), method="condition")
 
 
 @functools.partial(jax.jit, static_argnames="mgt")
@@ -127,19 +125,20 @@ class Lab:
 
     def _batches(self):
         """Rows of each batch; the last is filled with the last pair."""
-        for start in range(0, len(self), self.batch_size):
-            yield np.minimum(np.arange(start, start + self.batch_size), len(self) - 1)
+        return (np.array(rows) for rows, _ in in_batches(range(len(self)), self.batch_size))
 
     def _condition(self, rows):
-        text = self.pipe.encode([self.pairs.instructions[row] for row in rows])
-        negative = [self.pipe.encode(self.pipe.model.scheduler.negative_prompt)] * len(rows)
-
-        def stacked(encoded):
-            return jnp.stack([one.states for one in encoded]), jnp.stack([one.pooled for one in encoded])
-
-        size = jnp.asarray([side * self.pipe.model.vq.config.factor for side in reversed(self.grid)], jnp.float32)
-        source = jnp.asarray(self.encoded.source_ids[rows])
-        return _condition(self.pipe._mgt_variables, self.mgt, stacked(text), stacked(negative), source, size)
+        model = self.pipe.model
+        request, _ = make_request(
+            self.pipe.settings(reference_strength=1.0),
+            model.scheduler,
+            model.vq.config.factor,
+            stack(self.pipe.encode([self.pairs.instructions[row] for row in rows])),
+            stack([self.pipe.encode(model.scheduler.negative_prompt)] * len(rows)),
+            reference=self.encoded.source_ids[rows],
+            keys=0,
+        )
+        return _condition(self.pipe._mgt_variables, self.mgt, request)
 
     def look(self, tokens, guidance: float, sampling_temperature: float = 1.0, uniform=None, copy_bias=0.0) -> Seen:
         """What the model says of `tokens` [n L]; `uniform` [n L] draws the candidates; `copy_bias` (nats) is taken off the

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from editmgt_jax.config import MGTConfig
+from editmgt_jax.config import MGTConfig, micro_conditions
 from editmgt_jax.models.flops import forward_flops
 from editmgt_jax.models.mgt import MGT
 from editmgt_jax.weights.components import abstract_params
@@ -77,7 +77,7 @@ def main():
 
     @jax.jit
     def condition(params, text, pooled):
-        micro = jnp.array([[args.size, args.size, 0, 0, 6.0]])
+        micro = jnp.array([micro_conditions(args.size, args.size)])
         return model.apply({"params": params}, text, pooled, micro, ids, 1.0, method="condition")
 
     @jax.jit

@@ -34,11 +34,13 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 
-from editmgt_jax.config import MGTConfig
+from editmgt_jax.config import MGTConfig, micro_conditions
 from editmgt_jax.models import attention
 from editmgt_jax.models.flops import forward_flops
 from editmgt_jax.models.mgt import MGT, init_mgt
-from editmgt_jax.sampling.edit import Request, decode_edit
+from editmgt_jax.models.text import TextEncoder, TextStates
+from editmgt_jax.sampling.edit import decode_edit
+from editmgt_jax.sampling.request import make_request
 from editmgt_jax.sampling.settings import Settings
 from editmgt_jax.weights.presets import preset
 
@@ -178,11 +180,12 @@ class Case:
 
         return jax.jit(make)(jax.random.key(0))
 
-    def states(self, batch: int, seed: int = 0):
-        """Text states [B T E] and pooled [B P]."""
+    def states(self, batch: int, seed: int = 0) -> TextStates:
+        """Random ones."""
         first, second = jax.random.split(jax.random.key(seed))
         shape = (batch, self.text, self.config.joint_attention_dim)
-        return jax.random.normal(first, shape), jax.random.normal(second, (batch, self.config.pooled_projection_dim))
+        pooled = jax.random.normal(second, (batch, self.config.pooled_projection_dim))
+        return TextStates(jax.random.normal(first, shape), pooled)
 
     def ids(self, batch: int, seed: int):
         return jax.random.randint(jax.random.key(seed), (batch, *self.grid), 0, self.config.codebook_size)
@@ -247,21 +250,17 @@ def decode(report: Report, case: Case, batches, backends, steps: int, repeats: i
 
 
 def _decode_one(case, params, batch, backend, steps, repeats, rate):
-    mgt, scheduler = case.mgt(backend), preset("editmgt-1024")["scheduler"]
-    settings = Settings.resolve(scheduler, case.config.num_blocks, steps=steps)
-    pooled_width = case.config.pooled_projection_dim
-    request = Request(
+    mgt, text = case.mgt(backend), case.states(batch, 2)
+    scheduler = dataclasses.replace(preset("editmgt-1024")["scheduler"], mask_token_id=case.config.mask_token_id)
+    request, plan = make_request(
+        Settings.resolve(scheduler, case.config.num_blocks, steps=steps),
+        scheduler,
+        16,
+        text,
+        jax.tree.map(jnp.zeros_like, text),
         reference=case.ids(batch, 1),
-        start=jnp.full((batch, *case.grid), case.config.mask_token_id, jnp.int32),
-        text=case.states(batch, 2),
-        negative=(jnp.zeros((batch, case.text, case.config.joint_attention_dim)), jnp.zeros((batch, pooled_width))),
-        size=jnp.array([16.0 * case.grid[1], 16.0 * case.grid[0]]),
-        rows=jnp.full((batch, 1, case.text), 1 / case.text),
-        keys=jax.random.split(jax.random.key(3), batch),
-        step_weights=jnp.full((steps,), 1 / steps),
-        knobs=settings.knobs(scheduler.masking_schedule),
+        keys=3,
     )
-    plan = settings.plan(scheduler.timestep_convention)
     run = functools.partial(decode_edit.__wrapped__, mgt=mgt, plan=plan)
     program, facts = compiled(run, {"params": params}, request)
     elapsed = seconds_of(lambda: program({"params": params}, request).tokens, repeats)
@@ -302,14 +301,11 @@ def _train_one(kept, case, config, optimizer, batch, backend, remat, repeats, ra
     from editmgt_jax.training.step import train_step
 
     task = _stored_text_task(config, case, batch, case.mgt(backend, remat=remat))
-    states, pooled = case.states(batch, 1)
     data = {
         "source_ids": case.ids(batch, 2).astype(jnp.uint16),
         "target_ids": case.ids(batch, 3).astype(jnp.uint16),
-        "text_states": states.astype(jnp.bfloat16),
-        "pooled": pooled,
-    }
-    frozen = {"text": dict(zip(("empty_states", "empty_pooled"), case.states(1, 4), strict=True))}
+    } | case.states(batch, 1).fields()
+    frozen = {"text": {"empty": case.states(1, 4)}}
 
     def step(state, frozen, batch, key):
         return train_step(task, optimizer, task.config, state, frozen, batch, jax.random.fold_in(key, state.step))
@@ -334,12 +330,11 @@ def _stored_text_task(config, case, batch, mgt):
 
     class StoredText(FrozenText):
         def __init__(self):
-            pass
+            self.encoder = TextEncoder({})
 
     class StoredTask(MGTTask):
         def __init__(self):
-            self.config = config.copy_and_resolve_references()
-            self.config.update(batch_size=batch, accumulate=1)
+            self.config = dataclasses.replace(config, batch_size=batch, accumulate=1)
             self.mgt, self.mgt_config, self.lora = mgt, mgt.config, None
             self.vq_config, self.text = preset("editmgt-1024")["vqvae"], StoredText()
 
@@ -367,7 +362,7 @@ def _forward(case, mgt, strength, batch=1):
     def run(params):
         def inside(module):
             states, pooled = case.states(batch, 7)
-            micro = jnp.broadcast_to(jnp.array([1024.0, 1024, 0, 0, 6]), (batch, 5))
+            micro = jnp.broadcast_to(jnp.array(micro_conditions(1024, 1024)), (batch, 5))
             return module(hidden, 3.0, module.condition(states, pooled, micro, case.ids(batch, 8), strength))[0]
 
         return mgt.apply({"params": params}, method=inside)

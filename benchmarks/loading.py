@@ -32,7 +32,7 @@ def main():
     jax.block_until_ready(jax.device_put(0.0))  # the runtime itself
     before = resident("VmRSS")
     model = load_model(args.model, args.dtype)
-    params = (model.mgt_params, model.vq_params, model.text.clip.params, model.text.llm and model.text.llm.params)
+    params = (model.mgt_params, model.vq_params, model.text.params)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(jax.block_until_ready(params)))
     peak = resident("VmHWM")
     report = {

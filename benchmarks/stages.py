@@ -8,6 +8,7 @@ hours       3 x the forward FLOPs of every sample / (devices x their peak x --mf
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -24,7 +25,6 @@ def describe(config_path, devices: int, mfu: float) -> dict:
     """In a process with as many fake devices."""
     import jax
 
-    from editmgt_jax.config import MGTConfig
     from editmgt_jax.models.flops import forward_flops
     from editmgt_jax.models.mgt import MGT, init_mgt
     from editmgt_jax.training.config_files import load_config
@@ -34,11 +34,11 @@ def describe(config_path, devices: int, mfu: float) -> dict:
     from editmgt_jax.training.step import new_state
 
     config = load_config(config_path)
-    architecture = MGTConfig.from_dict(config.model.mgt.to_dict())
+    architecture = config.model.mgt
     mgt, optimizer = MGT(architecture), make_optimizer(config.optimizer)
     average = config.optimizer.ema_decay > 0
     state = jax.eval_shape(lambda: new_state({"mgt": init_mgt(mgt, jax.random.key(0))}, optimizer, average))
-    layout = Layout(make_mesh(config.mesh), MGT_RULES)
+    layout = Layout(make_mesh(dataclasses.asdict(config.mesh)), MGT_RULES)
     layout.check_batch(config.batch_size, config.accumulate)
     leaves = list(zip(jax.tree.leaves(state), jax.tree.leaves(layout.of(state)), strict=True))
     on_each = sum(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, sharding in leaves)

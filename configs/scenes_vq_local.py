@@ -1,16 +1,5 @@
-"""Second stage of the image tokenizer: fewer ids may change where an edit changes no pixel.
+"""The shipped config `scenes_vq_local`: see editmgt_jax/configs/scenes_vq_local.py."""
 
-editmgt train --config configs/scenes_vq_local.py --workdir runs/vq_local --config.start_from=runs/vq
-"""
+from editmgt_jax.configs.scenes_vq_local import get_config
 
-from configs import scenes_vq
-
-
-def get_config():
-    config = scenes_vq.get_config()
-    config.start_from = "runs/vq"
-    config.steps = 1_400
-    config.optimizer.update(learning_rate=6e-4, warmup_steps=50, total_steps=1_400)
-    config.codebook.update(start_step=0, restart_until=400)
-    config.loss.locality = 8.0
-    return config
+__all__ = ["get_config"]

@@ -1,22 +1,5 @@
-"""Stage 3: a short refinement on few, excellent edits that people preferred.
+"""The shipped config `stage3_refine`: see editmgt_jax/configs/stage3_refine.py."""
 
-Data    as in stage 2, of the chosen pairs: data/best, data/best_heldout. Mixed with the others it forgets less:
-        --config.data.tokens=data/best:3,data/edits
-Run     editmgt train --config configs/stage3_refine.py --workdir runs/stage3 --distributed
-        editmgt export --workdir runs/stage3 --output models/editmgt
-Needs   1 000 steps of 256: on 64 TPU v5e 0.15 h at 40 % of their peak, of which nothing is measured yet;
-        `python benchmarks/stages.py --config configs/stage3_refine.py` prints FLOPs, hours and the state's memory on other chips
-"""
+from editmgt_jax.configs.stage3_refine import get_config
 
-from configs import editmgt_1024
-
-
-def get_config():
-    config = editmgt_1024.get_config()
-    config.steps = 1_000
-    config.start_from = "runs/stage2"
-    config.data.update(tokens="data/best", heldout="data/best_heldout")
-    config.optimizer.update(learning_rate=2e-5, schedule="cosine", warmup_steps=50, total_steps=1_000, ema_decay=0.999)
-    config.checkpoint.update(every=250, keep_every=0)
-    config.eval_every = 250
-    return config
+__all__ = ["get_config"]

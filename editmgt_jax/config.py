@@ -25,8 +25,12 @@ RELEASED_NEGATIVE_PROMPT = (
     "worst quality, low quality, low res, blurry, distortion, watermark, logo, signature, text, jpeg artifacts, "
     "signature, sketch, duplicate, ugly, identifying mark"
 )
-AESTHETIC_SCORE = 6.0  # the last micro-condition, in training and at inference
 _DTYPE_NAMES = {"bf16": "bfloat16", "f32": "float32", "fp32": "float32", "f16": "float16", "fp16": "float16"}
+
+
+def micro_conditions(width, height, top=0.0, left=0.0) -> tuple:
+    """What a transformer is told of a picture: its size before cropping, the crop's offset, and one aesthetic score for all."""
+    return width, height, top, left, 6.0
 
 
 def dtype_name(text: str) -> str:
@@ -208,6 +212,8 @@ class VQConfig(_JSONConfig):
             _require(set(values.get(key, [kind])) == {kind}, f"{key} must all be {kind}", values.get(key))
 
     def __post_init__(self):
+        for name in ("in_channels", "out_channels"):
+            _require(getattr(self, name) == 3, f"{name} must be 3: pictures are RGB", getattr(self, name))
         _require(self.block_out_channels, "block_out_channels must name at least one width", self.block_out_channels)
         bad = [c for c in self.block_out_channels if c < 1 or c % self.norm_num_groups]
         _require(

@@ -20,6 +20,7 @@ class EditMGTError(Exception):
 
     @property
     def exit_code(self) -> int:
+        """FINAL or TRANSIENT."""
         return TRANSIENT if self.transient else FINAL
 
 

@@ -16,7 +16,7 @@ from editmgt_jax.errors import UserError
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF}  # of file systems that cannot sync a folder
 
 
-def mounted(path, what: str) -> Path:
+def mounted(path: str | Path, what: str) -> Path:
     """A path, absolute. Errors: UserError for an address such as gs://bucket/folder, of which `Path` would make a local folder.
 
     Args:
@@ -31,7 +31,7 @@ def mounted(path, what: str) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path) -> Iterator[Path]:
+def replacing(path: str | Path) -> Iterator[Path]:
     """A name to write a file under: the file takes the name of `path` when the block ends, and is removed when it fails.
 
     It is on the disk by then, not only in memory. A block that leaves no file changes nothing.
@@ -48,19 +48,19 @@ def replacing(path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path, text: str) -> None:
+def write_text(path: str | Path, text: str) -> None:
     """Writes a file, or replaces it, at once."""
     with replacing(path) as temporary:
         temporary.write_text(text)
 
 
-def write_json(path, values, indent: int | None = 1, sort_keys: bool = False) -> None:
+def write_json(path: str | Path, values: object, indent: int | None = 1, sort_keys: bool = False) -> None:
     """Writes a JSON file, or replaces it, at once."""
     write_text(path, json.dumps(values, indent=indent, sort_keys=sort_keys) + "\n")
 
 
 @contextlib.contextmanager
-def new_folder(output, *sources) -> Iterator[Path]:
+def new_folder(output: str | Path, *sources: str | Path) -> Iterator[Path]:
     """A folder to fill: it takes the name of `output` when the block ends, and is removed when it fails.
 
     Args:

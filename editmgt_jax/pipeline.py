@@ -7,31 +7,44 @@ Differs held regions, and others whose tokens did not change, come back as the i
 """
 
 import dataclasses
-import sys
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from editmgt_jax import images
+from editmgt_jax.batching import by_shape, map_batches
 from editmgt_jax.declarations import SETTINGS, SettingsError, check_integer
 from editmgt_jax.errors import UserError
 from editmgt_jax.images import ImageError
-from editmgt_jax.models.prompts import PromptError
+from editmgt_jax.models import text as texts
 from editmgt_jax.models.text import EncodedText
-from editmgt_jax.sampling import decode
-from editmgt_jax.sampling.edit import Request, TokenEdit, decode_edit, detokenize, tokenize
+from editmgt_jax.models.vq import ids_to_pixels, pixels_to_ids
+from editmgt_jax.sampling.edit import TokenEdit
+from editmgt_jax.sampling.orders import (
+    Canvas,
+    Job,
+    Order,
+    Progress,
+    check_prompts,
+    each,
+    encoded,
+    read_jobs,
+    silent,
+    word_weights,
+)
+from editmgt_jax.sampling.programs import run_decode
+from editmgt_jax.sampling.request import make_request
 from editmgt_jax.sampling.settings import Settings
 from editmgt_jax.weights.loading import LoadedModel, load_model
 
 MAX_SEED = 2**32 - 1
 # Settings that have no meaning without a source image.
 NO_REFERENCE = frozenset(setting.name for setting in SETTINGS if setting.about == "reference")
-Progress = Callable[[str], None]  # called with the name of each stage as it begins
+FRAME = 1024  # pixels of the longest side of a step's picture
+PAINTED_PIXELS = 8 * 512**2  # that the image tokenizer encodes or decodes at once at most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,24 +62,6 @@ class Result:
     step_relevance: np.ndarray | None = None  # float32 [S n H W], recorded
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Job:
-    """One prompt, checked: with an image to edit or to fill, or with none."""
-
-    text: EncodedText
-    row: np.ndarray  # float32 [T]: weights of the text tokens in the relevance
-    image: Image.Image | None = None
-    mask: np.ndarray | None = None  # bool [Y X], True = may change
-
-
-class _Canvas(NamedTuple):
-    """The ids that a job's decode works with."""
-
-    reference: np.ndarray | None  # int32 [H W] that the model attends to and that region hold restores
-    start: np.ndarray  # int32 [H W], the mask id where to fill
-    source: np.ndarray | None  # int32 [H W] of the job's image
-
-
 class EditPipeline:
     """Edits pictures with one loaded model; see `__call__`.
 
@@ -78,7 +73,6 @@ class EditPipeline:
     def __init__(self, model: LoadedModel, batch_size: int = 8):
         self.model, self.batch_size = model, batch_size
         self._mgt_variables, self._vq_params = jax.device_put((model.mgt_variables, model.vq_params))
-        self._programs = {}  # compiled decodes by everything that shapes them
 
     @classmethod
     def from_pretrained(
@@ -125,9 +119,9 @@ class EditPipeline:
           settings: see `editmgt_jax.declarations.SETTINGS`; None or absent is the model's own default.
         Errors: SettingsError, PromptError, ImageError, FileNotFoundError, before any decoding.
         """
-        settings, progress = self._checked(seed, num_images, settings), progress or _silent
-        inputs = (image, instruction, mask, query)
-        return self._change(inputs, True, negative_prompt, seed, num_images, settings, composite, progress)
+        options = {"seed": seed, "num_images": num_images, "composite": composite}
+        order = self._order(settings, negative_prompt, progress, **options)
+        return self._change(order, image, instruction, mask, query)
 
     def generate(
         self,
@@ -146,21 +140,20 @@ class EditPipeline:
           size: width and height in pixels, multiples of `model.unit`; by default the square that the model is trained on.
           Others as in `__call__`; settings of region hold and of the reference have no meaning here and are errors.
         """
-        settings, progress = self._checked(seed, num_images, settings, NO_REFERENCE), progress or _silent
+        options = {"seed": seed, "num_images": num_images, "composite": False, "attends": False}
+        order = self._order(settings, negative_prompt, progress, **options)
         width, height = size or (self.model.scheduler.native_size,) * 2
         unit = self.model.unit
         if any(not isinstance(side, int) or side < unit or side % unit for side in (width, height)):
             raise SettingsError(f"width and height must be multiples of {unit} pixels; got {width} x {height}")
-        progress("text")
-        prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
-        _check_prompts(prompts)
-        jobs = [_Job(text, self.query_row(text)) for text in self.encode(prompts)]
-        negative = self.encode(self._negative(negative_prompt))
+        is_list = isinstance(prompt, (list, tuple))
+        prompts = list(prompt) if is_list else [prompt]
+        check_prompts(prompts)
         factor = self.model.vq.config.factor
         hidden = np.full((height // factor, width // factor), self.mask_token_id, np.int32)
-        canvases = [_Canvas(None, hidden, None)] * len(jobs)
-        results = self._results(jobs, canvases, negative, seed, num_images, settings, False, progress)
-        return results if isinstance(prompt, (list, tuple)) else results[0]
+        jobs = [Job(text, self.query_row(text)) for text in self.encode(prompts)]
+        results = self._results(order, [Canvas(job, None, hidden, None) for job in jobs])
+        return results if is_list else results[0]
 
     def inpaint(
         self,
@@ -179,36 +172,35 @@ class EditPipeline:
 
         Args: as in `__call__` and `generate`; composite takes what the mask spares from the input, past a feathered seam.
         """
-        settings, progress = self._checked(seed, num_images, settings, NO_REFERENCE), progress or _silent
+        options = {"seed": seed, "num_images": num_images, "composite": composite, "attends": False}
+        order = self._order(settings, negative_prompt, progress, **options)
         if mask is None:
             raise ImageError("inpainting needs a mask, white where to fill")
-        inputs = (image, prompt, mask, None)
-        return self._change(inputs, False, negative_prompt, seed, num_images, settings, composite, progress)
+        return self._change(order, image, prompt, mask)
 
     def outpaint(self, image, prompt, pad: tuple[int, int, int, int], **options) -> Result | list[Result]:
         """Extends a picture by `pad` pixels (left, top, right, bottom) filled with what `prompt` describes.
 
         Args: options as in `inpaint`. The result has the extended size.
         """
-        image = _each(image, images.load)
-        mask = _each(image, lambda one: images.padding_mask(one.size, pad))
-        return self.inpaint(_each(image, lambda one: images.extend(one, pad)), prompt, mask, **options)
+        image = each(image, images.load)
+        mask = each(image, lambda one: images.padding_mask(one.size, pad))
+        return self.inpaint(each(image, lambda one: images.extend(one, pad)), prompt, mask, **options)
 
-    def paint_steps(self, result: Result, index: int = 0, longest: int = 1024) -> list[Image.Image]:
+    def paint_steps(self, result: Result, index: int = 0) -> list[Image.Image]:
         """Picture `index` of a recorded result after each step, as the decoder paints it (nothing is composited).
 
-        Tokens that are still hidden are grey. Sides are the result's, scaled so that none is longer than `longest`.
+        Tokens that are still hidden are grey. Sides are the result's, scaled so that none is longer than FRAME.
         """
         if result.step_tokens is None:
             raise SettingsError("a result has steps when it was made with record=True; this one was not")
         width, height = result.images[index].size
-        scale = min(1.0, longest / max(width, height))
+        scale = min(1.0, FRAME / max(width, height))
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        frames = []
-        for ids in result.step_tokens[: result.passes[index], index]:
-            pixels = images.hide(np.asarray(self.detokenize(ids[None]))[0], ids == self.mask_token_id)
-            frames.append(images.to_image(pixels, size))
-        return frames
+        steps = result.step_tokens[: result.passes[index], index]
+        painted = map_batches(self.detokenize, steps, self._painted_at_once(steps.shape[1:]))
+        hidden = steps == self.mask_token_id
+        return [images.to_image(images.hide(*frame), size) for frame in zip(painted, hidden, strict=True)]
 
     # ---- tokens: what evaluation builds on
 
@@ -218,24 +210,19 @@ class EditPipeline:
 
     def encode(self, prompt):
         """A prompt, or a list of them -> EncodedText, or a list. Errors: PromptError when one is too long."""
-        if isinstance(prompt, (list, tuple)):
-            return [self.encode(one) for one in prompt]
-        return prompt if isinstance(prompt, EncodedText) else self.model.text.encode(prompt)
+        return each(prompt, lambda one: encoded(self.model.text, one))
 
     def query_row(self, text: EncodedText, phrase: str | None = None) -> np.ndarray:
         """Weights [T] of the text tokens in the relevance: those of `phrase`, or all the same (Q8)."""
-        length = len(text.states)
-        if phrase is None:
-            return np.full(length, 1 / length, np.float32)
-        return self.model.text.tokenizer.span(text.text, phrase)
+        return word_weights(self.model.text, text, phrase)
 
     def tokenize(self, pixels) -> jax.Array:
         """float [B Y X 3] in [0, 1] -> ids int32 [B H W]"""
-        return tokenize(self._vq_params, jnp.asarray(pixels, jnp.float32), self.model.vq)
+        return pixels_to_ids(self._vq_params, jnp.asarray(pixels, jnp.float32), self.model.vq)
 
     def detokenize(self, ids) -> jax.Array:
         """ids [B H W] -> float32 [B Y X 3] in [0, 1]"""
-        return detokenize(self._vq_params, jnp.asarray(ids, jnp.int32), self.model.vq)
+        return ids_to_pixels(self._vq_params, jnp.asarray(ids, jnp.int32), self.model.vq)
 
     def edit_tokens(
         self,
@@ -261,190 +248,146 @@ class EditPipeline:
           settings: as in `__call__`.
         """
         settings = self.settings(**settings)
-        batch, *grid = np.shape(start_ids if reference_ids is None else reference_ids)
-        if len(text) != batch:
-            raise UserError(f"each of the {batch} samples needs an encoded instruction; got {len(text)}")
-        if relevance_step is not None and relevance_step not in range(settings.steps):
-            raise SettingsError(f"relevance_step must lie in 0..{settings.steps - 1}; got {relevance_step}")
-        if start_ids is None:
-            start_ids = np.full(np.shape(reference_ids), self.mask_token_id)
-        if rows is None:
-            rows = np.stack([self.query_row(one) for one in text])
-        weights = np.full(settings.steps, 1 / settings.steps, np.float32)
-        if relevance_step is not None:
-            weights = np.eye(settings.steps, dtype=np.float32)[relevance_step]
-        convention = self.model.scheduler.timestep_convention
-        request = Request(
-            reference=None if reference_ids is None else jnp.asarray(reference_ids, jnp.int32),
-            start=jnp.asarray(start_ids, jnp.int32),
-            text=_stack(text),
-            negative=_stack([self.encode(self._negative(negative))] * batch),
-            size=jnp.asarray([side * self.model.vq.config.factor for side in reversed(grid)], jnp.float32),
-            rows=jnp.asarray(rows, jnp.float32)[:, None],
-            keys=_sample_keys(keys, batch),
-            step_weights=jnp.asarray(weights),
-            knobs=settings.knobs(self.model.scheduler.masking_schedule),
+        return self._decode(
+            settings,
+            text,
+            self._negative(negative),
+            progress or silent,
+            reference=reference_ids,
+            start=start_ids,
+            keys=keys,
+            rows=rows,
+            relevance_step=relevance_step,
         )
-        return self._run(request, settings.plan(convention), progress or _silent)
 
     # ---- inside
 
-    def _checked(self, seed, num_images, settings, without=frozenset()) -> Settings:
-        if foreign := sorted(settings.keys() & without):
-            raise SettingsError(f"{foreign} are about a source image that the model attends to; there is none here")
-        settings = self.settings(**settings | dict.fromkeys(without & {"hold_threshold"}, 0.0))
+    def _order(self, settings, negative_prompt, progress, *, seed, num_images, composite, attends=True) -> Order:
+        """Checks what a call asks for besides its inputs. Without `attends`, settings of the reference are errors."""
+        if not attends:
+            if foreign := sorted(settings.keys() & NO_REFERENCE):
+                raise SettingsError(f"{foreign} are about a source image that the model attends to; there is none here")
+            settings = settings | {"hold_threshold": 0.0}
+        settings = self.settings(**settings)
         check_integer("num_images", num_images, 1)
         check_integer("seed", seed, 0, MAX_SEED)
-        return settings
+        progress = progress or silent
+        progress("text")
+        return Order(
+            settings=settings,
+            negative=self._negative(negative_prompt),
+            seed=seed,
+            num_images=num_images,
+            attends=attends,
+            composite=composite,
+            progress=progress,
+        )
 
-    def _negative(self, prompt):
-        return self.model.scheduler.negative_prompt if prompt is None else prompt
+    def _negative(self, prompt) -> EncodedText:
+        return self.encode(self.model.scheduler.negative_prompt if prompt is None else prompt)
 
-    def _run(self, request, plan, progress) -> TokenEdit:
-        key = (plan, jax.tree.map(jnp.shape, request))
-        if key not in self._programs:
-            progress("compile")
-            grid = " x ".join(str(side) for side in reversed(request.start.shape[1:]))
-            cached = "cached on disk afterwards" if jax.config.jax_compilation_cache_dir else "for this process"
-            tqdm.write(f"compiling for {grid} tokens, first use of these shapes; {cached}", file=sys.stderr)
-            lowered = decode_edit.lower(self._mgt_variables, request, self.model.mgt, plan)
-            self._programs[key] = lowered.compile()
-        progress("decode")
-        return self._programs[key](self._mgt_variables, request)
-
-    def _jobs(self, image, instruction, mask, query):
-        """Everything that can be wrong with the inputs is found here. -> list of _Job, whether any input was a list"""
-        _check_prompts(instruction if isinstance(instruction, (list, tuple)) else [instruction])
-        image = _each(image, images.load)
-        requests, is_list = _broadcast(image=image, instruction=self.encode(instruction), mask=mask, query=query)
-
-        def job(image, instruction, mask, query):
-            mask = None if mask is None else images.load_mask(mask, image.size)
-            return _Job(instruction, self.query_row(instruction, query), image, mask)
-
-        return [job(**request) for request in requests], is_list
+    def _change(self, order, image, instruction, mask, query=None):
+        """Edits or fills images; the inputs may be lists."""
+        jobs, is_list = read_jobs(self.model.text, image, instruction, mask, query)
+        order.progress("tokenise")
+        canvases = [self._canvas(order, job, ids) for job, ids in zip(jobs, self._source_ids(jobs), strict=True)]
+        results = self._results(order, canvases)
+        return results if is_list else results[0]
 
     def _source_ids(self, jobs) -> list[np.ndarray]:
         """ids [H W] of each job's image; an image that several jobs share is tokenised once."""
-        known = {}
-        for job in jobs:
-            if id(job.image) not in known:
-                size = images.working_size(job.image.size, self.model.scheduler.native_size, self.model.unit)
-                known[id(job.image)] = np.asarray(self.tokenize(images.to_pixels(job.image, size)[None]))[0]
+        model, factor = self.model, self.model.vq.config.factor
+
+        def grid(image):
+            width, height = images.working_size(image.size, model.scheduler.native_size, model.unit)
+            return height // factor, width // factor
+
+        known, distinct = {}, {id(job.image): job.image for job in jobs}.values()
+        for (rows, columns), batch, count in by_shape(distinct, grid, self._painted_at_once):
+            pixels = np.stack([images.to_pixels(image, (columns * factor, rows * factor)) for image in batch])
+            ids = np.asarray(self.tokenize(pixels))
+            known |= {id(image): ids[i] for i, image in enumerate(batch[:count])}
         return [known[id(job.image)] for job in jobs]
 
-    def _change(self, inputs, attend, negative_prompt, seed, num_images, settings, composite, progress):
-        """Changes images (see `_jobs` for the inputs). attend: whether the model sees the image itself, or its mask's rest."""
-        progress("text")
-        jobs, is_list = self._jobs(*inputs)
-        negative = self.encode(self._negative(negative_prompt))
-        progress("tokenise")
-        canvases = [self._canvas(job, ids, attend) for job, ids in zip(jobs, self._source_ids(jobs), strict=True)]
-        results = self._results(jobs, canvases, negative, seed, num_images, settings, composite, progress)
-        return results if is_list else results[0]
+    def _painted_at_once(self, grid) -> int:
+        """How many pictures of a grid the image tokenizer works on together."""
+        pixels = grid[0] * grid[1] * self.model.vq.config.factor**2
+        return max(1, min(self.batch_size, PAINTED_PIXELS // pixels))
 
-    def _canvas(self, job, source, attend: bool) -> _Canvas:
+    def _canvas(self, order, job, source) -> Canvas:
         may_change = True if job.mask is None else images.mask_to_grid(job.mask, source.shape)
         start = np.where(may_change, np.int32(self.mask_token_id), source)
-        return _Canvas(source if attend else None, start, source)
+        return Canvas(job, source if order.attends else None, start, source)
 
-    def _results(self, jobs, canvases, negative, seed, num_images, settings, composite, progress) -> list[Result]:
-        """Decodes and paints `num_images` pictures of every job."""
-        edits = {}
-        work = [(job, copy) for job in range(len(jobs)) for copy in range(num_images)]
-        for chunk in _chunks(work, lambda item: canvases[item[0]].start.shape, self.batch_size):
-            output = self._decode_chunk(chunk, jobs, canvases, negative, seed, settings, progress)
-            edits.update((item, (output, row)) for row, item in enumerate(chunk))
-        progress("paint")
+    def _results(self, order, canvases) -> list[Result]:
+        """Decodes and paints the pictures of every canvas."""
+        work = [(index, copy) for index in range(len(canvases)) for copy in range(order.num_images)]
+        edits, pixels = {}, {}
+        for _, batch, count in by_shape(work, lambda item: canvases[item[0]].start.shape, lambda _: self.batch_size):
+            output = self._decode_batch(order, [(canvases[index], copy) for index, copy in batch])
+            edits |= {item: output.sample(i) for i, item in enumerate(batch[:count])}
+        order.progress("paint")
+        for _, batch, count in by_shape(work, lambda item: edits[item].tokens.shape, self._painted_at_once):
+            painted = np.asarray(self.detokenize(np.stack([edits[item].tokens for item in batch])))
+            pixels |= {item: painted[i] for i, item in enumerate(batch[:count])}
+        copies = range(order.num_images)
         return [
-            self._result(job, canvases[index], [edits[index, copy] for copy in range(num_images)], settings, composite)
-            for index, job in enumerate(jobs)
+            _result(order, canvas, [edits[i, copy] for copy in copies], [pixels[i, copy] for copy in copies])
+            for i, canvas in enumerate(canvases)
         ]
 
-    def _decode_chunk(self, chunk, jobs, canvases, negative, seed, settings, progress) -> TokenEdit:
-        """Decodes (job, copy) items of one grid together. -> arrays on the host"""
-        attends = canvases[chunk[0][0]].reference is not None
-        output = self.edit_tokens(
-            np.stack([canvases[index].reference for index, _ in chunk]) if attends else None,
-            [jobs[index].text for index, _ in chunk],
-            start_ids=np.stack([canvases[index].start for index, _ in chunk]),
-            keys=jnp.stack([jax.random.fold_in(jax.random.key(seed), copy) for _, copy in chunk]),
-            negative=negative,
-            rows=np.stack([jobs[index].row for index, _ in chunk]),
-            progress=progress,
-            **vars(settings),
+    def _decode_batch(self, order, batch) -> TokenEdit:
+        """Decodes (canvas, number of its picture) of one grid together. -> arrays on the host"""
+        canvases = [canvas for canvas, _ in batch]
+        output = self._decode(
+            order.settings,
+            [canvas.job.text for canvas in canvases],
+            order.negative,
+            order.progress,
+            reference=np.stack([canvas.reference for canvas in canvases]) if order.attends else None,
+            start=np.stack([canvas.start for canvas in canvases]),
+            keys=jnp.stack([jax.random.fold_in(jax.random.key(order.seed), copy) for _, copy in batch]),
+            rows=np.stack([canvas.job.words for canvas in canvases]),
         )
         return jax.device_get(output)
 
-    def _result(self, job, canvas, rows, settings, composite) -> Result:
-        """Paints the pictures of one job. rows: (TokenEdit of a chunk, row in it) of each picture."""
-
-        def gather(name, axis=0):
-            columns = [(getattr(output, name), row) for output, row in rows]
-            return None if columns[0][0] is None else np.stack([np.take(x, row, axis) for x, row in columns], axis)
-
-        tokens, keep = gather("tokens"), gather("keep")
-        pictures = []
-        for ids, held in zip(tokens, keep, strict=True):
-            size = None if job.image is None else job.image.size
-            picture = images.to_image(np.asarray(self.detokenize(ids[None]))[0], size)
-            if composite and (held.any() or job.mask is not None):
-                picture = images.composite(job.image, picture, ids == canvas.source, job.mask)
-            pictures.append(picture)
-        return Result(
-            images=pictures,
-            relevance=gather("scores"),
-            keep_mask=keep,
-            token_ids=tokens,
-            source_ids=canvas.source,
-            settings=settings,
-            passes=gather("passes"),
-            step_tokens=gather("step_tokens", axis=1),
-            step_relevance=gather("step_scores", axis=1),
+    def _decode(self, settings, text, negative, progress, **inputs) -> TokenEdit:
+        """Decodes B samples. inputs: see `make_request`."""
+        batch = len(inputs["start"] if inputs["reference"] is None else inputs["reference"])
+        if len(text) != batch:
+            raise UserError(f"each of the {batch} samples needs an encoded instruction; got {len(text)}")
+        request, plan = make_request(
+            settings,
+            self.model.scheduler,
+            self.model.vq.config.factor,
+            texts.stack(text),
+            texts.stack([negative] * batch),
+            **inputs,
         )
+        return self._run(request, plan, progress)
+
+    def _run(self, request, plan, progress) -> TokenEdit:
+        return run_decode(self._mgt_variables, request, self.model.mgt, plan, progress)
 
 
-def _silent(stage: str) -> None:
-    """The progress of callers that do not ask for it."""
-
-
-def _check_prompts(prompts) -> None:
-    for prompt in prompts:
-        if not isinstance(prompt, EncodedText) and not (isinstance(prompt, str) and prompt.strip()):
-            raise PromptError(f"an instruction must say what to change, a prompt what to show; got {prompt!r}")
-
-
-def _each(value, function):
-    return [function(one) for one in value] if isinstance(value, (list, tuple)) else function(value)
-
-
-def _broadcast(**inputs):
-    """Lists of one length, and single values that go with all -> list of keyword dicts, whether there was a list."""
-    lengths = {name: len(value) for name, value in inputs.items() if isinstance(value, (list, tuple))}
-    if len(set(lengths.values())) > 1 or 0 in lengths.values():
-        raise UserError(f"inputs that are lists must have one length, at least 1; got {lengths}")
-    count = next(iter(lengths.values()), 1)
-    columns = {name: value if name in lengths else [value] * count for name, value in inputs.items()}
-    return [{name: column[i] for name, column in columns.items()} for i in range(count)], bool(lengths)
-
-
-def _chunks(work, shape_of, size):
-    """Items of one shape in lists of one length of at most `size`; the last one is padded by repeating its end."""
-    groups = {}
-    for item in work:
-        groups.setdefault(shape_of(item), []).append(item)
-    for group in groups.values():
-        length = min(size, len(group))
-        for first in range(0, len(group), length):
-            chunk = group[first : first + length]
-            yield chunk + chunk[-1:] * (length - len(chunk))
-
-
-def _stack(text):
-    return jnp.stack([one.states for one in text]), jnp.stack([one.pooled for one in text])
-
-
-def _sample_keys(keys, batch):
-    if isinstance(keys, decode.Noise):
-        return keys
-    return decode.sample_keys(jax.random.key(keys) if isinstance(keys, int) else keys, batch)
+def _result(order, canvas, edits, pixels) -> Result:
+    """The pictures of one canvas, from the TokenEdit and the pixels [Y X 3] of each."""
+    job, pictures = canvas.job, []
+    for edit, painted in zip(edits, pixels, strict=True):
+        picture = images.to_image(painted, None if job.image is None else job.image.size)
+        if order.composite and (edit.keep.any() or job.mask is not None):
+            picture = images.composite(job.image, picture, edit.tokens == canvas.source, job.mask)
+        pictures.append(picture)
+    together = jax.tree.map(lambda *arrays: np.stack(arrays), *edits)
+    steps = [None if x is None else x.swapaxes(0, 1) for x in (together.step_tokens, together.step_scores)]
+    return Result(
+        images=pictures,
+        relevance=together.scores,
+        keep_mask=together.keep,
+        token_ids=together.tokens,
+        source_ids=canvas.source,
+        settings=order.settings,
+        passes=together.passes,
+        step_tokens=steps[0],
+        step_relevance=steps[1],
+    )

@@ -39,11 +39,11 @@ setup)
 train)
     shift
     if running; then
-        echo "this machine trains already: stop that first" >&2
+        echo "this machine is training: stop it first" >&2
         exit 3
     fi
     if ! mountpoint --quiet "$bucket"; then
-        echo "the bucket must be mounted at $bucket: set this machine up again" >&2
+        echo "the bucket must be mounted at $bucket: run setup again" >&2
         exit 4
     fi
     rm -f "$code"

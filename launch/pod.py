@@ -1,4 +1,4 @@
-"""Trains on Cloud TPU, from a machine with `gcloud`: one slice, several, or ones that can be taken away at any moment.
+"""Trains on Cloud TPU, from a machine with `gcloud`: one slice, several slices, or spot machines.
 
     python launch/pod.py create edit --zone us-west4-a --type v5litepod-64              # --slices 2, --spot
     python launch/pod.py setup  edit --zone us-west4-a --bucket my-bucket
@@ -6,7 +6,7 @@
     python launch/pod.py log    edit --zone us-west4-a                                  # status, stop, delete
     python launch/pod.py keep   edit --zone us-west4-a --type v5litepod-64 --spot --bucket my-bucket -- --config ...
 
-`keep` does all of it, and again whenever the machines are taken away, until the run has ended. launch/README.md says more.
+`keep` does all of it, and repeats it after each preemption until the run has ended. launch/README.md has the details.
 Every machine runs machine.sh; training is `editmgt train --distributed` under `editmgt supervise`.
 """
 
@@ -22,13 +22,13 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SHIPPED = ("editmgt_jax", "configs", "launch", "setup.py", "pyproject.toml", "README.md")
-SOFTWARE = {"v5litepod": "v2-alpha-tpuv5-lite", "v5p": "v2-alpha-tpuv5", "v6e": "v2-alpha-tpuv6e"}  # else:
+SOFTWARE = {"v5litepod": "v2-alpha-tpuv5-lite", "v5p": "v2-alpha-tpuv5", "v6e": "v2-alpha-tpuv6e"}  # other types:
 OLDER = "tpu-ubuntu2204-base"
 GONE = ("SUSPENDED", "FAILED")
 
 
 class PodError(RuntimeError):
-    """What cannot be launched, and why."""
+    """A launch that failed, with the reason."""
 
 
 class TrainingFailed(PodError):
@@ -36,7 +36,7 @@ class TrainingFailed(PodError):
 
 
 class Pod:
-    """Slices of Cloud TPU under one name, a queued resource."""
+    """A queued resource of Cloud TPU: one or more slices under one name."""
 
     def __init__(self, name: str, zone: str, project: str | None = None):
         self._name = name
@@ -51,7 +51,7 @@ class Pod:
         self._gcloud("create", "--accelerator-type", kind, "--runtime-version", software, *nodes, *more)
 
     def state(self) -> str | None:
-        """ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...; None is not there."""
+        """ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...; None if it does not exist."""
         listed = [
             "gcloud",
             "compute",
@@ -68,7 +68,7 @@ class Pod:
         return None
 
     def setup(self, bucket: str) -> None:
-        """Brings this checkout and the bucket to all machines."""
+        """Installs this checkout and mounts the bucket on all machines."""
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "editmgt.tar.gz"
             with tarfile.open(archive, "w:gz") as tar:
@@ -85,7 +85,7 @@ class Pod:
         self._on_all(f"test ! -d editmgt || {_machine('stop')}")
 
     def status(self) -> str:
-        """What machine.sh says on all machines, as `combine` puts it."""
+        """The status of all machines, see `combine`."""
         return combine(self._on_all(f"test -d editmgt && {_machine('status')} || echo new", read=True))
 
     def log(self, lines: int) -> None:
@@ -102,32 +102,32 @@ class Pod:
         return _run([*command, *self._where, *flags], read)
 
 
-def combine(said: str) -> str:
-    """One status from a line of each machine; lines that are no status are left out.
+def combine(output: str) -> str:
+    """One status from a line of each machine. Other lines are ignored.
 
     Returns: running, partly (some machines run, others are new), new (some are, none runs), stopped, or the worst "ended CODE".
     Errors: PodError when no line is a status.
     """
-    said = {line.strip() for line in said.splitlines()}
-    if "running" in said:
-        return "partly" if "new" in said else "running"
-    # Of stopped machines the first alone says so: the others say that they ended with 0.
+    lines = {line.strip() for line in output.splitlines()}
+    if "running" in lines:
+        return "partly" if "new" in lines else "running"
+    # Of stopped machines only the first reports it: the others report that they ended with 0.
     for status in ("new", "stopped"):
-        if status in said:
+        if status in lines:
             return status
-    codes = [int(line.removeprefix("ended ")) for line in said if re.fullmatch(r"ended \d+", line)]
+    codes = [int(line.removeprefix("ended ")) for line in lines if re.fullmatch(r"ended \d+", line)]
     if not codes:
-        raise PodError("no machine says what it does")
+        raise PodError("no machine reports a status")
     return f"ended {max(codes)}"
 
 
 def keep(pod: Pod, wanted: dict, bucket: str, arguments: list[str], wait: float) -> None:
-    """Trains until the run has ended, on machines that are created again whenever they are gone.
+    """Trains until the run has ended. Creates the machines again whenever they are gone.
 
     Args:
-      wanted: arguments of `Pod.create`; wait: seconds between looks.
-    Errors: TrainingFailed when training has ended with an error, which a new start would not mend; PodError when the first look
-    fails. Later ones may fail: the network stutters.
+      wanted: arguments of `Pod.create`; wait: seconds between checks.
+    Errors: TrainingFailed when training has ended with an error, which a restart would not fix; PodError when the first check
+    fails. Later ones may fail, with the network.
     """
     ended = works = False
     while not ended:
@@ -137,7 +137,7 @@ def keep(pod: Pod, wanted: dict, bucket: str, arguments: list[str], wait: float)
         except TrainingFailed:
             raise
         except PodError as error:
-            if not works:  # the first look tells whether what was asked for can be had at all
+            if not works:  # the first check shows whether the request is possible at all
                 raise
             _say(str(error))
         if not ended:
@@ -145,7 +145,7 @@ def keep(pod: Pod, wanted: dict, bucket: str, arguments: list[str], wait: float)
 
 
 def _look(pod: Pod, wanted: dict, bucket: str, arguments: list[str]) -> bool:
-    """Does what is to be done now. -> whether the run has ended"""
+    """Takes the next step for the machines' state. -> whether the run has ended"""
     state = pod.state()
     if state in GONE:
         _say(f"{state.lower()}: deleting")
@@ -157,22 +157,22 @@ def _look(pod: Pod, wanted: dict, bucket: str, arguments: list[str]) -> bool:
 
 
 def _advance(pod: Pod, bucket: str, arguments: list[str]) -> bool:
-    """Sets machines up and starts training, where that is to be done. -> whether the run has ended"""
+    """Sets machines up and starts training where needed. -> whether the run has ended"""
     try:
         status = pod.status()
-        if status == "partly":  # a machine alone started anew: the others wait for it in vain
+        if status == "partly":  # one machine has restarted: the others would wait for ever
             _say("only some machines train: stopping them")
             pod.stop()
-        elif status in ("new", "stopped"):  # stopped machines may have started anew since
+        elif status in ("new", "stopped"):  # stopped machines may have restarted since
             _say("setting up")
             pod.setup(bucket)
             _say("training")
             pod.train(arguments)
-    except PodError as error:  # the machines may be on their way out
+    except PodError as error:  # the machines may be about to go
         _say(str(error))
         return False
     if status.startswith("ended") and status != "ended 0":
-        raise TrainingFailed(f"training {status}: see the log; the machines are left as they are")
+        raise TrainingFailed(f"training {status}: see the log; the machines are kept")
     return status == "ended 0"
 
 
@@ -186,10 +186,10 @@ def _run(command: list[str], read: bool = False) -> str:
         done = subprocess.run(command, stdout=subprocess.PIPE if read else None, text=True)
     except FileNotFoundError as error:
         raise PodError(
-            "gcloud must be installed and logged in: it makes the machines and runs commands there"
+            "gcloud must be installed and logged in: it creates the machines and runs commands on them"
         ) from error
     if done.returncode:
-        raise PodError(f"this failed with exit code {done.returncode}: {shlex.join(command)}")
+        raise PodError(f"exit code {done.returncode} of: {shlex.join(command)}")
     return done.stdout or ""
 
 
@@ -203,31 +203,33 @@ def make_parser() -> argparse.ArgumentParser:
 
     def add(name, text, *, machines=False, bucket=False, arguments=False):
         command = commands.add_parser(name, help=text)
-        command.add_argument("name", help="of the queued resource")
+        command.add_argument("name", help="name of the queued resource")
         command.add_argument("--zone", required=True)
         command.add_argument("--project", help="default: gcloud's")
         if machines:
-            command.add_argument("--type", required=True, help="of a slice: v5litepod-64, v5p-128, v6e-64, ...")
+            command.add_argument("--type", required=True, help="type of a slice: v5litepod-64, v5p-128, v6e-64, ...")
             command.add_argument("--slices", type=int, default=1, metavar="N")
-            command.add_argument("--spot", action="store_true", help="cheaper; can be taken away at any moment")
-            command.add_argument("--software", metavar="VERSION", help="of the machines (default: that of the type)")
+            command.add_argument("--spot", action="store_true", help="cheaper; can be preempted at any moment")
+            command.add_argument(
+                "--software", metavar="VERSION", help="runtime version of the machines (default: by type)"
+            )
         if bucket:
             command.add_argument(
-                "--bucket", required=True, help="with hierarchical namespace; holds data, models, runs"
+                "--bucket", required=True, help="bucket with a hierarchical namespace; holds data, models, runs"
             )
         if arguments:
-            command.add_argument("arguments", nargs="+", metavar="-- ARGUMENTS", help="of `editmgt train`")
+            command.add_argument("arguments", nargs="+", metavar="-- ARGUMENTS", help="arguments of `editmgt train`")
         return command
 
-    add("create", "ask for the machines", machines=True)
+    add("create", "request the machines", machines=True)
     add("setup", "install on all machines, and mount the bucket", bucket=True)
-    add("train", "start training on all machines, or go on with it", arguments=True)
-    add("status", "whether the machines are there, and training runs")
-    add("log", "the end of the first machine's log").add_argument("--lines", type=int, default=40)
+    add("train", "start or resume training on all machines", arguments=True)
+    add("status", "print the state of the machines and of training")
+    add("log", "print the end of the first machine's log").add_argument("--lines", type=int, default=40)
     add("stop", "save and end training")
-    add("delete", "give the machines back")
-    command = add("keep", "all of it, until the run has ended", machines=True, bucket=True, arguments=True)
-    command.add_argument("--wait", type=float, default=60.0, metavar="SECONDS", help="between looks (default 60)")
+    add("delete", "delete the machines")
+    command = add("keep", "do all of it until the run has ended", machines=True, bucket=True, arguments=True)
+    command.add_argument("--wait", type=float, default=60.0, metavar="SECONDS", help="between checks (default 60)")
     return parser
 
 

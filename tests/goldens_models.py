@@ -14,10 +14,14 @@ import numpy as np
 from goldens_results import Result, compare, count_differing
 from PIL import Image
 
+from editmgt_jax.config import SchedulerConfig
+from editmgt_jax.models.text import TextStates
+from editmgt_jax.models.vq import ids_to_pixels, pixels_to_ids
 from editmgt_jax.sampling import decode, localize
-from editmgt_jax.sampling.edit import Request, decode_edit, detokenize, guided_model, tokenize
-from editmgt_jax.sampling.masking import decode_schedule, training_time
-from editmgt_jax.sampling.settings import Knobs, Plan
+from editmgt_jax.sampling.edit import decode_edit, guided_model
+from editmgt_jax.sampling.masking import training_time
+from editmgt_jax.sampling.request import make_request
+from editmgt_jax.sampling.settings import Settings
 from editmgt_jax.training.step import cross_entropy, loss_weights
 from editmgt_jax.weights import conversion
 from editmgt_jax.weights.loading import load_mgt, load_vq
@@ -114,31 +118,28 @@ def check_training_step(directory: Path) -> Iterator[Result]:
 
 def _edit_request(golden, model, factor):
     """A stored edit as the product decodes it. -> (Request, Plan)"""
-    reference, threshold = golden["reference_token_ids"], float(golden.get("threshold", 0))
-    steps, batch, rows, columns = golden["tokens"].shape
-    length = golden["text_states"].shape[1]
-    guidance = float(golden["guidance_scale"])
-    knobs = Knobs(
-        schedule=decode_schedule(steps),
-        guidance_scale=jnp.float32(guidance),
-        reference_strength=jnp.asarray(golden["reference_strength"], jnp.float32),
-        hold_threshold=jnp.float32(threshold),
-        hold_step=jnp.int32(0),
-        sampling_temperature=jnp.float32(1),
+    steps, batch = golden["tokens"].shape[:2]
+    scheduler = SchedulerConfig(mask_token_id=model.config.mask_token_id)
+    settings = Settings.resolve(
+        scheduler,
+        model.config.num_blocks,
+        steps=steps,
+        guidance_scale=float(golden["guidance_scale"]),
+        reference_strength=float(golden["reference_strength"]),
+        hold_threshold=float(golden.get("threshold", 0)),
+        layers=tuple(int(block) for block in golden.get("capture_blocks", (0,))),
+        sampling_temperature=1.0,
+        temperature=(2.0, 0.0),
+        record=True,
     )
-    request = Request(
-        reference=jnp.asarray(reference),
-        start=jnp.full_like(reference, model.config.mask_token_id),
-        text=(golden["text_states"], golden["pooled_text"]),
-        negative=(golden["negative_text_states"], golden["negative_pooled_text"]),
-        size=jnp.array([columns * factor, rows * factor], jnp.float32),
-        rows=jnp.full((batch, 1, length), 1 / length),
+    return make_request(
+        settings,
+        scheduler,
+        factor,
+        *(TextStates(golden[f"{side}text_states"], golden[f"{side}pooled_text"]) for side in ("", "negative_")),
+        reference=golden["reference_token_ids"],
         keys=decode.Noise(*(golden[name].reshape(steps, batch, -1) for name in ("uniform", "gumbel"))),
-        step_weights=jnp.full(steps, 1 / steps),
-        knobs=knobs,
     )
-    layers = tuple(int(block) for block in golden.get("capture_blocks", (0,)))
-    return request, Plan(layers=layers, guided=guidance > 1, record=True, timestep_convention="released")
 
 
 @partial(jax.jit, static_argnames=("model", "plan"))
@@ -159,7 +160,7 @@ def check_edits(directory: Path) -> Iterator[Result]:
     """Whole edits: share of tokens that differ at each step, teacher-forced and free-running; scores; the picture."""
     vq, vq_params = load_vq(directory / "vqvae")
     pixels = jnp.asarray(np.asarray(Image.open(directory / "reference_image.png").convert("RGB")), jnp.float32) / 255
-    reference_ids = tokenize(vq_params, pixels[None], vq)
+    reference_ids = pixels_to_ids(vq_params, pixels[None], vq)
     for path in sorted(directory.glob("edit_*.npz")):
         with np.load(path) as file:
             golden = dict(file)
@@ -180,7 +181,7 @@ def check_edits(directory: Path) -> Iterator[Result]:
             if "smoothed_scores" in golden:
                 scores, smoothed = localize.localize(relevance, mgt_grid), golden["smoothed_scores"][step]
                 yield compare(f"{path.stem} step {step} scores", scores.reshape(smoothed.shape), smoothed, 1e-5)
-        picture = np.asarray(detokenize(vq_params, golden["tokens"][-1], vq))[0]
+        picture = np.asarray(ids_to_pixels(vq_params, golden["tokens"][-1], vq))[0]
         picture = np.round(picture * 255).astype(np.uint8)
         side = golden["image_64"].shape[1::-1]
         small = np.asarray(Image.fromarray(picture).resize(side, Image.BOX))

@@ -6,11 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import scenes_mgt, scenes_vq
+from editmgt_jax.configs import scenes_mgt, scenes_vq
+from editmgt_jax.training import trainer
+from editmgt_jax.training.config_files import checked
 from editmgt_jax.training.optimizer import make_optimizer
 from editmgt_jax.training.sharding import Layout, make_mesh, path_name
 from editmgt_jax.training.step import new_state, train_step
-from editmgt_jax.training.trainer import make_task
+
+
+def train(config, workdir, **more):
+    """Trains by a ConfigDict."""
+    return trainer.train(checked(config), workdir, **more)
 
 
 def vq_config(steps):
@@ -64,7 +70,8 @@ def token_batch(size=8, seed=0):
 
 def first_step(config, batch, devices=None, **sizes):
     """The first step of a run on a mesh of `sizes`. -> (state before, state after, metrics), host arrays"""
-    task, optimizer = make_task(config), make_optimizer(config.optimizer)
+    config = checked(config)
+    task, optimizer = trainer.make_task(config), make_optimizer(config.optimizer)
     layout = Layout(make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": 1} | sizes, devices), task.rules)
     layout.check_batch(config.batch_size, config.accumulate)
     key = jax.random.key(0)

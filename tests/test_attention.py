@@ -11,6 +11,8 @@ from jax._src.cudnn import fused_attention_stablehlo
 from tiny import MGT_CONFIG
 
 from editmgt_jax.models import attention
+from editmgt_jax.models.attention import cudnn, xla
+from editmgt_jax.models.layers import per_segment
 from editmgt_jax.models.mgt import MGT, init_mgt
 
 LENGTHS = (5, 4)
@@ -32,7 +34,7 @@ def _custom_calls(function, *arguments) -> int:
     return text.count("custom_call @__cudnn$fmha")
 
 
-@pytest.mark.parametrize("inner", [attention._attend_at_once, attention._attend_by_head])
+@pytest.mark.parametrize("inner", [xla.attend_at_once, xla.attend_by_head])
 def test_no_bias_is_a_bias_of_zeros(inner):
     q, k, v = _qkv()
     np.testing.assert_allclose(inner(q, k, v, None), inner(q, k, v, jnp.zeros((2, 9, 9))), atol=1e-6)
@@ -46,8 +48,8 @@ def test_both_forms_of_xla_weigh_the_other_group_by_the_strength(strength):
     group = np.arange(9) >= 5
     weights = np.exp(logits) * np.where(group[:, None] != group, strength, 1.0)
     expected = np.einsum("baqs,bsak->bqak", weights / weights.sum(-1, keepdims=True), v)
-    biases = attention.per_segment(rows, LENGTHS)
-    for inner in (attention._attend_at_once, attention._attend_by_head):
+    biases = per_segment(rows, LENGTHS)
+    for inner in (xla.attend_at_once, xla.attend_by_head):
         np.testing.assert_allclose(inner(q, k, v, biases), expected, atol=2e-6)
     np.testing.assert_allclose(attention.attend(q, k, v, rows, LENGTHS).reshape(q.shape), expected, atol=2e-6)
 
@@ -66,7 +68,9 @@ def test_the_strength_has_no_gradient():
 
 
 def test_wrong_backends_are_named():
-    with pytest.raises(ValueError, match=r"attention must be one of \['auto', 'cudnn', 'xla'\]; got 'flash'"):
+    with pytest.raises(
+        ValueError, match=r"attention must be one of \['auto', 'cudnn', 'pallas_tpu', 'xla'\]; got 'flash'"
+    ):
         attention.attend(*_qkv(), None, LENGTHS, "flash")
     with pytest.raises(ValueError, match="attention 'cudnn' computes in bfloat16 or float16; got float32"):
         attention.check_backend("cudnn", jnp.float32)
@@ -102,7 +106,7 @@ def test_cudnn_s_bias_is_as_small_as_the_strengths_allow(gpu_lowering):
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_the_lowest_bias_of_a_half_dtype_is_finite_and_weighs_nothing(dtype):
-    lowest = jnp.asarray(attention._NO_WEIGHT_OF[jnp.dtype(dtype).name], dtype)
+    lowest = jnp.asarray(cudnn.NO_WEIGHT_OF[jnp.dtype(dtype).name], dtype)
     assert jnp.isfinite(lowest)
     assert jnp.exp(lowest.astype(jnp.float32) + 100) == 0
 
@@ -126,10 +130,10 @@ def test_auto_chooses_when_lowered(beside_a_gpu, dtype, calls):
 
 def test_auto_keeps_no_weights_of_the_form_that_is_not_chosen(beside_a_gpu):
     def kept(backend):
-        attend = partial(attention.attend, bias_rows=None, lengths=(64, 64), backend=backend)
-        backward = jax.eval_shape(lambda *x: jax.vjp(attend, *x)[1], *_qkv(jnp.bfloat16, (64, 64)))
+        attend = partial(attention.attend, bias_rows=None, lengths=(512, 512), backend=backend)
+        backward = jax.eval_shape(lambda *x: jax.vjp(attend, *x)[1], *_qkv(jnp.bfloat16, (512, 512)))
         return max(leaf.size for leaf in jax.tree.leaves(backward))
 
-    weights = 2 * 3 * 128 * 128
+    weights = 2 * 3 * 1024 * 1024
     assert kept("xla") >= weights
     assert kept("auto") < weights / 4

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
 from editmgt_jax.data.loader import batches
 from editmgt_jax.training import checkpoint
 from editmgt_jax.training.checkpoint import SIZES, Checkpoints, fingerprint, restore_params
+from editmgt_jax.training.config import Optimizer
 from editmgt_jax.training.optimizer import make_optimizer
 from editmgt_jax.training.sharding import Layout, make_mesh, with_shardings
 from editmgt_jax.training.step import new_state
@@ -40,7 +40,7 @@ def state_of(value):
         "kernel": jax.random.normal(jax.random.key(0), (64, 32)).at[0, 0].set(value),
         "bias": jnp.full(32, value, jnp.bfloat16),
     }
-    return new_state(params, make_optimizer(base.get_config().optimizer), ema=True)
+    return new_state(params, make_optimizer(Optimizer()), ema=True)
 
 
 def placed(devices, value=0.0):

@@ -1,6 +1,5 @@
 import dataclasses
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -172,7 +171,7 @@ def test_exit_codes(model, folder, monkeypatch, capfd, error, code):
 def test_transparency_is_a_note(model, folder, capfd):
     Image.new("RGBA", (32, 32), (255, 0, 0, 100)).save("in.png")
     assert edit(model, "--steps", "1") == 0
-    assert "editmgt: note: in.png is partly transparent: it is put on a white background\n" in capfd.readouterr().err
+    assert "editmgt: note: in.png is partly transparent: its background becomes white\n" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -224,7 +223,7 @@ def test_no_cache_folder_is_only_a_note(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EDITMGT_CACHE", str(tmp_path / "file" / "cache"))
     shared.use_disk_cache()
-    assert "note: no cache of compiled programs" in capsys.readouterr().err
+    assert "note: compiled programs are not cached" in capsys.readouterr().err
 
 
 # ---- the others
@@ -258,31 +257,33 @@ def config_file(tmp_path):
     (tmp_path / "configs" / "base.py").write_text(
         "from ml_collections import ConfigDict\n"
         "def get_config():\n"
-        "    return ConfigDict(dict(steps=10, name='', rate=0.1, model=dict(layers=2, axes=(1, 2), fast=True)))\n"
+        "    model = dict(block_out_channels=(4, 8), layers_per_block=1, latent_channels=4, num_vq_embeddings=8,\n"
+        "                 norm_num_groups=1)\n"
+        "    return ConfigDict(dict(task='vq', steps=10, start_from='', model=model))\n"
     )
     return tmp_path / "configs" / "base.py"
 
 
 def test_train_gets_the_overridden_config(folder, trainer, config_file):
-    overrides = ["--config.steps=20", "--config.model.axes=(3,4)", "--config.name=7", "--config.rate=1"]
+    overrides = ["--config.steps=20", "--config.model.block_out_channels=(3,4)", "--config.start_from=7"]
+    overrides += ["--config.optimizer.learning_rate=1"]
     assert cli.main(["train", "--config", str(config_file), "--workdir", "run", *overrides]) == 0
     ((name, config, workdir, profile),) = trainer
     assert (name, workdir, profile) == ("train", "run", None)
-    assert json.loads(config.to_json()) == {
-        "steps": 20, "name": "7", "rate": 1.0, "model": {"layers": 2, "axes": [3, 4], "fast": True}
-    }  # fmt: skip
+    assert (config.steps, config.start_from, config.optimizer.learning_rate) == (20, "7", 1.0)
+    assert config.model.architecture.block_out_channels == (3, 4)
 
 
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("--config.step=20", r"no config key step: 'step' is not one of \['model', 'name', 'rate', 'steps'\]"),
-        ("--config.model.depth=1", "'depth' is not one of"),
-        ("--config.steps.more=1", "'more' is not one of"),
-        ("--config.steps=many", "config key steps holds a int, such as 10; it cannot become 'many'"),
-        ("--config.steps=1.5", "cannot become '1.5'"),
-        ("--config.model=3", "config key model holds"),
-        ("--config.model.fast=yes", "config key model.fast"),
+        ("--config.step=20", r"no config key step: did you mean steps\?"),
+        ("--config.model.depth=1", "no config key model.depth"),
+        ("--config.steps.more=1", "no config section steps"),
+        ("--config.steps=many", "steps must be an integer of at least 0; got 'many'"),
+        ("--config.steps=1.5", "got 1.5"),
+        ("--config.model=3", "model must be a section of keys"),
+        ("--config.model.mid_block_add_attention=yes", "model.mid_block_add_attention must be bool; got 'yes'"),
         ("--config.steps", "must read --config.KEY=VALUE"),
         ("--steps=3", "must read --config.KEY=VALUE"),
     ],
@@ -303,11 +304,6 @@ def test_bad_config_files(tmp_path):
         load_config(tmp_path / "b.py")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
-def test_every_shipped_config_loads(path):
-    assert load_config(path, ["--config.seed=5"]).seed == 5
-
-
 def test_files_of_one_folder_import_each_other(config_file):
     other = config_file.with_name("other.py")
     other.write_text("from configs import base\ndef get_config():\n    return base.get_config()\n")
@@ -317,13 +313,13 @@ def test_files_of_one_folder_import_each_other(config_file):
 
     before = imported()
     assert load_config(ROOT / "configs" / "scenes_vq.py").task == "vq"
-    assert load_config(other).model.layers == 2
+    assert load_config(other).model.architecture.latent_channels == 4
     assert imported() == before
 
 
 def test_bad_override_is_a_line(folder, trainer, config_file, capfd):
     assert cli.main(["train", "--config", str(config_file), "--workdir", "run", "--config.stps=1"]) == 2
-    assert capfd.readouterr().err.startswith("editmgt: error: no config key stps")
+    assert capfd.readouterr().err.startswith("editmgt: error: there is no config key stps")
     assert not trainer
 
 
@@ -342,7 +338,7 @@ def test_convert_released_takes_a_run(folder, trainer, capfd):
     assert cli.main("convert released run model --step 7 --raw --verify".split()) == 0
     assert trainer == [("export", "run", "model", 7, "float32", True, True, False)]
     assert cli.main("convert released other model --step 7".split()) == 2
-    assert "other is no folder of a run" in capfd.readouterr().err
+    assert "other is not a training run" in capfd.readouterr().err
 
 
 def test_evaluate_calls_the_protocol(monkeypatch, folder):

@@ -71,8 +71,8 @@ def test_an_editor_with_a_language_model_edits(with_llm):
 
 def test_text_towers_can_have_their_own_dtype(with_llm):
     pipe = EditPipeline.from_pretrained(with_llm, dtype={"llm_encoder": "bfloat16"})
-    assert pipe.model.text.llm.params["layers"]["q_proj"]["kernel"].dtype == "bfloat16"
-    assert pipe.model.text.llm.params["layers"]["norm1"]["scale"].dtype == "float32"
+    layers = pipe.model.text.params["llm_ids"]["layers"]
+    assert layers["q_proj"]["kernel"].dtype == "bfloat16" and layers["norm1"]["scale"].dtype == "float32"
     assert pipe.model.mgt_params["double_blocks"]["to_q"]["kernel"].dtype == "float32"
     with pytest.raises(ValueError, match="may be chosen for.*vqvae"):
         EditPipeline.from_pretrained(with_llm, dtype={"vqvae": "bfloat16"})

@@ -110,6 +110,14 @@ def test_protocol_on_a_tiny_model(model, tmp_path, capsys, monkeypatch):
     assert Image.open(gallery).width > 6 * 64
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.4])
+def test_a_hold_threshold_that_is_asked_for_is_used(model, monkeypatch, threshold):
+    monkeypatch.setattr(protocols, "SELECTION_PAIRS", 10)
+    pipe = EditPipeline.from_pretrained(model)
+    report, _ = protocols.evaluate(pipe, count=7, batch_size=7, steps=1, hold_threshold=threshold)
+    assert report["settings"]["hold_threshold"] == threshold
+
+
 def test_nowhere_to_write_is_found_first(model, tmp_path):
     with pytest.raises(ImageError, match="existing folder"):
         protocols.evaluate_scenes(model, tmp_path / "gone" / "report.json")

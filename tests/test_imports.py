@@ -10,9 +10,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "editmgt_jax"
 
-BASE = {"config", "declarations", "files", "errors"}
+BASE = {"config", "declarations", "files", "errors", "batching"}
 # Module or folder -> the modules and folders of this package that it may import, besides its own folder.
 MAY_IMPORT = {
+    "batching": set(),
     "config": {"declarations", "errors", "files"},
     "declarations": {"errors"},
     "errors": set(),
@@ -23,6 +24,7 @@ MAY_IMPORT = {
     "weights": {*BASE, "models"},
     "data": {*BASE, "images"},
     "training": {*BASE, "models", "images", "sampling", "weights", "data"},
+    "configs": {"weights", "training"},
     "pipeline": {*BASE, "models", "images", "sampling", "weights"},
     "evaluation": {*BASE, "models", "images", "sampling", "weights", "data", "pipeline"},
 }

@@ -166,7 +166,7 @@ def test_a_pod_is_set_up_and_trains_until_it_is_stopped(pod, status, machine, ca
     wait_for(lambda: log_says(machine, "train"))
     started = f"{machine}/editmgt: supervise -- editmgt train --distributed {' '.join(RUN)}"
     assert log_says(machine, started) and status() == "ACTIVE running"
-    assert pod("train", "--", *RUN) == 1 and "trains already" in capfd.readouterr().err
+    assert pod("train", "--", *RUN) == 1 and "is training: stop it first" in capfd.readouterr().err
     assert pod("stop") == 0
     wait_for(lambda: (machine / "editmgt.exit").exists())
     assert status() == "ACTIVE stopped"
@@ -245,7 +245,7 @@ def test_one_status_of_all_machines(launcher, said, status):
 
 
 def test_no_status(launcher):
-    with pytest.raises(launcher.PodError, match="no machine says"):
+    with pytest.raises(launcher.PodError, match="no machine reports"):
         launcher.combine("welcome\n")
 
 

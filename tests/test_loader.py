@@ -9,6 +9,7 @@ import tokens
 
 from editmgt_jax.data.loader import DataError, Mixture, token_batches
 from editmgt_jax.data.records import ShardReader, TokenSet, read_manifest
+from editmgt_jax.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -203,6 +204,11 @@ def test_what_cannot_be_drawn_from(folder, tmp_path):
 
 def test_a_folder_of_another_kind_or_version(folder):
     manifest = read_manifest(folder)
+    whole = (folder / "manifest.json").read_text()
+    for text, message in ((whole[:-30], "manifest.json must be JSON: it is cut off"), ("[]", "must be a JSON object")):
+        (folder / "manifest.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            read_manifest(folder)
     for change, message in (({"kind": "pairs"}, "must hold token records"), ({"version": 1}, "must be of version 2")):
         (folder / "manifest.json").write_text(json.dumps(manifest | change))
         with pytest.raises(ValueError, match=message):

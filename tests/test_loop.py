@@ -13,7 +13,7 @@ import pytest
 import tiny
 import tokens
 from PIL import Image
-from small_runs import frozen_config
+from small_runs import frozen_config, train
 
 from editmgt_jax.data.loader import DataError
 from editmgt_jax.errors import TRANSIENT, EditMGTError
@@ -48,7 +48,7 @@ def metrics_of(workdir):
 
 def test_a_run_says_what_it_does(config, tmp_path, capfd):
     config.sample_edits = 3
-    evaluation = trainer.train(config, tmp_path, profile=(1, 2))
+    evaluation = train(config, tmp_path, profile=(1, 2))
     assert {"loss", "accuracy", "accuracy_changed"} <= evaluation.keys()
     lines = metrics_of(tmp_path)
     steps = [line for line in lines if "loss" in line]
@@ -67,7 +67,7 @@ def test_a_run_says_what_it_does(config, tmp_path, capfd):
 def test_a_bad_step_ends_the_run_before_it_does_harm(config, tmp_path):
     config.guard.max_loss = 1e-3
     with pytest.raises(TrainingError, match=r"step 0 has loss .* guard.skip \(now 0\)"):
-        trainer.train(config, tmp_path)
+        train(config, tmp_path)
     (line,) = (tmp_path / BAD_BATCHES).read_text().splitlines()
     noted = json.loads(line)
     assert noted["step"] == 0 and len(noted["records"]) == 8 and "array_record" in noted["records"][0]
@@ -77,7 +77,7 @@ def test_a_bad_step_ends_the_run_before_it_does_harm(config, tmp_path):
 def test_bad_steps_can_be_left_out(config, tmp_path, tiny_model):
     config.guard.update(max_loss=1e-3, skip=3)
     config.optimizer.ema_decay = 0.0
-    trainer.train(config, tmp_path)
+    train(config, tmp_path)
     from editmgt_jax.weights.loading import load_mgt
 
     jax.tree.map(np.testing.assert_array_equal, run_params(tmp_path, False)["mgt"], load_mgt(tiny_model / "editmgt")[1])
@@ -96,7 +96,7 @@ def test_a_run_that_fails_waits_for_its_last_checkpoint(config, tmp_path, monkey
 
     monkeypatch.setattr(RunLog, "add", failing)
     with pytest.raises(TrainingError, match="step 2 failed"):
-        trainer.train(config, tmp_path)
+        train(config, tmp_path)
     assert list(json.loads((tmp_path / SIZES).read_text())) == ["2"]
 
 
@@ -111,7 +111,7 @@ def test_a_bfloat16_first_moment_and_undecayed_norms_survive_a_stop(config, tmp_
     config.optimizer.update(first_moment="bfloat16", undecayed="no_norms")
     for run, steps in (("whole", 3), ("parts", 2), ("parts", 3)):
         config.steps = steps
-        trainer.train(config, tmp_path / run)
+        train(config, tmp_path / run)
     ours, theirs = (run_params(tmp_path / run, True, step=3) for run in ("whole", "parts"))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
@@ -128,12 +128,12 @@ def test_a_full_disk_is_told(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(MetricsWriter, "write", full)
     with pytest.raises(TrainingError, match="No space left on device.*make room.*checkpoints are as they were"):
-        trainer.train(config, tmp_path)
+        train(config, tmp_path)
 
 
 def test_a_bucket_s_address_is_no_workdir(config):
     with pytest.raises(ValueError, match="the workdir must lie in a file system that this machine mounts"):
-        trainer.train(config, "gs://bucket/run")
+        train(config, "gs://bucket/run")
 
 
 def test_a_step_that_hangs_is_shown_and_ended():

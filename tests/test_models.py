@@ -102,6 +102,7 @@ def test_relevance_rows_average_the_full_map(params):
         (lambda m, text, tokens: m(tokens[:, :3], 0.0, m.condition(*text)), "multiples of 2"),
         (lambda m, text, tokens: m(tokens, 0.0, m.condition(*text, tokens[:, :2])), "the image.s grid"),
         (lambda m, text, tokens: m(tokens, 0.0, m.condition(*text), jnp.ones((2, 1, 5)), (4,)), r"0\.\.3"),
+        (lambda m, text, tokens: m(tokens, 0.0, m.condition(*text), jnp.ones((2, 1, 5))), "needs layers"),
         (lambda m, text, tokens: m.condition(text[0][..., :3], *text[1:]), "joint_attention_dim"),
     ],
 )

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_runs import train
 
-from configs import scenes_mgt
+from editmgt_jax.configs import scenes_mgt
 from editmgt_jax.sampling import masking
 from editmgt_jax.training import inputs, trainer
+from editmgt_jax.training.config_files import checked
 from editmgt_jax.training.runs import run_params
 from editmgt_jax.training.token_job import tokenize_scenes
 from editmgt_jax.weights.loading import DEFAULT_MODEL
@@ -23,10 +25,11 @@ def test_64_edits_are_learnt_by_heart(tmp_path, monkeypatch):
     config.model.update(vq=str(DEFAULT_MODEL / "vqvae"), tokenizer=str(DEFAULT_MODEL / "tokenizer"))
     config.optimizer.update(schedule="constant", warmup_steps=50, weight_decay=0.0)
     config.loss.update(changed_weight=1.0, area_power=0.0, condition_dropout=0.0)
-    tokenize_scenes(config, tmp_path / "tokens", EDITS)
+    tokenize_scenes(checked(config), tmp_path / "tokens", EDITS)
     config.data.update(tokens=str(tmp_path / "tokens"), heldout=str(tmp_path / "tokens"))
-    trainer.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
 
+    config = checked(config)
     task, batches = trainer.make_task(config), inputs.make_batches(config, "heldout")
     frozen = task.frozen(lambda _, value: jnp.asarray(value), inputs.encoded_in_steps(config))
     monkeypatch.setattr(masking, "sample_mask_rate", lambda *_: jnp.float32(0.5))

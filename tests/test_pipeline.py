@@ -9,15 +9,17 @@ import tiny
 from PIL import Image
 
 from editmgt_jax import images
+from editmgt_jax.batching import by_shape, map_batches
 from editmgt_jax.config import MGTConfig, SchedulerConfig, VQConfig
 from editmgt_jax.images import ImageError
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.models.prompts import PromptError
 from editmgt_jax.models.text import EncodedText
 from editmgt_jax.models.vq import VQModel
-from editmgt_jax.pipeline import EditPipeline, _broadcast, _chunks
+from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.sampling import decode
 from editmgt_jax.sampling.edit import decode_edit, traces
+from editmgt_jax.sampling.orders import broadcast
 from editmgt_jax.sampling.settings import SettingsError
 from editmgt_jax.weights import conversion
 from editmgt_jax.weights.loading import LoadedModel
@@ -196,17 +198,19 @@ def test_encoded_instruction_is_the_string(pipe):
     np.testing.assert_array_equal(a.relevance, b.relevance)
 
 
-def test_chunks_group_and_pad():
+def test_items_of_one_shape_go_together_and_the_last_batch_is_filled_up():
     work = [(0, 4), (1, 8), (2, 4), (3, 4), (4, 8), (5, 4)]
-    chunks = list(_chunks(work, lambda item: item[1], 3))
-    assert chunks == [[(0, 4), (2, 4), (3, 4)], [(5, 4)] * 3, [(1, 8), (4, 8)]]
+    found = list(by_shape(work, lambda item: item[1], lambda shape: 3))
+    assert found == [(4, [(0, 4), (2, 4), (3, 4)], 3), (4, [(5, 4)] * 3, 1), (8, [(1, 8), (4, 8)], 2)]
+    doubled = map_batches(lambda batch: 2 * batch, np.arange(7), 3)
+    np.testing.assert_array_equal(doubled, 2 * np.arange(7))
 
 
 def test_lists_must_have_one_length():
     with pytest.raises(ValueError, match="one length"):
-        _broadcast(a=[1, 2], b=[1, 2, 3])
+        broadcast(a=[1, 2], b=[1, 2, 3])
     with pytest.raises(ValueError, match="at least 1"):
-        _broadcast(a=[], b=1)
+        broadcast(a=[], b=1)
 
 
 # ---- from text alone
@@ -362,79 +366,6 @@ def test_bfloat16_stays_close(tiny_model, pipe):
     ours, exact, other = relevance(half), relevance(pipe), relevance(pipe, 1.3)
     assert ours.dtype == jnp.float32
     assert np.abs(ours - exact).mean() < 0.5 * np.abs(other - exact).mean()
-
-
-# ---- compilation
-
-
-def test_traced_settings_never_recompile(pipe, capsys):
-    fresh = EditPipeline(pipe.model)
-    mask = np.zeros((32, 32), bool)
-    mask[:16] = True
-    base = dict(steps=5, hold_threshold=0.3, mask=mask)  # a number of steps that no other test uses
-    stages = []
-    fresh(picture(), INSTRUCTION, progress=stages.append, **base)
-    assert stages == ["text", "tokenise", "compile", "decode", "paint"]
-    assert capsys.readouterr().err.count("compiling for 8 x 8 tokens") == 1
-    before = traces.copy()
-    for change in (
-        dict(reference_strength=0.7),
-        dict(hold_threshold=0.9),
-        dict(guidance_scale=3.5),
-        dict(sampling_temperature=0.5),
-        dict(temperature=(1.0, 0.5)),
-        dict(temperature=1.5),
-        dict(seed=11),
-        dict(mask=~mask),
-        dict(query="car"),
-        dict(negative_prompt="blurry"),
-        dict(composite=False),
-    ):
-        fresh(picture(), INSTRUCTION, **base | change)
-    fresh(picture(seed=3), "remove the tree", **base)
-    assert traces == before
-    assert capsys.readouterr().err == ""
-    fresh(picture(), INSTRUCTION, **base | dict(filter="none"))
-    assert traces - before == {"decode": 1}
-
-
-# ---- wrong input
-
-
-@pytest.mark.parametrize(
-    "bad, message",
-    [
-        (dict(num_images=0), "num_images must be an integer of at least 1"),
-        (dict(seed=-1), "seed must be an integer of at least 0 and at most 4294967295; got -1"),
-        (dict(seed=2**32), "seed"),
-        (dict(layers=(3,)), "from 0 to 2"),
-    ],
-)
-def test_settings_outside_their_range(pipe, bad, message):
-    with pytest.raises(SettingsError, match=message):
-        pipe(picture(), INSTRUCTION, **bad)
-
-
-@pytest.mark.parametrize("instruction", ["", "  \n", None, ["make the car red", ""]])
-def test_empty_instruction(pipe, instruction):
-    with pytest.raises(PromptError, match="must say what to change"):
-        pipe(picture(), instruction)
-
-
-def test_long_instruction_and_foreign_query(pipe):
-    with pytest.raises(PromptError, match="at most 12 tokens"):
-        pipe(picture(), "make the car red and " * 10)
-    with pytest.raises(PromptError, match="'owl' is not among"):
-        pipe(picture(), INSTRUCTION, query="owl")
-
-
-def test_bad_pictures(pipe, tmp_path):
-    with pytest.raises(FileNotFoundError, match="gone.png"):
-        pipe(tmp_path / "gone.png", INSTRUCTION)
-    with pytest.raises(ImageError, match="5000 x 1"):
-        pipe(Image.new("RGB", (5000, 1)), INSTRUCTION)
-    with pytest.raises(ImageError, match="size of its image"):
-        pipe(picture(), INSTRUCTION, mask=np.ones((8, 8), bool))
 
 
 # ---- the released implementation

@@ -24,7 +24,7 @@ from editmgt_jax.data.prepare import job as module  # noqa: E402
 from editmgt_jax.data.prepare.duplicates import NearDuplicates  # noqa: E402
 from editmgt_jax.data.prepare.examine import PrepareConfig, examine  # noqa: E402
 from editmgt_jax.data.prepare.job import PrepareError, prepare  # noqa: E402
-from editmgt_jax.data.prepare.sources import Row  # noqa: E402
+from editmgt_jax.data.prepare.sources import RawPair  # noqa: E402
 from editmgt_jax.data.records import PairSource, read_manifest  # noqa: E402
 
 CONFIG = PrepareConfig(resolution=planted.SIZE, task_rows=100)
@@ -189,7 +189,7 @@ def test_source_and_target_are_cropped_alike(tmp_path):
     picture = np.zeros((128, 128, 3), np.uint8)
     picture[:, 24:28] = 255
     target = Image.fromarray(picture).resize((133, 128))
-    row = Row("k", planted.encoded(picture, "PNG"), planted.encoded(np.asarray(target), "PNG"), "x")
+    row = RawPair("k", planted.encoded(picture, "PNG"), planted.encoded(np.asarray(target), "PNG"), "x")
     found = examine(row, PrepareConfig(resolution=128, min_changed=0.0, image_format="png"))
     columns = [
         np.asarray(Image.open(io.BytesIO(found.record[side])))[64, :, 0].argmax() for side in ("source", "target")
@@ -225,7 +225,7 @@ def test_a_source_that_changed_is_refused(raw, prepared, tmp_path):
     file = sorted(source.rglob("*.parquet"))[0]
     table = pyarrow.parquet.read_table(file)
     pyarrow.parquet.write_table(table.replace_schema_metadata({"changed": "yes"}), file)
-    with pytest.raises(PrepareError, match="begun with another source"):
+    with pytest.raises(PrepareError, match="belongs to a preparation of another source"):
         prepare(source, tmp_path / "set", CONFIG)
 
 
@@ -236,7 +236,7 @@ def test_without_the_extra_it_says_so(raw, tmp_path, monkeypatch):
 
 
 def test_a_flag_that_no_one_knows(raw, tmp_path):
-    with pytest.raises(PrepareError, match="neither .* has the flags .'resolutoin'."):
+    with pytest.raises(PrepareError, match="unknown flags.* .'resolutoin'."):
         prepare(raw[0], tmp_path / "set", CONFIG, flags=["--resolutoin=64"])
     assert not (tmp_path / "set").exists()
     flags = ["--runner=DirectRunner", "--direct_running_mode=multi_threading", "--direct_num_workers=2"]

@@ -238,7 +238,22 @@ def test_every_style_has_words_and_a_picture():
     for name in styles.STYLES:
         out = styles.apply(name, picture)
         assert out.shape == picture.shape and out.dtype == np.uint8
-    np.testing.assert_array_equal(styles.apply("negative", styles.apply("negative", picture)), picture)
+
+
+def test_styles_do_what_their_names_say():
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    luma = picture @ np.array([0.299, 0.587, 0.114])
+    drawn = {name: styles.apply(name, picture).astype(int) for name in styles.STYLES}
+    np.testing.assert_allclose(drawn["grayscale"], np.repeat(luma[..., None], 3, -1), atol=0.51)
+    np.testing.assert_array_equal(drawn["negative"], 255 - picture.astype(int))
+    red, green, blue = np.moveaxis(drawn["sepia"], -1, 0)
+    assert (red >= green).all() and (green >= blue).all() and (red - blue).max() > 60  # brown, whatever it was
+    assert np.corrcoef(green.ravel(), luma.ravel())[0, 1] > 0.99
+    assert set(np.unique(drawn["poster"])) <= {0, 127, 128, 255} and np.ptp(drawn["poster"]) > 100
+    blocks = drawn["pixels"].reshape(16, 2, 16, 2, 3)
+    assert (blocks == blocks[:, :1, :, :1]).all()
+    np.testing.assert_allclose(blocks[:, 0, :, 0], picture.reshape(16, 2, 16, 2, 3).mean((1, 3)), atol=0.51)
+    assert (np.ptp(drawn["sketch"], axis=-1) == 0).all() and drawn["sketch"].mean() > luma.mean()
 
 
 def test_preview_shows_source_target_and_mask():

@@ -36,8 +36,12 @@ def test_records_are_what_the_model_s_encoders_say(prepared, with_llm, tmp_path)
             ids = model.vq.apply({"params": model.vq_params}, pixels, method="encode")[0]
             np.testing.assert_array_equal(record[f"{side}_ids"], ids)
         text = model.text.encode(pair["instruction"])
-        np.testing.assert_array_equal(record["llm_ids"], model.text.llm.tokenizer([pair["instruction"]])[0])
-        np.testing.assert_array_equal(record["text_ids"], model.text.clip.tokenizer([pair["instruction"]])[0])
+        np.testing.assert_array_equal(
+            record["llm_ids"], model.text.towers["llm_ids"].tokenizer([pair["instruction"]])[0]
+        )
+        np.testing.assert_array_equal(
+            record["text_ids"], model.text.towers["text_ids"].tokenizer([pair["instruction"]])[0]
+        )
         np.testing.assert_allclose(record["text_states"].astype(np.float32), text.states, rtol=1e-2, atol=1e-2)
         np.testing.assert_allclose(record["pooled"], text.pooled, atol=2e-5)
         np.testing.assert_array_equal(record["micro"], [32, 32, 0, 0, 6])

@@ -1,5 +1,6 @@
 """The trainer on tiny models: resuming, starting points, records, masks, the copy-friendly start."""
 
+import dataclasses
 import json
 import shutil
 from functools import partial
@@ -9,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from small_runs import mgt_config, vq_config
+from small_runs import mgt_config, train, vq_config
 
-from configs import scenes_vq
 from editmgt_jax.config import MGTConfig
 from editmgt_jax.data.loader import batches
 from editmgt_jax.data.records import Field, Schema, TokenBucket, TokenSet, read_manifest, write_shard
@@ -19,7 +19,9 @@ from editmgt_jax.data.scenes.source import SceneConfig, SceneSource
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.models.prompts import PromptTokenizer
 from editmgt_jax.pipeline import EditPipeline
-from editmgt_jax.training import inputs, trainer
+from editmgt_jax.training import inputs
+from editmgt_jax.training.config import Optimizer
+from editmgt_jax.training.config_files import ConfigError, checked
 from editmgt_jax.training.export import export
 from editmgt_jax.training.initialise import copy_friendly
 from editmgt_jax.training.optimizer import decay_mask, learning_rate
@@ -28,14 +30,13 @@ from editmgt_jax.training.step import cross_entropy, loss_weights
 from editmgt_jax.training.token_job import tokenize_scenes
 from editmgt_jax.weights.components import DIFFUSERS_NAME
 from editmgt_jax.weights.loading import load_vq
-from editmgt_jax.weights.trees import CheckpointError
 
 
 @pytest.fixture(scope="module")
 def vq_run(tmp_path_factory):
     """A tokenizer trained for 4 steps without a stop -> (workdir, exported `vqvae` folder)."""
     folder = tmp_path_factory.mktemp("vq")
-    trainer.train(vq_config(4), folder / "run")
+    train(vq_config(4), folder / "run")
     export(folder / "run", folder / "export")
     return folder / "run", folder / "export" / "vqvae"
 
@@ -46,17 +47,17 @@ def _assert_same_parameters(one, other, **which):
 
 
 def test_a_resumed_tokenizer_run_equals_an_uninterrupted_one(vq_run, tmp_path):
-    trainer.train(vq_config(2), tmp_path)
-    trainer.train(vq_config(4), tmp_path)
+    train(vq_config(2), tmp_path)
+    train(vq_config(4), tmp_path)
     _assert_same_parameters(vq_run[0], tmp_path, step=4)
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps) and steps[-1] == 4
 
 
 def test_a_resumed_editor_run_equals_an_uninterrupted_one(vq_run, tmp_path):
-    trainer.train(mgt_config(vq_run[1], 4), tmp_path / "whole")
-    trainer.train(mgt_config(vq_run[1], 2), tmp_path / "parts")
-    trainer.train(mgt_config(vq_run[1], 4), tmp_path / "parts")
+    train(mgt_config(vq_run[1], 4), tmp_path / "whole")
+    train(mgt_config(vq_run[1], 2), tmp_path / "parts")
+    train(mgt_config(vq_run[1], 4), tmp_path / "parts")
     for average in (False, True):
         _assert_same_parameters(tmp_path / "whole", tmp_path / "parts", step=4, average=average)
 
@@ -66,7 +67,7 @@ def test_a_trained_editor_is_exported_and_edits(vq_run, tmp_path, monkeypatch):
     monkeypatch.chdir(vq_run[1].parent)
     config = mgt_config("vqvae", 2)
     config.model.scheduler.update(default_steps=3, default_layers=(0,), default_hold_threshold=0.0)
-    trainer.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     export(tmp_path / "run", tmp_path / "model", dtype=np.float16, verify=True)
     pipe = EditPipeline.from_pretrained(tmp_path / "model")
@@ -81,12 +82,12 @@ def test_a_trained_editor_is_exported_and_edits(vq_run, tmp_path, monkeypatch):
 def test_a_warm_start_takes_the_parameters_and_a_new_optimizer(vq_run, tmp_path):
     config = vq_config(0)
     config.start_from = str(vq_run[0])
-    trainer.train(config, tmp_path)
+    train(config, tmp_path)
     before, after = best_params(vq_run[0]), run_params(tmp_path, average=False)
     jax.tree.map(np.testing.assert_array_equal, before, after)
     config.start_from = str(tmp_path / "typo")
     with pytest.raises(FileNotFoundError, match="start_from must be a folder"):
-        trainer.train(config, tmp_path / "other")
+        train(config, tmp_path / "other")
     assert not (tmp_path / "typo").exists() and not (tmp_path / "other").exists()
 
 
@@ -94,45 +95,45 @@ def test_a_checkpoint_of_another_model_is_an_error(vq_run, tmp_path):
     shutil.copytree(vq_run[0], tmp_path / "run")
     config = vq_config(6)
     config.model.num_vq_embeddings = 32
-    with pytest.raises(CheckpointError, match="does not fit this run"):
-        trainer.train(config, tmp_path / "run")
+    with pytest.raises(ConfigError, match="another config: model.num_vq_embeddings was 16, is 32. Go on with"):
+        train(config, tmp_path / "run")
 
 
 def test_records_of_two_jobs_are_not_mixed(vq_run, tmp_path, monkeypatch):
     monkeypatch.setattr("editmgt_jax.data.tokenise.SHARD", 32)
     config = mgt_config(vq_run[1], 2)
-    tokenize_scenes(config, tmp_path / "tokens", 64)
+    tokenize_scenes(checked(config), tmp_path / "tokens", 64)
     first, second = sorted((tmp_path / "tokens").glob("*.array_record"))
     whole = second.read_bytes()
     second.unlink()
-    tokenize_scenes(config, tmp_path / "tokens", 64)  # goes on
+    tokenize_scenes(checked(config), tmp_path / "tokens", 64)  # goes on
     assert second.read_bytes() == whole
     config.data.seed = 1
     with pytest.raises(ValueError, match="begun as another job"):
-        tokenize_scenes(config, tmp_path / "tokens", 64)
+        tokenize_scenes(checked(config), tmp_path / "tokens", 64)
     shutil.copytree(vq_run[1], tmp_path / "vqvae")
     weights = load_file(tmp_path / "vqvae" / DIFFUSERS_NAME)
     save_file({name: value + 1 for name, value in weights.items()}, tmp_path / "vqvae" / DIFFUSERS_NAME)
     other = mgt_config(tmp_path / "vqvae", 2)
     other.data.tokens = str(tmp_path / "tokens")
     with pytest.raises(ValueError, match="made with another image_tokenizer"):
-        trainer.train(other, tmp_path / "run")
+        train(other, tmp_path / "run")
 
 
 def test_training_on_records_is_training_on_the_scenes(vq_run, tmp_path):
     config = mgt_config(vq_run[1], 2)
-    tokenize_scenes(config, tmp_path / "tokens", 32)
+    tokenize_scenes(checked(config), tmp_path / "tokens", 32)
     assert read_manifest(tmp_path / "tokens")["examples"] == 32
     (source,) = TokenSet(tmp_path / "tokens").buckets.values()
     tokenizer = PromptTokenizer(tmp_path / "tokens" / "tokenizer")
-    scene = inputs.scene_source(config, "train")[5]
+    scene = inputs.scene_source(checked(config), "train")[5]
     vq, vq_params = load_vq(vq_run[1])
     encoded = vq.apply({"params": vq_params}, scene["target"][None].astype(np.float32) / 255, method="encode")[0]
     np.testing.assert_array_equal(source[5]["target_ids"], encoded)
     np.testing.assert_array_equal(source[5]["text_ids"], tokenizer([scene["instruction"]])[0])
     config = mgt_config(vq_run[1], 2)
     config.data.tokens = str(tmp_path / "tokens")
-    assert np.isfinite(trainer.train(config, tmp_path / "run")["loss"])
+    assert np.isfinite(train(config, tmp_path / "run")["loss"])
 
 
 def test_export_never_overwrites(vq_run, tmp_path):
@@ -144,7 +145,7 @@ def test_an_unknown_task_is_an_error(tmp_path):
     config = vq_config(1)
     config.task = "vae"
     with pytest.raises(ValueError, match="task must be one of"):
-        trainer.train(config, tmp_path)
+        train(config, tmp_path)
 
 
 def test_the_copy_friendly_start_copies_the_source():
@@ -195,19 +196,13 @@ def test_weight_decay_spares_what_the_released_trainer_spares():
 
 
 def test_learning_rate_warms_up_and_decays():
-    config = scenes_vq.get_config().optimizer
-    config.update(learning_rate=1.0, warmup_steps=10, total_steps=110, schedule="cosine")
+    config = Optimizer(learning_rate=1.0, warmup_steps=10, total_steps=110, schedule="cosine")
     rate = learning_rate(config)
     np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(60), rate(110)], [0, 0.5, 1, 0.5, 0], atol=1e-6)
-    config.update(schedule="wsd", decay_steps=40)
-    rate = learning_rate(config)
+    rate = learning_rate(dataclasses.replace(config, schedule="wsd", decay_steps=40))
     np.testing.assert_allclose([rate(5), rate(10), rate(70), rate(90), rate(110)], [0.5, 1, 1, 0.5, 0], atol=1e-6)
-    config.decay_steps = 101
     with pytest.raises(ValueError, match="wsd needs decay_steps"):
-        learning_rate(config)
-    config.schedule = "step"
-    with pytest.raises(ValueError, match="schedule must be one of"):
-        learning_rate(config)
+        dataclasses.replace(config, schedule="wsd", decay_steps=101)
 
 
 def test_records_come_back_and_corruption_is_seen(tmp_path):

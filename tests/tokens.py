@@ -7,6 +7,7 @@ from tiny import TEXT_LENGTH
 from editmgt_jax.data.tokenise import Encoders, tokenize
 from editmgt_jax.models.prompts import PromptError, PromptTokenizer
 from editmgt_jax.training.inputs import identity
+from editmgt_jax.weights.loading import tokenizer_folders
 
 GRIDS = {"32x32": (4, 4), "64x32": (4, 8)}  # rows, columns
 
@@ -78,5 +79,5 @@ def write_random(directory, model, count=64):
         chosen = states[np.arange(len(ids["text_ids"]))]
         return {"text_states": chosen.astype(ml_dtypes.bfloat16), "pooled": chosen[:, 0, :20]}
 
-    facts = identity(model / "vqvae", model / "tokenizer") | {"text_states": True}
+    facts = identity(model / "vqvae", tokenizer_folders(model)) | {"text_states": True}
     tokenize({"32x32": Pairs("32x32", count)}, Encoders(image, text, encoded), directory, facts, batch_size=8)

@@ -1,11 +1,12 @@
-"""The command line, `editmgt`. Each module but `shared` is a family of commands: their arguments and what they do.
+"""The command line, `editmgt`. Each module but `shared` is a family of commands: arguments and actions.
 
-What is heavy is imported inside the commands.
+Heavy modules are imported inside the commands.
 """
 
 import argparse
 import sys
 import warnings
+from collections.abc import Sequence
 
 from editmgt_jax.cli import data, evaluate, models, pictures, train
 from editmgt_jax.errors import EditMGTError, exit_code
@@ -13,15 +14,15 @@ from editmgt_jax.errors import EditMGTError, exit_code
 FAMILIES = (pictures, data, train, models, evaluate)
 
 
-def main(argv=None) -> int:
-    """-> exit code: 0; after an error meant for users, told in a line, FINAL or TRANSIENT (see `errors`).
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command. -> exit code: 0, or FINAL or TRANSIENT (see `errors`) after an error meant for users, printed in one line.
 
     Any other error is a defect and keeps its traceback.
     """
     parser = make_parser()
     args, extra = parser.parse_known_args(argv)
     args.overrides = extra
-    args.end_job = lambda code, defect=None: None  # a command that joins a job puts what ends its processes here
+    args.end_job = lambda code, defect=None: None  # replaced by a command that joins a job of processes
     if extra and not args.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(extra)}")
     with warnings.catch_warnings():
@@ -49,6 +50,7 @@ def _show_warning(message, category, *_):
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = argparse.ArgumentParser(prog="editmgt", description="Edit pictures by instruction; train such editors.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for family in FAMILIES:

@@ -1,11 +1,13 @@
 """`editmgt scenes`, `prepare`, `tokenize` and `data-stats`: training data."""
 
+import argparse
 import os
 
 from editmgt_jax.cli import shared
 
 
-def add_commands(commands) -> None:
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Adds `scenes`, `prepare`, `tokenize` and `data-stats`."""
     _add_scenes(commands)
     _add_prepare(commands)
     _add_tokenize(commands)
@@ -13,7 +15,7 @@ def add_commands(commands) -> None:
 
 
 def _add_scenes(commands) -> None:
-    command = shared.add_command(commands, "scenes", scenes, "look at the procedural training scenes")
+    command = shared.add_command(commands, "scenes", scenes, "draw a grid of procedural training scenes")
     command.add_argument("--preview", required=True, metavar="GRID.png", help="picture to write")
     command.add_argument("--size", type=int, default=64, help="pixels a side (default 64)")
     command.add_argument("--split", default="train", help="train or heldout")
@@ -23,7 +25,8 @@ def _add_scenes(commands) -> None:
     command.add_argument("--columns", type=shared.positive, default=3)
 
 
-def scenes(args) -> None:
+def scenes(args: argparse.Namespace) -> None:
+    """Draws a grid of training scenes."""
     from editmgt_jax import images
     from editmgt_jax.data.scenes.source import SceneConfig, preview
 
@@ -33,30 +36,51 @@ def scenes(args) -> None:
 
 
 def _add_prepare(commands):
-    text = "make a training set of raw edit pairs; other flags are Apache Beam's: --runner=FlinkRunner"
+    text = "prepare raw edit pairs for training; other flags go to Apache Beam, such as --runner=FlinkRunner"
     command = shared.add_command(commands, "prepare", prepare, text, takes_overrides=True)
     command.add_argument(
         "source", metavar="SOURCE", help="folder, parquet file, tfds:NAME[:SPLIT] or scenes:COUNT[:SEED]"
     )
-    command.add_argument("--output", required=True, metavar="DIR", help="new folder, or one that was begun")
-    command.add_argument("--column", action="append", default=[], metavar="MEANING=NAME", help="source=before.png, ...")
+    command.add_argument(
+        "--output", required=True, metavar="DIR", help="new folder, or that of an unfinished preparation"
+    )
+    command.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="MEANING=NAME",
+        help="column of the source, such as source=before",
+    )
     command.add_argument(
         "--workers", type=shared.positive, default=os.cpu_count() or 1, help="processes (default: all cores)"
     )
     group = command.add_argument_group("settings")
     group.add_argument("--resolution", type=int, help="pixels a side of the square bucket (default 1024)")
-    group.add_argument("--min-side", type=int, help="shortest side that is kept (default: half the resolution)")
-    group.add_argument("--max-per-category", type=int, metavar="N", help="pairs of a category (default: all)")
-    group.add_argument("--min-changed", type=float, metavar="SHARE", help="of the pixels, or a pair is unchanged")
-    group.add_argument("--max-changed", type=float, metavar="SHARE", help="of the pixels, for a local edit")
-    group.add_argument("--max-instruction", type=int, metavar="CHARACTERS")
+    group.add_argument(
+        "--min-side", type=int, help="pairs with a shorter side are rejected (default: half the resolution)"
+    )
+    group.add_argument("--max-per-category", type=int, metavar="N", help="most pairs of a category (default: all)")
+    group.add_argument(
+        "--min-changed",
+        type=float,
+        metavar="SHARE",
+        help="pairs with a smaller share of changed pixels are rejected as unchanged",
+    )
+    group.add_argument(
+        "--max-changed",
+        type=float,
+        metavar="SHARE",
+        help="local edits with a larger share of changed pixels are rejected",
+    )
+    group.add_argument("--max-instruction", type=int, metavar="CHARACTERS", help="longest instruction")
     group.add_argument("--image-format", help="jpeg (default) or png")
     group.add_argument(
-        "--task-rows", type=int, metavar="N", help="rows that a worker prepares at a time (default 2048)"
+        "--task-rows", type=int, metavar="N", help="raw pairs that a worker prepares at a time (default 2048)"
     )
 
 
-def prepare(args) -> None:
+def prepare(args: argparse.Namespace) -> None:
+    """Prepares raw pairs. Errors: PrepareError, SourceError."""
     import dataclasses
 
     from editmgt_jax.data.prepare import job as preparing
@@ -64,7 +88,7 @@ def prepare(args) -> None:
 
     columns = [column.partition("=") for column in args.column]
     if wrong := ["".join(column) for column in columns if not column[2]]:
-        raise preparing.PrepareError(f"--column must read MEANING=NAME; got {wrong}")
+        raise preparing.PrepareError(f"--column takes MEANING=NAME; got {wrong}")
     names = [field.name for field in dataclasses.fields(PrepareConfig)]
     chosen = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     mapping = {meaning: name for meaning, _, name in columns}
@@ -72,30 +96,31 @@ def prepare(args) -> None:
 
 
 def _add_tokenize(commands) -> None:
-    text = "encode training data once: prepared pairs, or a config's scenes"
+    text = "encode training data as tokens: prepared pairs, or the scenes of a config"
     command = shared.add_command(commands, "tokenize", tokenize, f"{text}{shared.OVERRIDABLE}", takes_overrides=True)
     command.add_argument("--output", required=True, metavar="DIR", help="folder for the token records")
     shared.add_distributed(command)
     pairs = command.add_argument_group("prepared pairs")
-    pairs.add_argument("--records", metavar="DIR", help="what `editmgt prepare` wrote")
-    pairs.add_argument("--model", metavar="DIR", help="model whose encoders to use (default: the one in the package)")
+    pairs.add_argument("--records", metavar="DIR", help="output of `editmgt prepare`")
+    pairs.add_argument("--model", metavar="DIR", help="model whose encoders are used (default: the default model)")
     pairs.add_argument(
-        "--batch-size", type=shared.positive, default=32, metavar="N", help="pairs a process encodes at a time"
+        "--batch-size", type=shared.positive, default=32, metavar="N", help="pairs that a process encodes at a time"
     )
-    pairs.add_argument("--text-states", action="store_true", help="store what the text encoders say, too")
-    pairs.add_argument("--dtype", type=shared.dtype, help="of the text encoders")
+    pairs.add_argument("--text-states", action="store_true", help="also store the states of the text encoders")
+    pairs.add_argument("--dtype", type=shared.dtype, help="dtype of the text encoders")
     scenes = command.add_argument_group("scenes")
-    scenes.add_argument("--config", metavar="FILE.py", help="configs/scenes_mgt.py, for example")
-    scenes.add_argument("--examples", type=shared.positive, help="how many pairs")
+    scenes.add_argument("--config", metavar="CONFIG", help="a file, or the name of a shipped one: scenes_mgt")
+    scenes.add_argument("--examples", type=shared.positive, help="number of pairs")
 
 
-def tokenize(args) -> None:
+def tokenize(args: argparse.Namespace) -> None:
+    """Encodes prepared pairs, or the scenes of a config. Errors: ConfigError."""
     from editmgt_jax.training.config_files import ConfigError, load_config
 
     if (args.records is None) == (args.config is None):
-        raise ConfigError("tokenize takes --records DIR or --config FILE.py, one of them")
+        raise ConfigError("tokenize takes either --records DIR or --config FILE.py: exactly one of them")
     if (args.config is None) != (args.examples is None) or args.records is not None and args.overrides:
-        raise ConfigError("--examples and overrides of keys belong to --config, which needs --examples")
+        raise ConfigError("--examples and config overrides require --config, and --config needs --examples")
     shared.join(args)
     shared.use_disk_cache()
     from editmgt_jax.training import token_job
@@ -110,15 +135,18 @@ def tokenize(args) -> None:
 
 def _add_data_stats(commands) -> None:
     command = shared.add_command(
-        commands, "data-stats", data_stats, "count what a folder of records holds, and show some of it"
+        commands, "data-stats", data_stats, "print counts of a folder of records, and draw samples"
     )
-    command.add_argument("directory", metavar="DIR", help="what `editmgt prepare` or `editmgt tokenize` wrote")
-    command.add_argument("--grid", metavar="FILE.png", help="picture of sample pairs to write")
-    command.add_argument("--model", metavar="DIR", help="whose image tokenizer paints tokens (default: the package's)")
+    command.add_argument("directory", metavar="DIR", help="output of `editmgt prepare` or `editmgt tokenize`")
+    command.add_argument("--grid", metavar="FILE.png", help="where to draw sample pairs")
+    command.add_argument(
+        "--model", metavar="DIR", help="model whose image tokenizer decodes the samples (default: the default model)"
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
-def data_stats(args) -> None:
+def data_stats(args: argparse.Namespace) -> None:
+    """Prints counts of a folder of records, and draws samples."""
     import json
 
     from editmgt_jax import images

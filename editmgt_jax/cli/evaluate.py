@@ -1,25 +1,27 @@
-"""`editmgt evaluate`: models measured, one sub-command a protocol."""
+"""`editmgt evaluate`: measures models, one sub-command for each protocol."""
+
+import argparse
 
 from editmgt_jax.cli import shared
 
 
-def add_commands(commands) -> None:
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Adds `evaluate` with its protocols."""
     evaluation = commands.add_parser("evaluate", help="measure a model")
     protocols = evaluation.add_subparsers(required=True, metavar="PROTOCOL")
-    command = shared.add_command(
-        protocols, "scenes", evaluate_scenes, "held-out procedural scenes, where the right answer is known"
-    )
-    command.add_argument("--model", metavar="DIR", help="model directory (default: the one in the package)")
+    command = shared.add_command(protocols, "scenes", evaluate_scenes, "edit procedural scenes with known targets")
+    command.add_argument("--model", metavar="DIR", help="model directory (default: the default model)")
     command.add_argument("--output", metavar="FILE.json", help="where to write the numbers")
-    command.add_argument("--gallery", metavar="FILE.png", help="picture of successes and failures to draw")
-    command.add_argument("--count", type=shared.positive, default=500, help="how many scenes (default 500)")
-    command.add_argument("--split", default="heldout", help="heldout, or train to choose settings on")
+    command.add_argument("--gallery", metavar="FILE.png", help="where to draw successes and failures")
+    command.add_argument("--count", type=shared.positive, default=500, help="number of scenes (default 500)")
+    command.add_argument("--split", default="heldout", help="heldout (default), or train for the choice of settings")
     command.add_argument("--batch-size", type=shared.positive, default=32)
     command.add_argument("--seed", type=int, default=0)
     shared.add_settings(command)
 
 
-def evaluate_scenes(args) -> None:
+def evaluate_scenes(args: argparse.Namespace) -> None:
+    """Runs the protocol `scenes`."""
     shared.use_disk_cache()
     from editmgt_jax.evaluation import protocols
 

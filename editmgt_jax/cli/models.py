@@ -1,18 +1,20 @@
 """`editmgt convert`, `inspect` and `make-random`: model directories."""
 
+import argparse
 import sys
 
 from editmgt_jax.cli import shared
 
 
-def add_commands(commands) -> None:
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Adds `convert`, `inspect` and `make-random`."""
     _add_convert(commands)
     _add_inspect(commands)
     _add_make_random(commands)
 
 
 def _add_convert(commands):
-    forms = commands.add_parser("convert", help="move weights between forms").add_subparsers(
+    forms = commands.add_parser("convert", help="convert weights between formats").add_subparsers(
         required=True, metavar="TO"
     )
 
@@ -23,19 +25,22 @@ def _add_convert(commands):
         command.add_argument(
             "--verify", action="store_true", help="read the result back and compare every tensor, bit for bit"
         )
-        command.add_argument("--strict", action="store_true", help="weights that hold NaN are an error")
+        command.add_argument("--strict", action="store_true", help="NaN in weights is an error")
         return command
 
     add("orbax", convert_orbax, "released directory to Orbax", "model directory, or its name on the hub")
     command = add(
-        "released", convert_released, "Orbax or a run to a released directory", "of `convert orbax`, or a run"
+        "released",
+        convert_released,
+        "Orbax or a training run to a released directory",
+        "output of `convert orbax`, or a training run",
     )
     shared.add_exported(command)
 
-    text = "text-to-image base to an editor to train: a new connector, all else copied"
+    text = "text-to-image base to an editor to train: a new connector, all other weights copied"
     command = add("editor", convert_editor, text, "model directory of the base")
-    command.add_argument("--llm-encoder", metavar="DIR", help="folder of the Gemma 2 to go with it")
-    command.add_argument("--seed", type=int, default=0, help="of the new connector")
+    command.add_argument("--llm-encoder", metavar="DIR", help="folder of the Gemma 2 text encoder")
+    command.add_argument("--seed", type=int, default=0, help="seed of the new connector")
 
     command = add("lora", convert_lora, "LoRA from Orbax to PEFT's safetensors, or back", "folder of the LoRA")
     command.add_argument("--model", required=True, metavar="DIR", help="the model that it adapts")
@@ -44,14 +49,16 @@ def _add_convert(commands):
     command.add_argument("--lora", required=True, metavar="DIR")
 
 
-def convert_orbax(args) -> None:
+def convert_orbax(args: argparse.Namespace) -> None:
+    """Writes a model directory's weights as Orbax checkpoints."""
     from editmgt_jax.weights import directories
 
     directories.to_orbax(args.source, args.output, args.verify, args.strict)
     _print_peak_memory()
 
 
-def convert_released(args) -> None:
+def convert_released(args: argparse.Namespace) -> None:
+    """Writes Orbax checkpoints or a training run as a model directory. Errors: DirectoryError."""
     from editmgt_jax.training.export import export as write_model
     from editmgt_jax.training.runs import is_run
     from editmgt_jax.weights import directories
@@ -60,29 +67,32 @@ def convert_released(args) -> None:
         write_model(args.source, args.output, args.step, args.dtype, args.raw, args.verify, args.merge)
     elif args.step is not None or args.raw or args.merge or args.dtype != "float32":
         raise directories.DirectoryError(
-            f"--step, --raw, --merge and --dtype choose among what a training run keeps; {args.source} is no folder of a run"
+            f"--step, --raw, --merge and --dtype are for training runs; {args.source} is not a training run"
         )
     else:
         directories.to_released(args.source, args.output, args.verify, args.strict)
     _print_peak_memory()
 
 
-def convert_editor(args) -> None:
+def convert_editor(args: argparse.Namespace) -> None:
+    """Writes an editor to train from a text-to-image base."""
     from editmgt_jax.weights import directories
 
     copied, new = directories.to_editor(args.source, args.output, args.llm_encoder, args.seed, args.verify, args.strict)
     print("\n".join([*(f"copied  {key}" for key in copied), *(f"new     {key}" for key in new)]))
     if args.llm_encoder is None:
-        print("no llm_encoder: add one to edit with the result (--llm-encoder DIR)")
+        print("no llm_encoder: editing with the result needs one (--llm-encoder DIR)")
 
 
-def convert_lora(args) -> None:
+def convert_lora(args: argparse.Namespace) -> None:
+    """Writes a LoRA in the other format."""
     from editmgt_jax.weights import directories
 
     directories.convert_lora(args.source, args.output, args.model, args.verify, args.strict)
 
 
-def convert_merge(args) -> None:
+def convert_merge(args: argparse.Namespace) -> None:
+    """Writes a model directory with a LoRA merged into its weights."""
     from editmgt_jax.weights import directories
 
     directories.merge_lora(args.source, args.output, args.lora, args.verify, args.strict)
@@ -90,20 +100,21 @@ def convert_merge(args) -> None:
 
 def _add_inspect(commands) -> None:
     command = shared.add_command(
-        commands, "inspect", inspect, "say what a model consists of, and whether it would load"
+        commands, "inspect", inspect, "list the components of a model, and whether it would load"
     )
     command.add_argument("directory", nargs="?", metavar="DIR", help="model directory")
     command.add_argument("--preset", metavar="NAME", help="a released model, without its weights: editmgt-1024, ...")
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
-def inspect(args) -> None:
+def inspect(args: argparse.Namespace) -> None:
+    """Prints the components of a model. Errors: SystemExit with code 1 if it would not load."""
     import json
 
     from editmgt_jax.weights import directories
 
     if (args.directory is None) == (args.preset is None):
-        raise directories.DirectoryError("inspect takes a model directory or --preset NAME, one of them")
+        raise directories.DirectoryError("inspect takes either a model directory or --preset NAME: exactly one of them")
     named = args.preset is not None
     report = directories.inspect_preset(args.preset) if named else directories.inspect(args.directory)
     print(json.dumps(report, indent=2) if args.json else directories.describe(report))
@@ -122,7 +133,8 @@ def _add_make_random(commands) -> None:
     command.add_argument("--seed", type=int, default=0)
 
 
-def make_random(args) -> None:
+def make_random(args: argparse.Namespace) -> None:
+    """Writes a model directory of random weights."""
     from editmgt_jax.weights.random_model import make_random as write_model
 
     write_model(args.preset, args.out, args.text_encoders, args.dtype, args.seed)

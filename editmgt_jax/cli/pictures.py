@@ -1,5 +1,6 @@
-"""`editmgt edit`, `generate`, `inpaint` and `outpaint`: pictures made by a model."""
+"""`editmgt edit`, `generate`, `inpaint` and `outpaint`: make pictures with a model."""
 
+import argparse
 from pathlib import Path
 
 from editmgt_jax.cli import shared
@@ -7,7 +8,8 @@ from editmgt_jax.cli import shared
 STAGES = ("load", "text", "tokenise", "compile", "decode", "paint", "save")
 
 
-def add_commands(commands) -> None:
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Adds `edit`, `generate`, `inpaint` and `outpaint`."""
     _add_edit(commands)
     _add_generate(commands)
 
@@ -15,11 +17,15 @@ def add_commands(commands) -> None:
 def _add_edit(commands):
     command = shared.add_command(commands, "edit", edit, "edit a picture")
     command.add_argument("--image", required=True, metavar="IN", help="picture to edit")
-    command.add_argument("--instruction", required=True, metavar="TEXT", help="what to change")
-    command.add_argument("--mask", metavar="PICTURE", help="same size as the image; white = may change")
-    command.add_argument("--query", metavar="WORDS", help="words of the instruction that say where (default: all)")
-    command.add_argument("--save-map", metavar="FILE", help="heat map of what the instruction is about")
-    command.add_argument("--save-mask", metavar="FILE", help="what was allowed to change, white; usable as --mask")
+    command.add_argument("--instruction", required=True, metavar="TEXT", help="instruction, such as 'make the car red'")
+    command.add_argument("--mask", metavar="PICTURE", help="picture of the image's size; white may change")
+    command.add_argument(
+        "--query", metavar="WORDS", help="words of the instruction that localise the edit (default: all)"
+    )
+    command.add_argument("--save-map", metavar="FILE", help="where to draw the relevance of each token, as a heat map")
+    command.add_argument(
+        "--save-mask", metavar="FILE", help="where to draw the tokens that could change, in white; usable as --mask"
+    )
     _add_making(command)
     shared.add_settings(command)
 
@@ -33,9 +39,11 @@ def _add_generate(commands):
     _add_making(command, needs_model=True, composites=False)
     shared.add_settings(command, with_reference=False)
 
-    command = shared.add_command(commands, "inpaint", inpaint, "fill a part of a picture; needs a text-to-image model")
+    command = shared.add_command(commands, "inpaint", inpaint, "fill part of a picture; needs a text-to-image model")
     command.add_argument("--image", required=True, metavar="IN")
-    command.add_argument("--mask", required=True, metavar="PICTURE", help="same size as the image; white = fill")
+    command.add_argument(
+        "--mask", required=True, metavar="PICTURE", help="picture of the image's size; white is filled"
+    )
     _add_making(command, needs_model=True)
     shared.add_settings(command, with_reference=False)
 
@@ -48,21 +56,24 @@ def _add_generate(commands):
 
 
 def _add_making(command, needs_model=False, composites=True):
-    """Flags that all commands which make pictures share."""
+    """Flags of all commands that make pictures."""
     if needs_model:
-        command.add_argument("--prompt", required=True, metavar="TEXT", help="what to show")
-    which = "text-to-image model" if needs_model else "default: the one in the package"
+        command.add_argument("--prompt", required=True, metavar="TEXT", help="description of the picture")
+    which = "text-to-image model" if needs_model else "default: the default model"
     command.add_argument(
-        "--model", metavar="DIR", required=needs_model, help=f"model directory, or its name on the hub ({which})"
+        "--model",
+        metavar="DIR",
+        required=needs_model,
+        help=f"model directory, or a name on the Hugging Face hub ({which})",
     )
     command.add_argument("--lora", metavar="DIR", help="a LoRA of that model, as PEFT or `editmgt export` writes it")
     command.add_argument("--dtype", type=shared.dtype, help="float32 or bfloat16 (default: bfloat16 on accelerators)")
-    command.add_argument("--strict", action="store_true", help="weights that hold NaN are an error")
+    command.add_argument("--strict", action="store_true", help="NaN in weights is an error")
     command.add_argument(
-        "--output", required=True, metavar="OUT", help="picture to write; OUT_0, OUT_1, ... if several"
+        "--output", required=True, metavar="OUT", help="picture to write; with --num-images, OUT_0, OUT_1, ..."
     )
     command.add_argument(
-        "--negative-prompt", metavar="TEXT", help="what guidance leads away from (default: the model's)"
+        "--negative-prompt", metavar="TEXT", help="prompt that guidance leads away from (default: the model's)"
     )
     command.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture (default 0)")
     command.add_argument("--num-images", type=shared.positive, default=1, metavar="N")
@@ -71,12 +82,15 @@ def _add_making(command, needs_model=False, composites=True):
             "--no-composite",
             dest="composite",
             action="store_false",
-            help="leave what is held as the decoder paints it, not as in the input",
+            help="keep held regions as the image tokenizer decodes them, not as in the input",
         )
-    command.add_argument("--save-steps", metavar="FILE", help="the steps: an animation (.gif) or a strip (.png)")
+    command.add_argument(
+        "--save-steps", metavar="FILE", help="where to draw the decoding steps: an animation (.gif) or a strip (.png)"
+    )
 
 
-def edit(args) -> None:
+def edit(args: argparse.Namespace) -> None:
+    """Edits a picture."""
     from editmgt_jax import images
 
     outputs = _check_outputs(args)
@@ -86,13 +100,15 @@ def edit(args) -> None:
     _make_pictures(args, outputs, lambda pipe, **more: pipe(image, args.instruction, **inputs, **more), image)
 
 
-def generate(args) -> None:
+def generate(args: argparse.Namespace) -> None:
+    """Makes pictures from a prompt."""
     outputs = _check_outputs(args)
     size = None if args.size is None else tuple(args.size)
     _make_pictures(args, outputs, lambda pipe, **more: pipe.generate(args.prompt, size, **more))
 
 
-def inpaint(args) -> None:
+def inpaint(args: argparse.Namespace) -> None:
+    """Fills the masked part of a picture."""
     from editmgt_jax import images
 
     outputs = _check_outputs(args)
@@ -102,7 +118,8 @@ def inpaint(args) -> None:
     _make_pictures(args, outputs, lambda pipe, **more: pipe.inpaint(image, args.prompt, mask, **inputs, **more))
 
 
-def outpaint(args) -> None:
+def outpaint(args: argparse.Namespace) -> None:
+    """Extends a picture at its sides."""
     from editmgt_jax import images
 
     outputs = _check_outputs(args)
@@ -112,7 +129,7 @@ def outpaint(args) -> None:
 
 
 def _check_outputs(args) -> list[dict]:
-    """The files to write for each picture, {flag: path or None}. Errors: those that cannot be written."""
+    """The files to write for each picture, {flag: path or None}. Errors: ImageError for one that cannot be written."""
     from editmgt_jax import images
 
     flags = [name for name in ("output", "save_map", "save_mask", "save_steps") if hasattr(args, name)]
@@ -129,7 +146,7 @@ def _check_outputs(args) -> list[dict]:
 
 
 def _make_pictures(args, outputs, make, image=None) -> None:
-    """Loads the model, calls make(pipeline, options) under a progress bar and saves what comes; maps lie over `image`."""
+    """Loads the model, calls make(pipeline, options) under a progress bar, and saves the result; maps are drawn over `image`."""
     from editmgt_jax import images
 
     with _Stages() as stages:

@@ -1,31 +1,36 @@
-"""What several commands share: flags, types of arguments, the job of processes, the cache of compiled programs."""
+"""Parts of several commands: flags, types of arguments, the job of processes, the cache of compiled programs."""
 
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from editmgt_jax.config import dtype_name
 from editmgt_jax.declarations import SETTINGS
 
-OVERRIDABLE = "; keys of the config can be set: --config.optimizer.learning_rate=1e-3"
+OVERRIDABLE = "; config keys can be overridden: --config.optimizer.learning_rate=1e-3"
 
 
-def add_command(commands, name, function, text, takes_overrides=False):
+def add_command(
+    commands: argparse._SubParsersAction, name: str, function: Callable, text: str, takes_overrides: bool = False
+) -> argparse.ArgumentParser:
+    """Adds a command. The help text is `text` up to a semicolon, the description all of it."""
     command = commands.add_parser(name, help=text.split(";")[0], description=text[0].upper() + text[1:] + ".")
     command.set_defaults(run=function, takes_overrides=takes_overrides)
     return command
 
 
-def add_distributed(command):
-    text = "one of several processes: Cloud TPU, Slurm and kin are recognised; else set JAX_COORDINATOR_ADDRESS, ..."
+def add_distributed(command: argparse.ArgumentParser) -> None:
+    """Flags of commands that run as several processes."""
+    text = "run as one of several processes; Cloud TPU and Slurm are recognised, elsewhere set JAX_COORDINATOR_ADDRESS, ..."
     command.add_argument("--distributed", action="store_true", help=text)
-    text = "after so many seconds without a sign of a process the others end (default 30)"
+    text = "seconds without a heartbeat of a process after which the others end (default 30)"
     command.add_argument("--heartbeat", type=positive, default=30, metavar="SECONDS", help=text)
 
 
-def join(args) -> None:
-    """Joins the other processes of the job, if there are any."""
+def join(args: argparse.Namespace) -> None:
+    """Joins the other processes of the job, if it has any. Errors: those of `processes.join`."""
     if args.distributed:
         from editmgt_jax.training import processes
 
@@ -33,17 +38,17 @@ def join(args) -> None:
         args.end_job = processes.end_job
 
 
-def add_exported(command):
-    """Flags that choose what of a training run is written."""
-    command.add_argument("--step", type=int, help="checkpoint of the run to take (default: the best one)")
+def add_exported(command: argparse.ArgumentParser) -> None:
+    """Flags that choose the parameters of a training run to write."""
+    command.add_argument("--step", type=int, help="checkpoint to write (default: the best one)")
     command.add_argument("--dtype", default="float32", type=dtype, help="float32 (default), bfloat16 or float16")
-    command.add_argument("--raw", action="store_true", help="the run's parameters, not their moving average")
-    command.add_argument("--merge", action="store_true", help="of a LoRA: the model that it adapts, with it merged in")
+    command.add_argument("--raw", action="store_true", help="write the parameters, not their moving average")
+    command.add_argument("--merge", action="store_true", help="for a LoRA: write its model with the LoRA merged in")
 
 
-def add_settings(command, with_reference=True):
-    """Flags of the settings, from their declarations. Omitted, they are the model's own."""
-    group = command.add_argument_group("settings", "by default the model's own")
+def add_settings(command: argparse.ArgumentParser, with_reference: bool = True) -> None:
+    """Flags of the settings, from their declarations. Settings you omit use the model's defaults."""
+    group = command.add_argument_group("settings", "settings you omit use the model's defaults")
     for setting in SETTINGS:
         if setting.about == "decode" or (with_reference and setting.about != "result"):
             group.add_argument(
@@ -71,8 +76,8 @@ class _Choices:
         return value in list(self)
 
 
-def settings_of(args) -> dict:
-    """The settings that the command line gives."""
+def settings_of(args: argparse.Namespace) -> dict:
+    """The settings given on the command line, {name: value}."""
     chosen = {}
     for setting in SETTINGS:
         value = getattr(args, setting.name, None)
@@ -81,21 +86,23 @@ def settings_of(args) -> dict:
     return chosen
 
 
-def dtype(text):
+def dtype(text: str) -> str:
+    """The name of a dtype, as an argument. Errors: ArgumentTypeError."""
     try:
         return dtype_name(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def positive(text):
+def positive(text: str) -> int:
+    """An integer of at least 1, as an argument. Errors: ArgumentTypeError."""
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return int(text)
 
 
 def use_disk_cache() -> None:
-    """Keeps compiled programs between runs, in EDITMGT_CACHE or the user's cache folder; goes without if it cannot."""
+    """Caches compiled programs on disk, in EDITMGT_CACHE or the user's cache folder. Prints a note if it cannot."""
     import jax
 
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -104,7 +111,8 @@ def use_disk_cache() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         print(
-            f"editmgt: note: no cache of compiled programs, cannot write {folder} ({error.strerror})", file=sys.stderr
+            f"editmgt: note: compiled programs are not cached, cannot write {folder} ({error.strerror})",
+            file=sys.stderr,
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))

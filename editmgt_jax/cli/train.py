@@ -5,7 +5,8 @@ import argparse
 from editmgt_jax.cli import shared
 
 
-def add_commands(commands) -> None:
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Adds `train`, `supervise` and `export`."""
     _add_train(commands)
     _add_supervise(commands)
     _add_export(commands)
@@ -13,22 +14,23 @@ def add_commands(commands) -> None:
 
 def _add_train(commands) -> None:
     command = shared.add_command(
-        commands, "train", train, f"train a model, or go on training it{shared.OVERRIDABLE}", takes_overrides=True
+        commands, "train", train, f"train a model, or resume training{shared.OVERRIDABLE}", takes_overrides=True
     )
-    command.add_argument("--config", required=True, metavar="FILE.py", help="configs/scenes_mgt.py, for example")
-    command.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints and metrics of the run")
     command.add_argument(
-        "--profile", type=_step_range, metavar="START:END", help="steps to trace, into the workdir's `profile`"
+        "--config", required=True, metavar="CONFIG", help="a file, or the name of a shipped one: scenes_mgt"
     )
+    command.add_argument("--workdir", required=True, metavar="DIR", help="folder for checkpoints and metrics")
+    command.add_argument("--profile", type=_step_range, metavar="START:END", help="steps to trace into DIR/profile")
     shared.add_distributed(command)
 
 
-def train(args) -> None:
+def train(args: argparse.Namespace) -> None:
+    """Trains, or resumes training."""
     from editmgt_jax.training.config_files import load_config
 
     try:
         config = load_config(args.config, args.overrides)
-    finally:  # even if only this process cannot: the others hear of it
+    finally:  # also after an error, so that the other processes end too
         shared.join(args)
     shared.use_disk_cache()
     from editmgt_jax.training import trainer
@@ -37,18 +39,21 @@ def train(args) -> None:
 
 
 def _add_supervise(commands) -> None:
-    text = "run a command and start it again when it dies; a job's processes have a supervisor each"
+    text = "run a command and restart it when it dies; each process of a job has its own supervisor"
     command = shared.add_command(commands, "supervise", supervise, text)
-    command.add_argument("--max-restarts", type=_count, default=100, metavar="N", help="deaths in a row (default 100)")
     command.add_argument(
-        "--wait", type=float, default=1.0, metavar="SECONDS", help="before the first restart (default 1)"
+        "--max-restarts", type=_count, default=100, metavar="N", help="restarts in a row (default 100)"
     )
-    text = "of life after which the deaths are counted anew (default 600)"
+    command.add_argument(
+        "--wait", type=float, default=1.0, metavar="SECONDS", help="wait before the first restart (default 1)"
+    )
+    text = "a run of this length resets the count of restarts (default 600)"
     command.add_argument("--healthy", type=float, default=600.0, metavar="SECONDS", help=text)
-    command.add_argument("command", nargs="+", metavar="-- COMMAND", help="editmgt train ..., for example")
+    command.add_argument("command", nargs="+", metavar="-- COMMAND", help="such as editmgt train ...")
 
 
-def supervise(args) -> None:
+def supervise(args: argparse.Namespace) -> None:
+    """Runs a command until it ends. Errors: SystemExit with its exit code."""
     from editmgt_jax.training.supervise import supervise as keep_running
 
     raise SystemExit(keep_running(args.command, args.max_restarts, args.wait, args.healthy))
@@ -61,7 +66,8 @@ def _add_export(commands) -> None:
     shared.add_exported(command)
 
 
-def export(args) -> None:
+def export(args: argparse.Namespace) -> None:
+    """Writes a training run as a model directory or a LoRA."""
     from editmgt_jax.training.export import export as write_model
 
     write_model(args.workdir, args.output, args.step, args.dtype, args.raw, merged=args.merge)

@@ -91,6 +91,7 @@ class Batches:
         return batch
 
     def get_state(self) -> dict:
+        """The position in the data, for a checkpoint."""
         return {"step": self._step, "drawn": self._drawn}
 
     def set_state(self, state: dict) -> None:
@@ -117,15 +118,15 @@ class Batches:
 
 
 def batches(
-    source,
+    source: Sequence,
     batch_size: int,
     *,
-    encode_text=None,
+    encode_text: Callable[[list[str]], dict[str, np.ndarray]] | None = None,
     shuffle_seed: int | None = None,
-    rows=None,
-    workers=0,
-    threads=1,
-    prefetch=4,
+    rows: slice = None,
+    workers: int = 0,
+    threads: int = 1,
+    prefetch: int = 4,
     named: str = "",
 ) -> Batches:
     """Batches of one source.

@@ -1,4 +1,4 @@
-"""Examples in ArrayRecord shards, with a manifest that says what they are.
+"""Examples in ArrayRecord shards, with a manifest that describes them.
 
 Tokens  arrays of fixed shapes: a record is the raw bytes of its fields one after the other; names, dtypes and shapes stand
         once, in `manifest.json`
@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import errno
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  (lets numpy know bfloat16)
@@ -33,6 +34,7 @@ class Field:
 
     @property
     def nbytes(self) -> int:
+        """Size in a record, in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
@@ -65,14 +67,16 @@ class Schema:
         return example
 
     def to_json(self) -> list:
+        """The fields, for a manifest."""
         return [dataclasses.asdict(field) for field in self.fields]
 
     @classmethod
     def from_json(cls, fields: list) -> "Schema":
+        """The inverse of `to_json`."""
         return cls(tuple(Field(f["name"], f["dtype"], tuple(f["shape"])) for f in fields))
 
 
-def write_shard(path, schema: Schema, examples) -> None:
+def write_shard(path: str | Path, schema: Schema, examples: Iterable[dict]) -> None:
     """Writes one shard at once: a shard that exists is whole."""
     with replacing(path) as temporary:
         writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")  # ids hardly compress
@@ -99,7 +103,7 @@ class PairWriter:
 
 
 class RecordError(EditMGTError, RuntimeError):
-    """A record that cannot be read: names the shard and its place in it."""
+    """A record that cannot be read: names the shard and the number in it."""
 
 
 class ShardReader:
@@ -118,6 +122,7 @@ class ShardReader:
         return self._reader.num_records()
 
     def read(self, index: int) -> bytes:
+        """A record's bytes. Errors: RecordError."""
         try:
             return self._reader.read([index])[0]
         except (RuntimeError, ValueError, IndexError) as error:
@@ -131,7 +136,7 @@ class ShardReader:
             raise RecordError(f"record {index} of {self.path} is not a pair: {error}") from error
 
 
-def copy_records(source, target, keep: list[bool]) -> None:
+def copy_records(source: str | Path, target: str | Path, keep: list[bool]) -> None:
     """Writes the records of a shard for which `keep` is true as another shard."""
     reader = ShardReader(source)
     with replacing(target) as temporary:
@@ -146,19 +151,24 @@ def categories_name(bucket: str) -> str:
     return f"{bucket}.categories.npy"
 
 
-def read_manifest(directory, kind: str | None = None) -> dict:
+def read_manifest(directory: str | Path, kind: str | None = None) -> dict:
     """The manifest of a folder of records; it is written last, so a folder that has one is whole.
 
     Args:
       kind: PAIRS or TOKENS, where only one will do.
-    Errors: FileNotFoundError without a manifest, ValueError for another kind or version.
+    Errors: FileNotFoundError without a manifest, UserError for a damaged one, another kind or version.
     """
     path = Path(directory) / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(
             f"a record directory needs its {MANIFEST}; none in {directory}: finish writing it first"
         )
-    manifest = json.loads(path.read_text())
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} must be JSON: it is cut off or damaged ({error}); make the records again") from error
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path} must be a JSON object; got {type(manifest).__name__}: make the records again")
     if manifest.get("version") != VERSION:
         raise UserError(f"{path} must be of version {VERSION}; got {manifest.get('version')}: make the records again")
     if kind not in (None, manifest["kind"]):
@@ -183,7 +193,7 @@ class _Shards:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def place(self, index) -> tuple["ShardReader", int]:
+    def locate(self, index) -> tuple["ShardReader", int]:
         """The shard that holds a record, and the record's number in it."""
         if not 0 <= index < len(self):
             raise IndexError(f"there are {len(self)} records; got number {index}")
@@ -211,15 +221,15 @@ class TokenBucket:
         return len(self._shards)
 
     def __getitem__(self, index) -> dict:
-        reader, within = self._shards.place(index)
+        reader, within = self._shards.locate(index)
         try:
             return self.schema.unpack(reader.read(within))
         except ValueError as error:
             raise RecordError(f"record {within} of {reader.path} is corrupt: {error}") from error
 
-    def name_of(self, index) -> str:
+    def name_of(self, index: int) -> str:
         """What a record is called in messages."""
-        reader, within = self._shards.place(index)
+        reader, within = self._shards.locate(index)
         return f"record {within} of {reader.path}"
 
     def categories(self) -> np.ndarray:
@@ -254,5 +264,5 @@ class PairSource:
         return len(self._shards)
 
     def __getitem__(self, index) -> dict:
-        reader, within = self._shards.place(index)
+        reader, within = self._shards.locate(index)
         return reader.pair(within)

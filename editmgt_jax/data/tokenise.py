@@ -23,7 +23,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from editmgt_jax.config import AESTHETIC_SCORE
+from editmgt_jax.batching import in_batches
+from editmgt_jax.config import micro_conditions
 from editmgt_jax.data.records import (
     MANIFEST,
     TOKENS,
@@ -63,13 +64,14 @@ class Shard:
 
     @property
     def name(self) -> str:
+        """Name of its file, without the ending."""
         return f"{self.bucket}-{self.number:05d}"
 
 
 def tokenize(
     sources: dict,
     encoders: Encoders,
-    directory,
+    directory: str | Path,
     facts: dict,
     batch_size: int = 32,
     threads: int = 4,
@@ -81,7 +83,7 @@ def tokenize(
     Args:
       sources: {bucket: random access to pairs}; a pair has 'source' and 'target', pictures of the bucket's size as uint8
         [Y X 3] or bytes of a file, 'instruction', 'category', and may have 'original_size' and 'crop'.
-      facts: what the manifest says besides: which encoders, which data.
+      facts: further entries of the manifest: the encoders, the data.
       process: (number, count); the first one writes the manifest when `wait_for_all` returns.
     Returns: {"images", "seconds", "waited": share of the time that the device had no batch to work on, "left_out"} of this
       process.
@@ -112,7 +114,7 @@ def tokenize(
 
 
 def _write(shard, source, encoders, directory, batch_size, threads, clock, bar) -> None:
-    """One shard, row by row, then its report; that is what says that it is whole."""
+    """One shard, pair by pair, then its report, which marks it as complete."""
     categories, left_out = [], []
 
     def usable():
@@ -164,7 +166,7 @@ def _encoded(batch, ids, states, done, clock):
 
 
 def _batches(shard, source, encoders, batch_size, threads):
-    """Batches of a shard's pairs, read ahead; the last one is filled up with its first pair."""
+    """Batches of a shard's pairs, read ahead; the last one is filled up with its last pair."""
 
     def load(index):
         pair = source[shard.first + index]
@@ -178,7 +180,7 @@ def _batches(shard, source, encoders, batch_size, threads):
         return {
             "pixels": pixels,
             "text": text,
-            "micro": np.array([*size, crop[1], crop[0], AESTHETIC_SCORE], np.float32),
+            "micro": np.array(micro_conditions(*size, top=crop[1], left=crop[0]), np.float32),
             "category": pair["category"],
             "key": str(pair.get("key", shard.first + index)),
             "problem": problem,
@@ -186,10 +188,7 @@ def _batches(shard, source, encoders, batch_size, threads):
 
     dataset = grain.MapDataset.range(shard.count).map(load)
     loaded = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)))
-    for first in range(0, shard.count, batch_size):
-        pairs = [next(loaded) for _ in range(min(batch_size, shard.count - first))]
-        count = len(pairs)
-        pairs += [pairs[0]] * (batch_size - count)
+    for pairs, count in in_batches(loaded, batch_size):
         yield {
             "count": count,
             "pixels": np.stack([pair["pixels"][side] for side in (0, 1) for pair in pairs]),

@@ -6,7 +6,7 @@ Axes    B batch, Y X pixels, H W tokens
 import numpy as np
 
 
-def masked_mean(values, where):
+def masked_mean(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Mean of values [B ...] where bool [B ...], per sample; NaN where nothing is selected. -> [B]"""
     axes = tuple(range(1, values.ndim))
     count = where.sum(axis=axes)
@@ -14,18 +14,18 @@ def masked_mean(values, where):
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def l1(a, b, where):
+def l1(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Mean absolute error of [B Y X 3] in [0, 1] inside the mask bool [B Y X]. -> [B]"""
     return masked_mean(np.abs(a - b).mean(axis=-1), where)
 
 
-def psnr(a, b, where):
+def psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio in dB inside the mask; at most 100 dB, for equal pictures. -> [B]"""
     error = masked_mean(np.square(a - b).mean(axis=-1), where)
     return -10 * np.log10(np.maximum(error, 1e-10))
 
 
-def nearer_to_target(edited, source, target, where):
+def nearer_to_target(edited: np.ndarray, source: np.ndarray, target: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Whether the edited region is nearer (squared error) to the target's than to the source's. -> bool [B]"""
 
     def distance(picture):
@@ -34,24 +34,24 @@ def nearer_to_target(edited, source, target, where):
     return distance(target) < distance(source)
 
 
-def nearest(edited, candidates, where):
-    """Which of the candidates [N Y X 3] one picture [Y X 3] is nearest to (squared error) inside the mask. -> int"""
+def nearest(edited: np.ndarray, candidates: np.ndarray, where: np.ndarray) -> int:
+    """Which of the candidates [n Y X 3] one picture [Y X 3] is nearest to (squared error) inside the mask. -> int"""
     return int(np.argmin((np.square(candidates - edited) * where[..., None]).sum(axis=(1, 2, 3))))
 
 
-def share_changed(ids, reference, where):
+def share_changed(ids: np.ndarray, reference: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Share of the selected tokens [B H W] whose id is not the reference's. -> [B]"""
     return masked_mean((ids != reference).astype(float), where)
 
 
-def iou(scores, truth, threshold):
+def iou(scores: np.ndarray, truth: np.ndarray, threshold: float) -> np.ndarray:
     """Intersection over union of scores >= threshold with the true mask, both [B H W]. -> [B]"""
     chosen = scores >= threshold
     union = (chosen | truth).sum(axis=(1, 2))
     return np.where(union > 0, (chosen & truth).sum(axis=(1, 2)) / np.maximum(union, 1), np.nan)
 
 
-def best_threshold(scores, truth):
+def best_threshold(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     """The threshold with the highest mean IoU: to be chosen on other pairs than are scored. -> (threshold, IoU)"""
     thresholds = np.linspace(0.05, 0.95, 37)
     means = [np.nanmean(iou(scores, truth, threshold)) for threshold in thresholds]

@@ -14,12 +14,16 @@ on the training split; the held-out split is for reporting.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from editmgt_jax import images
+from editmgt_jax.batching import in_batches, map_batches
 from editmgt_jax.data.scenes.source import CATEGORIES, SceneConfig, SceneSource, name_colour
 from editmgt_jax.evaluation import metrics, report
 from editmgt_jax.files import write_json
@@ -54,7 +58,7 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.instructions)
 
-    def token_mask(self, grid):
+    def token_mask(self, grid: tuple[int, int]) -> np.ndarray:
         """bool [n H W]: tokens any of whose pixels may change."""
         return covered_tokens(self.mask, grid)
 
@@ -76,39 +80,32 @@ class Runner:
         self.pipe, self.batch_size, self.seed = pipe, batch_size, seed
 
     def encode(self, pairs: Pairs) -> Encoded:
-        ids = [self._batched(self.pipe.tokenize, pixels) for pixels in (pairs.source, pairs.target)]
+        """The ids of both pictures, and these ids decoded."""
+        ids = [map_batches(self.pipe.tokenize, pixels, self.batch_size) for pixels in (pairs.source, pairs.target)]
         return Encoded(*ids, *(self.decode(each) for each in ids))
 
-    def decode(self, ids):
-        return self._batched(self.pipe.detokenize, ids)
+    def decode(self, ids: np.ndarray) -> np.ndarray:
+        """int32 [n H W] -> float32 [n Y X 3] in [0, 1]"""
+        return map_batches(self.pipe.detokenize, ids, self.batch_size)
 
-    def edit(self, pairs: Pairs, source_ids, **settings) -> dict:
-        """Edits every source; pair i draws from (seed, i). -> tokens, keep, scores [n H W], relevance [n K N], passes [n]"""
+    def edit(self, pairs: Pairs, source_ids: np.ndarray, **settings: Any) -> dict:
+        """Edits every source; pair i draws from (seed, i). -> tokens, keep, scores [n H W], relevance [n K N] and passes [n]"""
         key, found = jax.random.key(self.seed), []
-        for start in tqdm(range(0, len(pairs), self.batch_size), unit="batch", disable=None, leave=False):
-            rows = np.minimum(np.arange(start, start + self.batch_size), len(pairs) - 1)
+        for batch, count in tqdm(list(in_batches(range(len(pairs)), self.batch_size)), disable=None, leave=False):
+            rows = np.array(batch)
             keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(rows)
             text = [self.pipe.encode(pairs.instructions[row]) for row in rows]
             edit = jax.device_get(self.pipe.edit_tokens(source_ids[rows], text, keys=keys, **settings))
-            kept = min(self.batch_size, len(pairs) - start)
-            found.append({name: getattr(edit, name)[:kept] for name in _COLUMNS})
+            found.append({name: getattr(edit, name)[:count] for name in _COLUMNS})
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
-    def scores(self, relevance, grid, layers, kind):
+    def scores(self, relevance: np.ndarray, grid: tuple[int, int], layers: Sequence[int], kind: str) -> np.ndarray:
         """Consolidated, filtered (`kind`) and upsampled scores [n H W] of some of the layers in `relevance` [n K N]."""
         mgt_grid = tuple(side // self.pipe.model.mgt.config.stride for side in grid)
         return np.asarray(localize.localize(relevance[:, layers], mgt_grid, grid, kind=kind))
 
-    def _batched(self, function, array):
-        parts = []
-        for start in range(0, len(array), self.batch_size):
-            part = array[start : start + self.batch_size]
-            padded = np.concatenate([part, np.repeat(part[-1:], self.batch_size - len(part), axis=0)])
-            parts.append(np.asarray(function(padded))[: len(part)])
-        return np.concatenate(parts)
 
-
-def succeeded(pairs: Pairs, edited, source, target) -> np.ndarray:
+def succeeded(pairs: Pairs, edited: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Success of each pair; pictures are VQ-decoded, float [n Y X 3]. -> bool [n]"""
     success = metrics.nearer_to_target(edited, source, target, pairs.mask)
     for index in np.flatnonzero(pairs.categories == "colour"):
@@ -119,7 +116,7 @@ def succeeded(pairs: Pairs, edited, source, target) -> np.ndarray:
     return success
 
 
-def recognised(pairs: Pairs, edited) -> np.ndarray:
+def recognised(pairs: Pairs, edited: np.ndarray) -> np.ndarray:
     """1 where the new object is the nearest of ten, 0 where it is not, NaN where an edit brings none. -> float [n]"""
     found = np.full(len(pairs), np.nan)
     for index in np.flatnonzero(np.isin(pairs.categories, ("add", "replace"))):
@@ -130,7 +127,7 @@ def recognised(pairs: Pairs, edited) -> np.ndarray:
     return found
 
 
-def score_edits(pairs: Pairs, tokens, edited, encoded: Encoded) -> dict[str, np.ndarray]:
+def score_edits(pairs: Pairs, tokens: np.ndarray, edited: np.ndarray, encoded: Encoded) -> dict[str, np.ndarray]:
     """Figures of each pair, from the ids [n H W] of the edits and their pictures [n Y X 3]. -> {name: [n]}"""
     outside = ~pairs.token_mask(tokens.shape[1:])
     return {
@@ -145,7 +142,7 @@ def score_edits(pairs: Pairs, tokens, edited, encoded: Encoded) -> dict[str, np.
     }
 
 
-def choose_localisation(runner: Runner, size: int, all_layers, **settings) -> dict:
+def choose_localisation(runner: Runner, size: int, all_layers: Sequence[int], **settings: Any) -> dict:
     """Thresholds of the relevance and the best single layer, on local edits of the training split."""
     pairs = Pairs(size, "train", SELECTION_PAIRS, SELECTION_SEED, LOCAL)
     encoded = runner.encode(pairs)
@@ -172,7 +169,9 @@ def choose_localisation(runner: Runner, size: int, all_layers, **settings) -> di
     }
 
 
-def evaluate(pipe, count: int = 500, batch_size: int = 32, seed: int = 0, split: str = "heldout", **settings):
+def evaluate(
+    pipe: EditPipeline, count: int = 500, batch_size: int = 32, seed: int = 0, split: str = "heldout", **settings: Any
+) -> tuple[dict, Callable[[int], Image.Image]]:
     """Runs the protocol `scenes` with and without region hold.
 
     Args:
@@ -186,7 +185,9 @@ def evaluate(pipe, count: int = 500, batch_size: int = 32, seed: int = 0, split:
     pairs = Pairs(size, split, count, SELECTION_SEED + 1 if split == "train" else 0)
     encoded = runner.encode(pairs)
     choice = choose_localisation(runner, size, layers, **settings)
-    threshold = pipe.settings(**settings).hold_threshold or choice["hold_threshold"]
+    threshold = settings.get("hold_threshold")
+    if threshold is None:
+        threshold = pipe.settings().hold_threshold or choice["hold_threshold"]
 
     free = runner.edit(pairs, encoded.source_ids, **(settings | {"layers": layers, "hold_threshold": 0.0}))
     held = runner.edit(pairs, encoded.source_ids, **(settings | {"hold_threshold": threshold}))
@@ -238,7 +239,14 @@ def _summary(pairs: Pairs, columns: dict) -> dict:
 
 
 def evaluate_scenes(
-    model, output=None, gallery=None, count=500, batch_size=32, seed=0, split="heldout", **settings
+    model: str | None,
+    output: str | None = None,
+    gallery: str | None = None,
+    count: int = 500,
+    batch_size: int = 32,
+    seed: int = 0,
+    split: str = "heldout",
+    **settings: Any,
 ) -> None:
     """Evaluates a model directory (None: the default) and prints the table.
 

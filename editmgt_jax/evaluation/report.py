@@ -1,9 +1,14 @@
 """What an evaluation found, as a table and as pictures."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from PIL import Image, ImageDraw
 
 from editmgt_jax import images
+
+if TYPE_CHECKING:
+    from editmgt_jax.evaluation.protocols import Pairs
 
 _TITLES = {"free": "without region hold", "held": "with region hold, lambda {hold_threshold:.3f}"}
 
@@ -26,7 +31,14 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
-def gallery(pairs, best, pictures, results, scores, rows_of_each: int) -> Image.Image:
+def gallery(
+    pairs: "Pairs",
+    best: np.ndarray,
+    pictures: dict[str, np.ndarray],
+    results: dict[str, dict],
+    scores: np.ndarray,
+    rows_of_each: int,
+) -> Image.Image:
     """The first successes and the first failures (without hold) of each category, `rows_of_each` of either.
 
     Columns: source, target, what the tokenizer makes of the target, edit, edit with region hold, relevance.

@@ -14,10 +14,10 @@ def composite(image: Image.Image, edited: Image.Image, kept: np.ndarray, mask: n
 
     Args:
       image, edited: RGB pictures of the same size.
-      kept: bool [H W] tokens to take from `image`. The seam lies on their side, one token wide: past it they are
-        exactly the input's pixels.
-      mask: bool [Y X], the user's own: where it is False the input's pixels are kept without exception; its seam is a
-        quarter of a token wide and lies inside.
+      kept: bool [H W] tokens to take from `image`. The seam lies inside them, one token wide; beyond it the
+        pixels are exactly the input's.
+      mask: bool [Y X], the user's own: where it is False, all pixels are the input's; its seam is a quarter of a
+        token wide and lies inside.
     """
     cell = min(image.width / kept.shape[1], image.height / kept.shape[0])
     share = 1 - _inner(mask_to_pixels(kept, image.size), max(1, round(cell)))

@@ -1,4 +1,4 @@
-"""Pictures of what the model looked at and did: heat maps, masks, the steps of a decode.
+"""Drawings of an edit: heat maps, masks, the steps of a decode.
 
 Axes    as in `editmgt_jax.images`
 """
@@ -10,24 +10,25 @@ from PIL import Image, ImageDraw
 
 from editmgt_jax.images.geometry import mask_to_pixels, to_image
 
-GREY = 0.5  # where a token is still hidden
+GREY = 0.5  # of hidden tokens
+HEAT = 0.6  # share of the heat map in an overlay
 
 # Heat map from cold to hot, interpolated in RGB.
 _HEAT = np.array([[0.0, 0.0, 0.1], [0.3, 0.05, 0.5], [0.8, 0.2, 0.3], [1.0, 0.6, 0.1], [1.0, 1.0, 0.7]], np.float32)
 
 
-def overlay(image: Image.Image, scores: np.ndarray, strength: float = 0.6) -> Image.Image:
+def overlay(image: Image.Image, scores: np.ndarray) -> Image.Image:
     """Heat map of relevance [H W], about 0 (dark) to 1 (bright), over a grey version of the picture."""
     smooth = Image.fromarray(np.asarray(scores, np.float32)).resize(image.size, Image.Resampling.BICUBIC)
     heat = np.clip(np.asarray(smooth), 0, 1)
     stops = np.linspace(0, 1, len(_HEAT))
     colours = np.stack([np.interp(heat, stops, _HEAT[:, channel]) for channel in range(3)], axis=-1)
     grey = np.asarray(image.convert("L"), np.float32)[..., None] / 255
-    return to_image((1 - strength) * grey + strength * colours)
+    return to_image((1 - HEAT) * grey + HEAT * colours)
 
 
 def mask_picture(keep: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """bool [H W] of kept tokens -> black and white picture, white = changed; it can be given back as a mask."""
+    """bool [H W] of kept tokens -> black and white picture, white = changed; it can be used as a mask."""
     return Image.fromarray((~mask_to_pixels(keep, size)).astype(np.uint8) * 255)
 
 

@@ -44,7 +44,7 @@ def to_pixels(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(image, np.float32) / 255
 
 
-def to_image(pixels, size: tuple[int, int] | None = None) -> Image.Image:
+def to_image(pixels: np.ndarray, size: tuple[int, int] | None = None) -> Image.Image:
     """float [Y X 3] in [0, 1] -> RGB picture, resized to `size` where it differs."""
     image = Image.fromarray(np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8))
     return image if size is None or image.size == tuple(size) else image.resize(size, Image.Resampling.LANCZOS)
@@ -88,4 +88,5 @@ def mask_to_pixels(tokens: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def size_text(size: tuple[int, int]) -> str:
+    """(width, height) for messages."""
     return f"{size[0]} x {size[1]} pixels"

@@ -24,13 +24,13 @@ _ROTATIONS = {
 }  # by EXIF orientation
 
 
-def load(source, name: str = "the image") -> Image.Image:
+def load(source: str | os.PathLike | bytes | Image.Image | np.ndarray, name: str = "the image") -> Image.Image:
     """A path, PIL image or array -> an upright RGB picture within the size limits.
 
     Args:
       source: file name; bytes of a file; PIL image of any mode; or array [Y X], [Y X 1], [Y X 3] or [Y X 4]: uint8,
         uint16, bool, or float in [0, 1].
-      name: what errors call it when it is not a file.
+      name: of the picture in errors, if it is not a file.
     EXIF rotation is applied, 16 bits are scaled to 8, and transparency is composited on white with a warning.
     Errors: FileNotFoundError, ImageError.
     """
@@ -40,9 +40,9 @@ def load(source, name: str = "the image") -> Image.Image:
     return image
 
 
-def load_mask(source, size: tuple[int, int], name: str = "the mask") -> np.ndarray:
+def load_mask(source: str | os.PathLike | bytes | Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A mask picture, white = change, as `load` takes it -> bool [Y X]; its size must be the image's `size`."""
-    image, name = _open(source, name)
+    image, name = _open(source, "the mask")
     if image.size != tuple(size):
         raise ImageError(
             f"a mask must have the size of its image, {size_text(size)}; {name} is {size_text(image.size)}: resize it to match"
@@ -74,15 +74,15 @@ def _decode(file, name) -> Image.Image:
             image.load()  # so that a truncated file fails here
             return _upright(image)
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} is too large to be read safely: {error}") from error
+        raise ImageError(f"{name} is too large to read: {error}") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise ImageError(f"{name} must be a picture that Pillow can read, and it may be damaged: {error}") from error
 
 
 def _upright(image):
-    """The picture as its EXIF orientation says, and without what said so: it would turn again when loaded again.
+    """The picture turned by its EXIF orientation, without the EXIF block, which would turn it again at the next loading.
 
-    A damaged EXIF block says nothing.
+    A damaged EXIF block is ignored.
     """
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
@@ -123,7 +123,7 @@ def _to_rgb(image, name):
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getextrema()[3][0] < 255:
-            warnings.warn(f"{name} is partly transparent: it is put on a white background", stacklevel=3)
+            warnings.warn(f"{name} is partly transparent: its background becomes white", stacklevel=3)
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")

@@ -1,7 +1,7 @@
-"""Pictures -> files, written whole or not at all."""
+"""Pictures -> files, which appear only once complete."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -19,6 +19,7 @@ FORMATS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
+MILLISECONDS = 150  # of a frame of an animation
 ANIMATED = {".gif": "GIF"}
 
 
@@ -30,10 +31,10 @@ def check_distinct(paths: Sequence) -> None:
         raise ImageError(f"every output needs a file of its own; {', '.join(twice)} is named twice")
 
 
-def check_output(path, formats=None) -> None:
-    """Fails before expensive work if `path` could not be written after it.
+def check_output(path: str | Path, formats: Mapping[str, str] | None = None) -> None:
+    """Checks that a file can be written, before the work whose result it takes.
 
-    Errors: ImageError naming the supported suffixes, the missing folder or what the system says.
+    Errors: ImageError with the supported suffixes, the missing folder or the message of the system.
     """
     path, formats = Path(path), formats or FORMATS
     if path.suffix.lower() not in formats:
@@ -52,20 +53,20 @@ def check_output(path, formats=None) -> None:
         raise ImageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def save(image: Image.Image, path) -> None:
-    """Writes a picture whole or not at all. Errors: ImageError."""
+def save(image: Image.Image, path: str | Path) -> None:
+    """Writes a picture; the file appears only once complete. Errors: ImageError."""
     path = Path(path)
     check_output(path)
     with replacing(path) as temporary:
         image.save(temporary, format=FORMATS[path.suffix.lower()], quality=95)
 
 
-def save_steps(frames: Sequence[Image.Image], path, milliseconds: int = 150) -> None:
-    """Writes frames as an animation (.gif; the last frame stays longer) or as a strip (any picture suffix)."""
+def save_steps(frames: Sequence[Image.Image], path: str | Path) -> None:
+    """Writes frames as an animation (.gif; the last frame is shown ten times as long) or as a strip (any picture suffix). Errors: ImageError."""
     path = Path(path)
     check_output(path, FORMATS | ANIMATED)
     if path.suffix.lower() not in ANIMATED:
         return save(strip(frames), path)
-    durations = [milliseconds] * (len(frames) - 1) + [10 * milliseconds]
+    durations = [MILLISECONDS] * (len(frames) - 1) + [10 * MILLISECONDS]
     with replacing(path) as temporary:
         frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from editmgt_jax.config import CLIPTextConfig
 from editmgt_jax.errors import UserError
+from editmgt_jax.models.layers import constrain
 
 
 def _activation(name):
@@ -34,6 +35,7 @@ class CLIPBlock(nn.Module):
         def norm(name):
             return nn.LayerNorm(config.layer_norm_eps, use_fast_variance=False, name=name)
 
+        x = constrain(x, "batch", None, None)
         y = norm("norm1")(x)
         q, k, v = (
             dense(width, name)(y).reshape(batch, length, config.num_attention_heads, -1)
@@ -44,7 +46,7 @@ class CLIPBlock(nn.Module):
         weights = jax.nn.softmax(jnp.where(causal, logits, -jnp.inf), axis=-1).astype(v.dtype)
         x = x + dense(width, "out_proj")(jnp.einsum("baqs,bsak->bqak", weights, v).reshape(batch, length, width))
         y = _activation(config.hidden_act)(dense(config.intermediate_size, "fc1")(norm("norm2")(x)))
-        x = x + dense(width, "fc2")(y)
+        x = constrain(x + dense(width, "fc2")(y), "batch", None, None)
         return x, x
 
 
@@ -58,6 +60,7 @@ class CLIPText(nn.Module):
     def __call__(self, ids):
         """ids [B T] int32 -> (states [B T E], pooled [B P])."""
         config, length = self.config, ids.shape[1]
+        ids = constrain(ids, "batch", None)
         if length > config.max_position_embeddings:
             raise UserError(
                 f"at most {config.max_position_embeddings} text tokens fit this encoder; got {length}: "
@@ -67,7 +70,7 @@ class CLIPText(nn.Module):
         positions = nn.Embed(
             config.max_position_embeddings, config.hidden_size, dtype=self.dtype, name="position_embedding"
         )(jnp.arange(length))
-        embedded = tokens + positions
+        embedded = constrain(tokens + positions, "batch", None, None)
         scanned = nn.scan(
             CLIPBlock,
             variable_axes={"params": 0},

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from editmgt_jax.config import Gemma2Config
-from editmgt_jax.models.layers import rotate
+from editmgt_jax.models.layers import constrain, rotate
 
 
 class GemmaNorm(nn.Module):
@@ -43,11 +43,12 @@ class GemmaBlock(nn.Module):
         def norm(name):
             return GemmaNorm(config.rms_norm_eps, name=name)
 
+        x = constrain(x, "batch", None, None)
         x = x + norm("norm2")(dense(config.hidden_size, "o_proj")(self._attention(norm("norm1")(x), slides, cos, sin)))
         y = norm("norm3")(x)
         gate = nn.gelu(dense(config.intermediate_size, "gate_proj")(y), approximate=True)
         y = dense(config.hidden_size, "down_proj")(gate * dense(config.intermediate_size, "up_proj")(y))
-        return x + norm("norm4")(y), None
+        return constrain(x + norm("norm4")(y), "batch", None, None), None
 
     def _attention(self, x, slides, cos, sin):
         """[B T E] -> [B T A*K]; the A query heads share M keys and values in runs of A/M."""
@@ -81,7 +82,9 @@ class Gemma2(nn.Module):
     def __call__(self, ids):
         """ids [B T] int32 -> states [B T E]."""
         config = self.config
+        ids = constrain(ids, "batch", None)
         x = nn.Embed(config.vocab_size, config.hidden_size, dtype=self.dtype, name="token_embedding")(ids)
+        x = constrain(x, "batch", None, None)
         x = x * jnp.asarray(config.hidden_size**0.5, self.dtype)
         layers = config.num_hidden_layers - 1
         if not layers:

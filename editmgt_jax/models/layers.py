@@ -82,14 +82,14 @@ def _rows_forward(table, ids, dtype):
 
 def _rows_backward(_dtype, kept, gradient):
     ids, table = kept
-    size, ids, gradient = len(table), ids.reshape(-1), gradient.reshape(-1, gradient.shape[-1])
 
     def scatter(ids, gradient):
         return jnp.zeros_like(table).at[ids].add(gradient.astype(table.dtype))
 
-    def product(ids, gradient):
-        chosen = (ids[:, None] == jnp.arange(size)).astype(gradient.dtype)  # [N C]
-        return jnp.einsum("nc,nd->cd", chosen, gradient, preferred_element_type=table.dtype)
+    def product(ids, gradient):  # not over flattened ids: their axes may be spread over several mesh axes
+        chosen = (ids[..., None] == jnp.arange(len(table))).astype(gradient.dtype)  # [... C]
+        axes = tuple(range(ids.ndim))
+        return jnp.tensordot(chosen, gradient, (axes, axes), preferred_element_type=table.dtype)
 
     return jax.lax.platform_dependent(ids, gradient, cpu=scatter, default=product), None
 
@@ -105,11 +105,11 @@ def constrain(x, *axes):
     return nn.with_logical_constraint(x, axes)
 
 
-def layer_norm(x, epsilon: float = 1e-6):
+def layer_norm(x):
     """LayerNorm without affine parameters; what follows it is always an adaptive shift and scale."""
     x32 = x.astype(jnp.float32)
     centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
+    return (centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
 def _released_frequencies() -> np.ndarray:

@@ -8,8 +8,6 @@ Differs one joint sequence [text, image, reference] with a modulation row per se
 `condition` holds all work that is constant over decode steps; `__call__` is one step.
 """
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,24 +16,8 @@ from flax import struct
 from editmgt_jax.config import LoRAConfig, MGTConfig
 from editmgt_jax.errors import UserError
 from editmgt_jax.models import attention
-from editmgt_jax.models.layers import (
-    Linear,
-    RMSNorm,
-    TokenEmbedding,
-    TwoLayerMLP,
-    constrain,
-    layer_norm,
-    per_segment,
-    rotary_table,
-    rotate,
-    sinusoid,
-)
-
-REMAT_POLICIES = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+from editmgt_jax.models.blocks import REMAT_POLICIES, DoubleBlock, Shared, SingleBlock, scanned, spread, spread_grid
+from editmgt_jax.models.layers import RMSNorm, TokenEmbedding, TwoLayerMLP, rotary_table, sinusoid
 
 
 @struct.dataclass
@@ -48,161 +30,6 @@ class Condition:
     reference_modulation: jax.Array  # [B D] its modulation vector (time 0)
     strength: jax.Array | None  # gamma, [1] or [B]; None is 1
     grid: tuple[int, int] | None = struct.field(pytree_node=False)  # (h, w) of the reference; None without one
-
-
-@struct.dataclass
-class Shared:
-    """Inputs that all blocks of a forward pass share."""
-
-    modulation: jax.Array  # [B 2 D]: [text and image, reference]
-    cos: jax.Array  # [S K/2]
-    sin: jax.Array
-    bias_rows: jax.Array | None  # [1 or B, 2, S]; None adds nothing
-    rows: jax.Array | None  # [B' R T] text rows whose relevance is wanted, of the last B' samples
-    num_text: int = struct.field(pytree_node=False)
-    num_image: int = struct.field(pytree_node=False)
-
-    @property
-    def num_live(self) -> int:
-        """Positions of [text, image]; the reference lies behind them."""
-        return self.num_text + self.num_image
-
-
-def _spread(x):
-    """Activations of the trunk [B S D], spread over batch and positions."""
-    return constrain(x, "batch", "length", None)
-
-
-def _activated(x):
-    """Inside of a feed-forward part, spread over its channels, too."""
-    return constrain(nn.gelu(x, approximate=True), "batch", "length", "channels")
-
-
-class _Block(nn.Module):
-    """What both kinds of block do: normalised heads, joint attention, relevance."""
-
-    config: MGTConfig
-    dtype: jnp.dtype
-    lora: LoRAConfig | None = None
-    attention: str = "auto"
-
-    def linear(self, features, name, reference_from):
-        """A linear module whose LoRA, if any, sees all positions or those of the reference, which begin where it is said."""
-        if self.lora is None:
-            return Linear(features, self.dtype, name=name)
-        start = 0 if self.lora.scope == "all" else reference_from
-        return functools.partial(Linear(features, self.dtype, self.lora.scale, name=name), adapted_from=start)
-
-    def heads(self, x, norm=None):
-        x = x.reshape(*x.shape[:2], self.config.num_attention_heads, self.config.attention_head_dim)
-        return x if norm is None else norm(x)
-
-    def joint_attention(self, q, k, v, shared: Shared, wanted):
-        """q, k, v [B S A K] before rotary -> ([B S D], relevance [B' R N] or None)."""
-        live = shared.num_live
-        q, k = rotate(q, shared.cos, shared.sin), rotate(k, shared.cos, shared.sin)
-        q = constrain(q, "batch", "length", "heads", None)
-        k, v = (constrain(x, "batch", None, "heads", None) for x in (k, v))
-        out = attention.attend(q, k, v, shared.bias_rows, (live, q.shape[1] - live), self.attention)
-        if shared.rows is None:
-            return out, None
-        last = slice(q.shape[0] - shared.rows.shape[0], None)
-
-        def measure(q, k):
-            return attention.text_to_image_relevance(q, k, shared.rows, shared.num_text)
-
-        def skip(q, k):
-            return jnp.zeros((*shared.rows.shape[:2], shared.num_image), jnp.float32)
-
-        return out, jax.lax.cond(wanted, measure, skip, q[last, :live], k[last, :live])
-
-
-class DoubleBlock(_Block):
-    """Text has its own weights; image and reference share theirs and differ in their modulation row only."""
-
-    @nn.compact
-    def __call__(self, carry, wanted, shared: Shared):
-        text, visual = carry
-        width, length = self.config.width, text.shape[1]
-        lengths = (shared.num_image, visual.shape[1] - shared.num_image)
-        conditioning = nn.silu(shared.modulation)
-
-        def visual_linear(features, name):
-            return self.linear(features, name, shared.num_image)
-
-        def text_linear(features, name):
-            return self.linear(features, name, length)  # there is no reference
-
-        rows = self.linear(6 * width, "modulation", 1)(conditioning)  # [B 2 6D]
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = (
-            per_segment(row, lengths) for row in jnp.split(rows, 6, axis=-1)
-        )
-        text_rows = self.linear(6 * width, "text_modulation", 1)(conditioning[:, :1])  # [B 1 6D]
-        t_shift_attn, t_scale_attn, t_gate_attn, t_shift_mlp, t_scale_mlp, t_gate_mlp = jnp.split(text_rows, 6, axis=-1)
-
-        x = layer_norm(visual) * (1 + scale_attn) + shift_attn
-        t = layer_norm(text) * (1 + t_scale_attn) + t_shift_attn
-        q = self.heads(visual_linear(width, "to_q")(x), RMSNorm(name="norm_q"))
-        k = self.heads(visual_linear(width, "to_k")(x), RMSNorm(name="norm_k"))
-        v = self.heads(visual_linear(width, "to_v")(x))
-        tq = self.heads(text_linear(width, "text_to_q")(t), RMSNorm(name="text_norm_q"))
-        tk = self.heads(text_linear(width, "text_to_k")(t), RMSNorm(name="text_norm_k"))
-        tv = self.heads(text_linear(width, "text_to_v")(t))
-        out, relevance = self.joint_attention(
-            jnp.concatenate([tq, q], axis=1),
-            jnp.concatenate([tk, k], axis=1),
-            jnp.concatenate([tv, v], axis=1),
-            shared,
-            wanted,
-        )
-        text_out, visual_out = out[:, :length], out[:, length:]
-
-        visual = visual + gate_attn * visual_linear(width, "to_out")(visual_out)
-        text = text + t_gate_attn * text_linear(width, "text_to_out")(text_out)
-        x = layer_norm(visual) * (1 + scale_mlp) + shift_mlp
-        t = layer_norm(text) * (1 + t_scale_mlp) + t_shift_mlp
-        hidden = _activated(visual_linear(4 * width, "mlp_in")(x))
-        text_hidden = _activated(text_linear(4 * width, "text_mlp_in")(t))
-        visual = visual + gate_mlp * visual_linear(width, "mlp_out")(hidden)
-        text = text + t_gate_mlp * text_linear(width, "text_mlp_out")(text_hidden)
-        return (_spread(text), _spread(visual)), relevance
-
-
-class SingleBlock(_Block):
-    """One set of weights for the whole sequence; attention and feed-forward in parallel."""
-
-    @nn.compact
-    def __call__(self, sequence, wanted, shared: Shared):
-        width = self.config.width
-        rows = self.linear(3 * width, "modulation", 1)(nn.silu(shared.modulation))  # [B 2 3D]
-        lengths = (shared.num_live, sequence.shape[1] - shared.num_live)
-        shift, scale, gate = (per_segment(row, lengths) for row in jnp.split(rows, 3, axis=-1))
-
-        def linear(features, name):
-            return self.linear(features, name, shared.num_live)
-
-        x = layer_norm(sequence) * (1 + scale) + shift
-        q = self.heads(linear(width, "to_q")(x), RMSNorm(name="norm_q"))
-        k = self.heads(linear(width, "to_k")(x), RMSNorm(name="norm_k"))
-        v = self.heads(linear(width, "to_v")(x))
-        out, relevance = self.joint_attention(q, k, v, shared, wanted)
-        hidden = _activated(linear(4 * width, "mlp_in")(x))
-        update = linear(width, "proj_out")(out, hidden)
-        return _spread(sequence + gate * update), relevance
-
-
-def _scan(block, length, policy, unroll):
-    """`length` blocks as one scanned module; their parameters are stacked on axis 0."""
-    if policy != "none":
-        block = nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[policy])
-    return nn.scan(
-        block,
-        variable_axes={"params": 0, "lora": 0},
-        split_rngs={"params": True},
-        in_axes=(0, nn.broadcast),
-        length=length,
-        unroll=min(unroll, length),
-    )
 
 
 class MGT(nn.Module):
@@ -253,10 +80,10 @@ class MGT(nn.Module):
         self.project_in_norm = RMSNorm()
         self.project_in = dense(width)
 
-        self.double_blocks = _scan(DoubleBlock, config.num_layers, self.remat, self.unroll)(
+        self.double_blocks = scanned(DoubleBlock, config.num_layers, self.remat, self.unroll)(
             config, self.dtype, self.lora, self.attention
         )
-        self.single_blocks = _scan(SingleBlock, config.num_single_layers, self.remat, self.unroll)(
+        self.single_blocks = scanned(SingleBlock, config.num_single_layers, self.remat, self.unroll)(
             config, self.dtype, self.lora, self.attention
         )
 
@@ -273,11 +100,12 @@ class MGT(nn.Module):
 
     def _trunk_tokens(self, tokens):
         """[B H W] int32 ids -> [B N D]; image and reference go through the same weights."""
-        x = self.token_conv(self.token_norm(self.token_embedding(tokens)))
+        x = spread_grid(self.token_embedding(spread_grid(tokens)))
+        x = spread_grid(self.token_conv(self.token_norm(x)))
         if self.config.downsample:
-            x = self.down_conv(self.down_norm(x))
+            x = spread_grid(self.down_conv(self.down_norm(x)))
         x = x.reshape(x.shape[0], -1, x.shape[-1])
-        return _spread(self.project_in(self.project_in_norm(x)))
+        return spread(self.project_in(self.project_in_norm(x)))
 
     def _check_grid(self, name, tokens):
         if tokens.ndim != 3 or any(side % self.config.stride or not side for side in tokens.shape[1:]):
@@ -304,7 +132,7 @@ class MGT(nn.Module):
         text = text_states.astype(self.dtype)
         if self.config.connector_type == "linear":
             text = self.connector(text)
-        text = _spread(self.text_norm(self.context_embedder(text)))
+        text = spread(self.text_norm(self.context_embedder(text)))
 
         micro = sinusoid(micro_conditions).reshape(batch, -1)  # [B 5*256]
         pooled = self.micro_embedder(jnp.concatenate([pooled.astype(jnp.float32), micro], axis=-1))
@@ -350,6 +178,8 @@ class MGT(nn.Module):
         """
         config = self.config
         self._check_grid("tokens", tokens)
+        if rows is not None and not layers:
+            raise ValueError("the relevance of text rows needs layers, the blocks whose attention is read; got none")
         bad = [layer for layer in layers if not 0 <= layer < config.num_blocks]
         if bad:
             raise ValueError(f"layers must lie in 0..{config.num_blocks - 1} (this model's blocks); got {bad}")
@@ -384,12 +214,12 @@ class MGT(nn.Module):
     def _head(self, x, grid):
         """[B N D] -> logits [B H W C] float32."""
         batch, (rows, columns), width = x.shape[0], grid, self.config.width
-        x = self.project_out(self.project_out_norm(x)).reshape(batch, rows, columns, width)
+        x = spread_grid(self.project_out(self.project_out_norm(x)).reshape(batch, rows, columns, width))
         if self.config.upsample:
-            x = self.up_conv(self.up_norm(x)).reshape(batch, rows, columns, 2, 2, width)
+            x = spread_grid(self.up_conv(self.up_norm(x))).reshape(batch, rows, columns, 2, 2, width)
             x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * rows, 2 * columns, width)
-        x = self.head_norm(self.head_conv(x))
-        return self.head_logits(x.astype(jnp.float32))
+        x = spread_grid(self.head_norm(self.head_conv(spread_grid(x))))
+        return spread_grid(self.head_logits(x.astype(jnp.float32)))
 
 
 def _is_one(strength) -> bool:

@@ -1,18 +1,51 @@
-"""Prompts -> text states: the text encoders of a model with their parameters and their tokenizers.
+"""Prompts -> text states: the text encoders of a model with their parameters and their tokenizers, as one object.
+
+A model has one encoder or several, in the order of the component table (`weights.components`). The first gives the pooled
+vector; the last gives the states that the transformer attends to, and its tokens are those a query phrase is looked up among.
 
 Axes    as in `editmgt_jax.config`
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from editmgt_jax.models.clip_text import CLIPText
-from editmgt_jax.models.gemma2 import Gemma2
-from editmgt_jax.models.prompts import PromptTokenizer
+from editmgt_jax.models.prompts import PromptTokenizer, PromptTokenizers
 from editmgt_jax.models.traces import traces
+
+
+@dataclasses.dataclass(frozen=True)
+class TextRole:
+    """How a model uses a text encoder: a column of the component table."""
+
+    name: str  # in a transformer's `text_encoder_architecture`, which joins names with "_"
+    ids: str  # the field of its ids in token records and batches
+    tokenizer: str  # the folder of its tokenizer in a model directory
+    digest: str  # the field of its tokenizer's hash in manifests
+    length: Callable[[Any], int]  # config -> T, the length that prompts are padded to
+    spare_ids: bool = False  # whether the encoder may have more ids than its tokenizer
+
+
+class TextStates(NamedTuple):
+    """What a transformer is told of texts. As fields of token records: 'text_states' and 'pooled'."""
+
+    states: jax.Array  # [B T E]
+    pooled: jax.Array  # [B P]
+
+    @classmethod
+    def stored(cls, fields: Mapping) -> "TextStates | None":
+        """The states that a batch holds; None if it holds ids alone."""
+        return cls(fields["text_states"], fields["pooled"]) if "text_states" in fields else None
+
+    def fields(self) -> dict[str, jax.Array]:
+        """As token records hold them: states in bfloat16, pooled vectors in float32."""
+        return {"text_states": self.states.astype(jnp.bfloat16), "pooled": self.pooled.astype(jnp.float32)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,48 +57,75 @@ class EncodedText:
     pooled: jax.Array  # [P]
 
 
+def stack(texts: Sequence[EncodedText]) -> TextStates:
+    """Prompts as a batch."""
+    return TextStates(jnp.stack([text.states for text in texts]), jnp.stack([text.pooled for text in texts]))
+
+
 class TextTower(NamedTuple):
     """A text encoder with its parameters and its tokenizer."""
 
-    model: CLIPText | Gemma2
+    model: nn.Module  # ids [B T] -> (states [B T E], pooled [B P]) if it is the first of a model, else states
     params: Any
     tokenizer: PromptTokenizer
 
-    def __call__(self, prompt: str):
-        """What the encoder says of a prompt, with a batch axis of 1."""
-        return self.encode(self.tokenizer([prompt]))
-
-    def encode(self, ids):
-        """What the encoder says of padded ids [B T]."""
-        return encode_text(self.params, ids, self.model)
-
 
 class TextEncoder:
-    """The text towers of a model, one prompt at a time; recent prompts are remembered.
+    """The text encoders of a model.
 
     Args:
-      clip: gives the pooled vector, and the token states if it is alone.
-      llm: gives the token states.
+      towers: {field of its ids: encoder}, in the order of the component table.
     """
 
-    def __init__(self, clip: TextTower, llm: TextTower | None = None):
-        self.clip, self.llm = clip, llm
+    def __init__(self, towers: Mapping[str, TextTower]):
+        self.towers = dict(towers)
+        self.tokenizers = PromptTokenizers({field: tower.tokenizer for field, tower in self.towers.items()})
         self.encode = functools.lru_cache(maxsize=64)(self._encode)
 
     @property
-    def tokenizer(self) -> PromptTokenizer:
-        """Of the encoder whose states the transformer attends to."""
-        return (self.llm or self.clip).tokenizer
+    def params(self) -> dict:
+        """{field: parameters of the encoder}"""
+        return {field: tower.params for field, tower in self.towers.items()}
+
+    @functools.cached_property
+    def empty_ids(self) -> dict[str, np.ndarray]:
+        """{field: ids [1 T]} of the empty prompt."""
+        return self.tokenizers([""])
+
+    def apply(self, params: Mapping, ids: Mapping) -> TextStates:
+        """{field: parameters}, {field: ids [B T]} -> states and pooled vectors. Pure."""
+        return _apply(params, {field: ids[field] for field in self.towers}, self._models)
+
+    def encode_ids(self, ids: Mapping) -> TextStates:
+        """{field: ids [B T]} -> states and pooled vectors, in one program."""
+        return _encode(self.params, {field: ids[field] for field in self.towers}, self._models)
 
     def _encode(self, prompt: str) -> EncodedText:
-        """Errors: PromptError when the prompt is too long."""
-        states = None if self.llm is None else self.llm(prompt)
-        clip_states, pooled = self.clip(prompt)
-        return EncodedText(prompt, (clip_states if states is None else states)[0], pooled[0])
+        """A prompt's states; recent prompts are remembered. Errors: PromptError when the prompt is too long."""
+        states, pooled = self.encode_ids(self.tokenizers([prompt]))
+        return EncodedText(prompt, states[0], pooled[0])
+
+    def weights(self, text: EncodedText, phrase: str) -> np.ndarray:
+        """Weights [T] float32 that average over the tokens of `phrase` in a text. Errors: PromptError if it is not there."""
+        return list(self.towers.values())[-1].tokenizer.span(text.text, phrase)
+
+    def length(self, batch: Mapping) -> int:
+        """T of the states that a batch holds, or that the ids in it will give."""
+        stored = TextStates.stored(batch)
+        return (batch[list(self.towers)[-1]] if stored is None else stored.states).shape[1]
+
+    @property
+    def _models(self) -> tuple:
+        return tuple((field, tower.model) for field, tower in self.towers.items())
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def encode_text(params, ids, model: CLIPText | Gemma2):
-    """ids [B T] -> what the encoder says of them: (states [B T E], pooled [B P]) of CLIP, states of Gemma 2"""
+def _apply(params, ids, models) -> TextStates:
+    said = [model.apply({"params": params[field]}, ids[field]) for field, model in models]
+    states, pooled = said[0]
+    return TextStates(states if len(said) == 1 else said[-1], pooled)
+
+
+@functools.partial(jax.jit, static_argnames="models")
+def _encode(params, ids, models) -> TextStates:
     traces["encode_text"] += 1
-    return model.apply({"params": params}, ids)
+    return _apply(params, ids, models)

@@ -6,6 +6,8 @@ Differs channels last; always float32, and unless a training run asks for less a
         (lower precision changes the ids)
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 from editmgt_jax.config import VQConfig
 from editmgt_jax.errors import UserError
 from editmgt_jax.models.layers import GroupNorm
+from editmgt_jax.models.traces import traces
 
 
 def _conv(features, name):
@@ -159,3 +162,19 @@ class VQModel(nn.Module):
         """ids [B H W] -> pixels [B Y X 3], not clipped. Ids past the codebook (left-over masks) decode as code 0 (Q13)."""
         tokens = jnp.where((tokens >= 0) & (tokens < self.config.num_vq_embeddings), tokens, 0)
         return self.decode_latents(jnp.take(self.codebook, tokens, axis=0))
+
+
+@functools.partial(jax.jit, static_argnames="vq")
+def pixels_to_ids(params, pixels, vq: VQModel) -> jax.Array:
+    """Pictures [B Y X 3], uint8 or float in [0, 1] -> ids int32 [B H W]"""
+    traces["pixels_to_ids"] += 1
+    if pixels.dtype == jnp.uint8:
+        pixels = pixels.astype(jnp.float32) / 255
+    return vq.apply({"params": params}, pixels, method="encode")
+
+
+@functools.partial(jax.jit, static_argnames="vq")
+def ids_to_pixels(params, ids, vq: VQModel) -> jax.Array:
+    """ids [B H W] -> float32 [B Y X 3] in [0, 1]"""
+    traces["ids_to_pixels"] += 1
+    return jnp.clip(vq.apply({"params": params}, ids, method="decode"), 0, 1)

@@ -1,4 +1,4 @@
-"""The jitted functions of an edit: pixels to ids, the whole decode, ids to pixels. No files.
+"""The jitted decode of an edit, from token ids to token ids. No files.
 
 Axes    as in `editmgt_jax.config`; S decoding steps, K blocks that are looked at
 Source  released edit pipeline
@@ -14,28 +14,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from editmgt_jax.config import AESTHETIC_SCORE
 from editmgt_jax.declarations import SettingsError
 from editmgt_jax.models.mgt import MGT
 from editmgt_jax.models.traces import traces
-from editmgt_jax.models.vq import VQModel
 from editmgt_jax.sampling import decode, localize
+from editmgt_jax.sampling.request import Request
 from editmgt_jax.sampling.samplers import SAMPLERS, Context
-from editmgt_jax.sampling.settings import Knobs, Plan
-
-
-class Request(NamedTuple):
-    """The traced inputs of a decode."""
-
-    reference: jax.Array | None  # int32 [B H W]; None is text-to-image
-    start: jax.Array  # int32 [B H W], the mask id where to edit
-    text: tuple[jax.Array, jax.Array]  # states [B T E], pooled [B P]
-    negative: tuple[jax.Array, jax.Array]
-    size: jax.Array  # float32 [2]: width and height in pixels
-    rows: jax.Array  # float32 [B 1 T]: weights of the text tokens in the relevance
-    keys: jax.Array | decode.Noise  # [B], or the draws themselves
-    step_weights: jax.Array  # float32 [S]: of the steps in the relevance that is returned
-    knobs: Knobs
+from editmgt_jax.sampling.settings import Plan
 
 
 class TokenEdit(NamedTuple):
@@ -48,6 +33,11 @@ class TokenEdit(NamedTuple):
     step_tokens: jax.Array | None  # int32 [S B H W], recorded
     step_scores: jax.Array | None  # float32 [S B H W], recorded
     passes: jax.Array  # int32 [B]: decoding steps that the sample took
+
+    def sample(self, index: int) -> "TokenEdit":
+        """The arrays of one sample, without the axis B."""
+        steps = (None if x is None else x[:, index] for x in (self.step_tokens, self.step_scores))
+        return TokenEdit(*(x[index] for x in self[:4]), *steps, self.passes[index])
 
 
 class _StepAux(NamedTuple):
@@ -111,7 +101,7 @@ def guided_model(variables, request, mgt, plan):
     editable = request.start == mask_id
     image_guided = plan.image_guided and request.reference is not None
     copies = 3 if image_guided else 2 if plan.guided else 1
-    condition = mgt.apply(variables, *_condition_inputs(request, copies), method="condition")
+    condition = mgt.apply(variables, *condition_inputs(request, copies), method="condition")
 
     def predict(tokens, row):
         time = row.time if plan.timestep_convention == "released" else jnp.mean(tokens == mask_id, axis=1)
@@ -127,31 +117,17 @@ def guided_model(variables, request, mgt, plan):
     return decode.with_guidance(predict, knobs.guidance_scale, knobs.image_guidance_scale if image_guided else None)
 
 
-def _condition_inputs(request, copies):
+def condition_inputs(request: Request, copies: int) -> tuple:
     """The arguments of `MGT.condition` for 1, 2 or 3 copies of the batch.
 
     Under guidance the copies with the negative prompt come first, and of three the first does not see the reference.
     """
     texts = [request.negative] * (copies - 1) + [request.text]
-    states, pooled = (jnp.concatenate(parts) for parts in zip(*texts, strict=True))
+    text = jax.tree.map(lambda *parts: jnp.concatenate(parts), *texts)
     reference = None if request.reference is None else jnp.concatenate([request.reference] * copies)
-    micro = jnp.concatenate([request.size, jnp.array([0.0, 0.0, AESTHETIC_SCORE])])
+    micro = jnp.broadcast_to(request.micro, (len(text.states), 5))
     strength = request.knobs.reference_strength
     if copies == 3:
         batch = len(request.start)
         strength = jnp.concatenate([jnp.zeros(batch), *[jnp.broadcast_to(strength, batch)] * 2])
-    return states, pooled, jnp.broadcast_to(micro, (len(states), 5)), reference, strength
-
-
-@functools.partial(jax.jit, static_argnames="vq")
-def tokenize(params, pixels, vq: VQModel):
-    """[B Y X 3] in [0, 1] -> ids int32 [B H W]"""
-    traces["tokenize"] += 1
-    return vq.apply({"params": params}, pixels, method="encode")
-
-
-@functools.partial(jax.jit, static_argnames="vq")
-def detokenize(params, ids, vq: VQModel):
-    """ids [B H W] -> [B Y X 3] in [0, 1]"""
-    traces["detokenize"] += 1
-    return jnp.clip(vq.apply({"params": params}, ids, method="decode"), 0, 1)
+    return text.states, text.pooled, micro, reference, strength

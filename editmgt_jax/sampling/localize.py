@@ -13,7 +13,6 @@ import numpy as np
 
 EPSILON = 1e-8
 WINDOW = 5  # side of the local-variance window; the strength never changes it
-CUBIC_A = -0.75
 
 _EXACT = jax.lax.Precision.HIGHEST  # an accelerator's default would round the scores to bfloat16
 
@@ -24,20 +23,18 @@ def localize(
     token_grid: tuple[int, int] | None = None,
     *,
     kind: str = "adaptive",
-    strength: float = 1.0,
-    keep_peaks: bool = True,
 ) -> jax.Array:
     """Scores on the token grid, about 0 (untouched) to 1 (what the instruction is about). -> float32 [B H W]
 
     relevance   [B ... N]: text-to-image attention of the conditional half; every axis between is averaged over
     grid        (h, w) of the attention, h * w = N
     token_grid  (H, W) of the image tokens, if it differs; the scores are then interpolated and may leave [0, 1] a little
-    kind, strength, keep_peaks: see `filter_scores`; all three are static
+    kind        static, see `filter_scores`
     """
     scores = rescale(consolidate(relevance))
     if scores.shape[1] != grid[0] * grid[1]:
         raise ValueError(f"a grid of {grid[0]} x {grid[1]} has {grid[0] * grid[1]} positions, got {scores.shape[1]}")
-    scores = filter_scores(scores.reshape(-1, *grid), kind, strength, keep_peaks)  # [B h w]
+    scores = filter_scores(scores.reshape(-1, *grid), kind)  # [B h w]
     return upsample(scores, token_grid or grid)
 
 
@@ -108,7 +105,8 @@ def upsample(scores: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """Bicubic interpolation (a = -0.75, half-pixel centres, edge clamped, not clipped). [B h w] -> [B H W]"""
     if scores.shape[1:] == tuple(grid):
         return scores
-    return _separable(scores, _cubic_matrix(scores.shape[1], grid[0]), _cubic_matrix(scores.shape[2], grid[1]))
+    shape = (len(scores), *grid)
+    return jax.image.resize(scores, shape, "cubic-pytorch", antialias=False, precision=_EXACT)
 
 
 def hold_mask(scores: jax.Array, threshold: jax.Array | float, editable: jax.Array | None = None) -> jax.Array:
@@ -142,18 +140,4 @@ def _gaussian_matrix(size: int, sigma: float) -> np.ndarray:
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2) if radius else np.ones(1)
     matrix = np.zeros((size, size))
     np.add.at(matrix, (np.arange(size)[:, None], _reflected(size, radius)), kernel / kernel.sum())
-    return matrix.astype(np.float32)
-
-
-@lru_cache
-def _cubic_matrix(size: int, new_size: int) -> np.ndarray:
-    centre = (np.arange(new_size) + 0.5) * size / new_size - 0.5
-    taps = np.floor(centre)[:, None] + np.arange(-1, 3)  # [new_size, 4]
-    x = np.abs(centre[:, None] - taps)
-    a = CUBIC_A
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-    matrix = np.zeros((new_size, size))
-    columns = np.clip(taps, 0, size - 1).astype(int)
-    np.add.at(matrix, (np.arange(new_size)[:, None], columns), np.where(x <= 1, near, far))
     return matrix.astype(np.float32)

@@ -105,14 +105,13 @@ def sample_mask_rate(key: jax.Array, min_masking_rate: float = 0.0) -> jax.Array
 
 
 def random_mask(
-    key: jax.Array, batch: int, length: int, min_masking_rate: float = 0.0, first_index=0, lean: jax.Array | None = None
+    key: jax.Array, batch: int, length: int, min_masking_rate: float = 0.0, lean: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Masks of a training batch: max(1, round(L * rate)) positions of each sample, uniformly at random.
 
     `lean` [B L], if given, is added to uniform numbers in [0, 1), and the positions with the smallest sums are hidden.
 
-    The masks are a function of (key, global index): `first_index` is the index of the first row, so that a part of a
-    batch (a microbatch, a host's rows) draws what it would draw inside the whole. -> bool [B L], rate float32 [B]
+    The mask of a sample is a function of (key, its index). -> bool [B L], rate float32 [B]
     """
 
     def one(index, lean):
@@ -124,4 +123,4 @@ def random_mask(
         order = jnp.argsort(jax.random.uniform(order_key, (length,)) + lean)
         return jnp.zeros(length, bool).at[order].set(jnp.arange(length) < count), rate
 
-    return jax.vmap(one)(first_index + jnp.arange(batch), lean)
+    return jax.vmap(one)(jnp.arange(batch), lean)

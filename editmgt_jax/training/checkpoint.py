@@ -148,14 +148,19 @@ class Checkpoints:
         Returns: the state, or None without any checkpoint.
         Errors: CheckpointError when there are checkpoints, but none can be used.
         """
+        # 1. The newest first. Every process tries the same ones: what is wrong for one is wrong for all (`any_problem`).
         steps, problems = sorted((c.step for c in self._checkpointer.checkpoints), reverse=True), {}
         for step in steps:
+            # 2. Sizes of files are cheap to compare, and tell most damage.
             problems[step] = any_problem(self._problem_of_sizes(step))
+            # 3. Read the state into its shardings, compare its bits, and move the data to its place.
             if problems[step] is None:
                 state, problems[step] = self._load(step, abstract_state, data)
+            # 4. Only once a whole one is found are the damaged ones after it put aside: if none is, nothing is touched.
             if problems[step] is None:
                 self._put_aside({number: problem for number, problem in problems.items() if problem is not None})
                 return state
+        # 5. None at all is a new run; none that can be used is an error, for a new run would write over what is there.
         if not steps:
             return None
         newest = steps[0]

@@ -6,14 +6,17 @@ Differs a small CLIP may be trained along instead; each text is encoded once a s
         the states
 """
 
+import dataclasses
+import functools
 from pathlib import Path
 
 import jax.numpy as jnp
-import numpy as np
 
 from editmgt_jax.config import CLIPTextConfig
 from editmgt_jax.models.clip_text import CLIPText
-from editmgt_jax.models.prompts import PromptTokenizer, PromptTokenizers
+from editmgt_jax.models.prompts import PromptTokenizer
+from editmgt_jax.models.text import TextEncoder, TextStates, TextTower
+from editmgt_jax.weights.components import component, text_components
 from editmgt_jax.weights.loading import load_text
 
 
@@ -21,52 +24,39 @@ class TrainedText:
     """A small CLIP text encoder, trained along: its parameters are the transformer's companions in the train state."""
 
     def __init__(self, config: CLIPTextConfig, tokenizer_directory):
-        self.config, self.model = config, CLIPText(config)
-        self.tokenizer = PromptTokenizers({"text_ids": PromptTokenizer(tokenizer_directory)})
+        self.config, self._ids = config, component(config).text.ids
+        tower = TextTower(CLIPText(config), None, PromptTokenizer(tokenizer_directory))
+        self.encoder = TextEncoder({self._ids: tower})
 
     def init(self, key):
-        return self.model.init(key, jnp.zeros((1, self.config.max_position_embeddings), jnp.int32))["params"]
+        """Random parameters."""
+        return component(self.config).init(self.encoder.towers[self._ids].model, key)
 
     def frozen(self, _put, _encodes) -> dict:
+        """Nothing."""
         return {}
 
     def inputs(self, _frozen, batch, dropped) -> dict:
         """What `states` needs of a batch; samples that are `dropped` [B] get the empty prompt."""
-        return {"text_ids": jnp.where(dropped[:, None], self.empty_ids(), batch["text_ids"])}
+        return _drop(dropped, self.encoder.empty_ids, batch)
 
-    def states(self, params, inputs):
-        """-> states [B T E], pooled [B P]"""
-        return self.model.apply({"params": params}, inputs["text_ids"])
-
-    def words(self, batch):
-        """Weights [B T] of the tokens of an instruction's words, for its relevance."""
-        return _words(batch["text_ids"], self.tokenizer.tokenizers["text_ids"])
-
-    def empty_ids(self):
-        """[1 T]: start mark, end mark, padding."""
-        ids = np.full((1, self.config.max_position_embeddings), self.config.pad_token_id, np.int32)
-        ids[0, :2] = self.config.bos_token_id, self.config.eos_token_id
-        return ids
+    def states(self, params, inputs) -> TextStates:
+        """Of the trained encoder with its `params`."""
+        return self.encoder.apply({self._ids: params}, inputs)
 
 
 class FrozenText:
     """The text encoders of a model directory, as they are.
 
     Args:
-      directory: with `text_encoder`, `tokenizer` and perhaps `llm_encoder`; mgt: config of the transformer they serve.
+      directory: with the folders of text encoders and tokenizers; mgt: config of the transformer they serve.
       dtype: of their matrices.
     """
 
     def __init__(self, directory, mgt, dtype):
-        self._directory, self._mgt, self._dtype = Path(directory), mgt, jnp.dtype(dtype)
-        towers = self._load(check_only=True)
-        self._models = {name: tower.model for name, tower in towers.items()}
-        self.tokenizer = PromptTokenizers({name: tower.tokenizer for name, tower in towers.items()})
-        self._empty_ids = self.tokenizer([""])
-
-    def _load(self, **reading) -> dict:
-        text = load_text(self._directory, self._mgt, {"text_encoder": self._dtype, "llm_encoder": self._dtype}, reading)
-        return {"text_ids": text.clip} | ({} if text.llm is None else {"llm_ids": text.llm})
+        dtypes = {row.folders[0]: jnp.dtype(dtype) for row in text_components()}
+        self._load = functools.partial(load_text, Path(directory), mgt, dtypes)
+        self.encoder = self._load({"check_only": True})
 
     def frozen(self, put, encodes) -> dict:
         """The encoders' parameters if steps encode 'text', and what they say of the empty prompt if records hold states.
@@ -76,45 +66,35 @@ class FrozenText:
         """
         frozen = {}
         if "text" in encodes:
-            towers = self._load(place=lambda path, value: put(f"text/{path}", value))
-            frozen |= {name: tower.params for name, tower in towers.items()}
+            frozen["params"] = self._load({"place": lambda path, value: put(f"text/{path}", value)}).params
         if "empty text" in encodes:
-            towers = self._load()
-            states, pooled = towers["text_ids"].encode(self._empty_ids["text_ids"])
-            if "llm_ids" in towers:
-                states = towers["llm_ids"].encode(self._empty_ids["llm_ids"])
-            frozen |= {"empty_states": put("", states), "empty_pooled": put("", pooled)}
+            said = self._load({}).encode_ids(self.encoder.empty_ids)
+            frozen["empty"] = TextStates(*(put("", one) for one in said))
         return frozen
 
-    def inputs(self, frozen, batch, dropped) -> dict:
+    def inputs(self, frozen, batch, dropped) -> TextStates:
         """What `states` needs of a batch; samples that are `dropped` [B] get the empty prompt."""
-        if "text_states" in batch:
-            states = jnp.where(dropped[:, None, None], frozen["empty_states"], batch["text_states"])
-            return {"states": states, "pooled": jnp.where(dropped[:, None], frozen["empty_pooled"], batch["pooled"])}
-        ids = {name: jnp.where(dropped[:, None], empty, batch[name]) for name, empty in self._empty_ids.items()}
-        said = {name: model.apply({"params": frozen[name]}, ids[name]) for name, model in self._models.items()}
-        states, pooled = said["text_ids"]
-        return {"states": said.get("llm_ids", states), "pooled": pooled}
+        stored = TextStates.stored(batch)
+        if stored is not None:
+            return TextStates(**_drop(dropped, frozen["empty"]._asdict(), stored._asdict()))
+        return self.encoder.apply(frozen["params"], _drop(dropped, self.encoder.empty_ids, batch))
 
-    def states(self, _params, inputs):
-        """-> states [B T E], pooled [B P]"""
-        return inputs["states"], inputs["pooled"]
-
-    def words(self, batch):
-        """Weights [B T] of the tokens of an instruction's words, for its relevance."""
-        name = list(self._models)[-1]  # of the encoder whose states the transformer attends to
-        return _words(batch[name], self.tokenizer.tokenizers[name])
+    def states(self, _params, inputs) -> TextStates:
+        """As they were given."""
+        return inputs
 
 
-def _words(ids, tokenizer):
-    special = [value for name, value in tokenizer.special_ids().items() if name.endswith("_token_id")]
-    weights = (~jnp.isin(ids, jnp.array(special))).astype(jnp.float32)
-    return weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1.0)
+def _drop(dropped, empty, batch) -> dict:
+    """The arrays [B ...] of a batch that `empty` names, and where `dropped` [B] those of the empty prompt."""
+    return {
+        name: jnp.where(dropped.reshape(-1, *[1] * (batch[name].ndim - 1)), value, batch[name])
+        for name, value in empty.items()
+    }
 
 
 def text_of(config, mgt):
     """The text side of a run of task `mgt`: frozen encoders if `config.model.encoders` names a model directory."""
     if config.model.encoders:
         return FrozenText(config.model.encoders, mgt, config.model.encoder_dtype)
-    text = config.model.text.to_dict() | PromptTokenizer(config.model.tokenizer).special_ids()
-    return TrainedText(CLIPTextConfig.from_dict(text), config.model.tokenizer)
+    special = PromptTokenizer(config.model.tokenizer).special_ids()
+    return TrainedText(dataclasses.replace(config.model.text, **special), config.model.tokenizer)

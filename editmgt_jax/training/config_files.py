@@ -1,29 +1,72 @@
 """Config files of runs: a Python file with `get_config() -> ConfigDict`, and overrides of its keys. No jax.
 
-The files of one folder import each other as `from configs import base`: while they run, the folder above is importable.
+Shipped ones are the modules of `editmgt_jax.configs`, which any config file may import. The files of one folder import each
+other, too, as `from FOLDER import NAME`: while one runs, the folder above is importable.
 """
 
-import ast
 import contextlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from editmgt_jax.errors import UserError
+from editmgt_jax.training import declare
+from editmgt_jax.training.config import TrainConfig, read_config, run_type
+from editmgt_jax.training.declare import ConfigError
 
 PREFIX = "--config."
+SHIPPED = Path(__file__).parents[1] / "configs"
 
 
-class ConfigError(UserError):
-    """A config file or an override that cannot be used; names the key."""
+def load_config(config, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Runs a file's `get_config`, applies overrides, such as '--config.steps=100', in turn, and checks every key.
+
+    Args:
+      config: path of a config file, or the name of a shipped one, such as 'scenes_mgt'.
+    Errors: FileNotFoundError, ConfigError.
+    """
+    values = plain(_run(_find(config)))
+    if not isinstance(values, dict):
+        raise ConfigError(f"get_config() must return a ConfigDict; {config} gives a {type(values).__name__}")
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        if not name.startswith(PREFIX) or not equals:
+            raise ConfigError(f"an override must read {PREFIX}KEY=VALUE; got {text!r}")
+        name = name.removeprefix(PREFIX)
+        declare.override(run_type(values | {"task": value} if name == "task" else values), values, name, value)
+    return read_config(values)
 
 
-def load_config(path, overrides: Sequence[str] = ()):
-    """Runs the file's `get_config` and applies overrides, such as '--config.steps=100', in turn. -> ConfigDict"""
-    path = Path(path).resolve()
-    if not path.is_file():
-        raise FileNotFoundError(f"a config must be a Python file; there is none at {path}")
+def checked(config) -> TrainConfig:
+    """The typed config of a ConfigDict, as `get_config` gives it. Errors: ConfigError."""
+    return read_config(plain(config))
+
+
+def plain(value):
+    """A ConfigDict as a dict, and so within it."""
+    if isinstance(value, Mapping) or hasattr(value, "to_dict") and hasattr(value, "items"):
+        return {name: plain(one) for name, one in value.items()}
+    return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
+
+
+def shipped() -> list[str]:
+    """Names of the configs in the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.py") if path.stem != "__init__")
+
+
+def _find(config) -> Path:
+    path = Path(config).resolve()
+    if path.is_file():
+        return path
+    if str(config) in shipped():
+        return SHIPPED / f"{config}.py"
+    known = f", or one of {', '.join(shipped())}" if Path(config).name == str(config) else ""
+    raise FileNotFoundError(f"a config must be a Python file{known}; there is none at {path}")
+
+
+def _run(path):
+    """What the file's `get_config` returns."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"a config must be a Python file (.py); got {path}")
@@ -31,24 +74,36 @@ def load_config(path, overrides: Sequence[str] = ()):
     with _importable(path.parent):
         try:
             spec.loader.exec_module(module)
-        except (ImportError, SyntaxError) as error:
-            raise ConfigError(f"cannot import the config {path}: {error}") from error
-        if not callable(getattr(module, "get_config", None)):
-            raise ConfigError(f"a config file must define get_config(); {path} does not")
-        config = module.get_config()
-    for override in overrides:
-        _apply(config, override)
-    return config
+            if not callable(getattr(module, "get_config", None)):
+                raise ConfigError(f"a config file must define get_config(); {path} does not")
+            return module.get_config()
+        except ConfigError:
+            raise
+        except Exception as error:  # the file is the user's, and any kind of error may come of it
+            raise ConfigError(f"the config {path} {_failure(path, error)}") from error
+
+
+def _failure(path, error) -> str:
+    """'cannot be imported: ...' or 'fails in line 7: ...'"""
+    text = " ".join(str(error).split())
+    if isinstance(error, (ImportError, SyntaxError)):
+        return f"cannot be imported: {text}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    where = f" in line {lines[-1]}" if lines else ""
+    return f"fails{where}: {type(error).__name__}: {text}"
 
 
 @contextlib.contextmanager
 def _importable(folder):
-    """`folder` as a top-level package, and no other of its name."""
+    """`folder` as a top-level package, and no other of its name; but installed packages keep their names."""
 
     def forget():
         names = [name for name in sys.modules if name.split(".")[0] == folder.name]
         return {name: sys.modules.pop(name) for name in names}
 
+    if getattr(sys.modules.get(folder.name), "__file__", None):
+        yield
+        return
     others = forget()
     sys.path.insert(0, str(folder.parent))
     try:
@@ -57,35 +112,3 @@ def _importable(folder):
         sys.path.remove(str(folder.parent))
         forget()
         sys.modules.update(others)
-
-
-def _apply(config, override):
-    name, equals, text = override.partition("=")
-    if not name.startswith(PREFIX) or not equals:
-        raise ConfigError(f"an override must read {PREFIX}KEY=VALUE; got {override!r}")
-    name = name.removeprefix(PREFIX)
-    current = _look_up(config, name)
-    try:
-        config.update_from_flattened_dict({name: text if isinstance(current, str) else _value(text)})
-    except TypeError as error:
-        raise ConfigError(
-            f"config key {name} holds a {type(current).__name__}, such as {current!r}; it cannot become {text!r}"
-        ) from error
-
-
-def _look_up(config, name):
-    """The value of a dotted key. Errors: ConfigError naming the keys there are."""
-    value = config
-    for part in name.split("."):
-        keys = sorted(value.keys()) if hasattr(value, "keys") else []
-        if part not in keys:
-            raise ConfigError(f"no config key {name}: {part!r} is not one of {keys}")
-        value = value[part]
-    return value
-
-
-def _value(text):
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text

@@ -69,26 +69,28 @@ def _copying_query(config: MGTConfig) -> np.ndarray:
     return query
 
 
-def copy_friendly(params, config: MGTConfig, codebook, key, noise: float = 0.02):
+NOISE = 0.02  # scale of the random values of embedding channels that carry no code
+
+
+def copy_friendly(params, config: MGTConfig, codebook, key):
     """Returns `params` of an MGT, overwritten so that the model copies its reference.
 
     Args:
       params: freshly initialised tree of the MGT; codebook: [C Z] of the tokenizer whose ids it edits.
-      noise: scale of the random values of embedding channels that carry no code.
     """
     directions = token_directions(codebook)
     per_token, cells, width = directions.shape[1], config.stride**2, config.width
     own, copied = _channel_blocks(config, per_token)
     params = jax.tree.map(np.array, params)
 
-    embedding = noise * np.array(jax.random.normal(key, params["token_embedding"]["embedding"].shape))
+    embedding = NOISE * np.array(jax.random.normal(key, params["token_embedding"]["embedding"].shape))
     embedding[:, :per_token] = 0
     embedding[: len(codebook), :per_token] = directions[:-1]
     embedding[config.mask_token_id, :per_token] = directions[-1]
     params["token_embedding"]["embedding"] = embedding
     params["token_conv"]["kernel"] = np.eye(width)
     if config.downsample:
-        kernel = noise * params["down_conv"]["kernel"]
+        kernel = NOISE * params["down_conv"]["kernel"]
         for cell in range(cells):
             block = own[cell * per_token : (cell + 1) * per_token]
             kernel[cell // 2, cell % 2][:, block] = 0
@@ -112,7 +114,7 @@ def copy_friendly(params, config: MGTConfig, codebook, key, noise: float = 0.02)
             kernel[own[cell * per_token : (cell + 1) * per_token], cell, np.arange(per_token)] = 1
         params["up_conv"]["kernel"] = kernel.reshape(width, cells * width)
     params["head_conv"]["kernel"] = np.eye(width)
-    logits = params["head_logits"]["kernel"] * noise
+    logits = params["head_logits"]["kernel"] * NOISE
     logits[:per_token] = directions[:-1].T * _LOGIT_SCALE / np.sqrt(width)
     params["head_logits"]["kernel"] = logits
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)

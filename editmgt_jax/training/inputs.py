@@ -3,45 +3,51 @@
 import hashlib
 from pathlib import Path
 
+from editmgt_jax.config import CLIPTextConfig
 from editmgt_jax.data.loader import Batches, Mixture, batches, token_batches
 from editmgt_jax.data.records import TOKENS, read_manifest
 from editmgt_jax.data.scenes.source import SceneConfig, SceneSource, instruction_corpus
 from editmgt_jax.errors import UserError
 from editmgt_jax.files import mounted
 from editmgt_jax.models.prompts import train_tokenizer
+from editmgt_jax.training import declare
+from editmgt_jax.training.config import MGTRun, TrainConfig
+from editmgt_jax.weights.components import COMPONENTS
+from editmgt_jax.weights.loading import tokenizer_folders
 
 
-def resolve(config, workdir, make: bool = True) -> None:
-    """Completes a config in place: its folders become absolute and are checked, and its text tokenizer is learnt if need be.
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The config with the folders that it names checked and absolute. Errors: FileNotFoundError, UserError."""
+    found = {}
+    for name, value, declared in declare.leaves(config):
+        if declared.folder and isinstance(value, str) and value:
+            found[name] = _folder(value, name)
+        elif declared.folder and value:
+            found[name] = [{"path": _folder(one.path, name), "weight": one.weight} for one in value]
+    return declare.replaced(config, found)
+
+
+def resolve_text(config: MGTRun, workdir, make: bool = True) -> MGTRun:
+    """The config with its text tokenizer, that of the token records or one that is learnt of the scenes; the records must be
+    of the tokenizers that it names.
 
     Args:
       make: whether this process learns the tokenizer; another one then does.
-    Errors: FileNotFoundError, ValueError.
+    Errors: UserError.
     """
-    if config.task == "mgt" and not config.model.encoders and not config.model.tokenizer:
-        learnt = [Path(folder) / "tokenizer" for folder, _ in parse_mixture(config.data.tokens)[:1]]
+    model, data = config.model, config.data
+    if not model.encoders and not model.tokenizer:
+        learnt = [Path(folder.path) / "tokenizer" for folder in data.tokens[:1]]
         if learnt and learnt[0].is_dir():
-            config.model.tokenizer = str(learnt[0])  # records come with the tokenizer that was learnt for them
-    for keys, name in (
-        (config, "start_from"),
-        (config.model, "vq"),
-        (config.model, "tokenizer"),
-        (config.model, "encoders"),
-    ):
-        if keys.get(name):
-            keys[name] = _folder(keys[name], name)
-    for name in ("tokens", "heldout"):
-        mixture = [(_folder(folder, f"data.{name}"), weight) for folder, weight in parse_mixture(config.data[name])]
-        config.data[name] = ",".join(f"{folder}:{weight:g}" for folder, weight in mixture)
-    if config.task != "mgt":
-        return
-    if config.data.tokens or config.data.heldout:
+            config = declare.replaced(config, {"model.tokenizer": str(learnt[0])})
+    if data.tokens or data.heldout:
         _check_tokens(config)
-    if not config.model.encoders:
-        if not config.model.tokenizer:
-            config.model.tokenizer = str(Path(workdir).absolute() / "tokenizer")
-            if make and not Path(config.model.tokenizer).exists():
-                learn_tokenizer(config, config.model.tokenizer)
+    if model.encoders or config.model.tokenizer:
+        return config
+    config = declare.replaced(config, {"model.tokenizer": str(Path(workdir).absolute() / "tokenizer")})
+    if make and not Path(config.model.tokenizer).exists():
+        learn_tokenizer(config, config.model.tokenizer)
+    return config
 
 
 def _folder(path, name) -> str:
@@ -49,20 +55,6 @@ def _folder(path, name) -> str:
     if not path.is_dir():
         raise FileNotFoundError(f"the config's {name} must be a folder; there is none at {path}")
     return str(path)
-
-
-def parse_mixture(text: str) -> list[tuple[str, float]]:
-    """'runs/a:3,runs/b' -> [('runs/a', 3.0), ('runs/b', 1.0)]. Errors: ValueError."""
-    mixture = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        folder, colon, weight = part.rpartition(":")
-        try:
-            mixture.append((folder, float(weight)) if colon else (part, 1.0))
-        except ValueError as error:
-            raise UserError(
-                f"folders of records are FOLDER or FOLDER:WEIGHT, with commas between them; got {text!r}"
-            ) from error
-    return mixture
 
 
 def scene_source(config, split: str, length: int = 1_000_000_000) -> SceneSource:
@@ -85,10 +77,10 @@ def encoded_in_steps(config) -> set[str]:
     stands for the states of text that was left out, where records hold states."""
     needed = set()
     for name in ("tokens", "heldout"):
-        folders = [folder for folder, _ in parse_mixture(config.data[name])]
+        folders = [folder.path for folder in getattr(config.data, name)]
         stored = [bool(read_manifest(folder, TOKENS).get("text_states")) for folder in folders]
         if len(set(stored)) > 1:
-            raise UserError(f"all folders of data.{name} must hold text states, or none; got {config.data[name]}")
+            raise UserError(f"all folders of data.{name} must hold text states, or none; got {folders}")
         needed |= {"empty text"} if any(stored) else {"text"}
         needed |= set() if folders else {"images"}
     return needed
@@ -101,15 +93,14 @@ def make_batches(config, split: str, encode_text=None, rows=None) -> Batches:
       split: 'train' or 'heldout'; encode_text: strings -> {name: ids [B T]}, for scenes; rows: of each global batch.
     """
     data = config.data
-    mixture = parse_mixture(data.tokens if split == "train" else data.heldout)
-    if not mixture:
+    folders = data.tokens if split == "train" else data.heldout
+    if not folders:
         source = scene_source(config, split)
         workers = data.workers if split == "train" else 0  # evaluation draws few
         more = {"rows": rows, "workers": workers, "threads": data.threads, "named": repr(source.config)}
         return batches(source, config.batch_size, encode_text=encode_text, **more)
-    weights = tuple(sorted(_weights(data.categories))) if split == "train" else ()
     return token_batches(
-        Mixture(tuple(mixture), weights),
+        Mixture(tuple((folder.path, folder.weight) for folder in folders), data.categories if split == "train" else ()),
         config.batch_size,
         seed=data.seed,
         rows=rows,
@@ -119,25 +110,16 @@ def make_batches(config, split: str, encode_text=None, rows=None) -> Batches:
     )
 
 
-def _weights(text: str) -> list[tuple[str, float]]:
-    """'style:0.5,add:2' -> [('style', 0.5), ('add', 2.0)]"""
-    weights = parse_mixture(text)
-    if any(":" not in part for part in text.split(",") if part.strip()):
-        raise UserError(f"data.categories must read CATEGORY:WEIGHT, with commas between them; got {text!r}")
-    return weights
-
-
 def _check_tokens(config) -> None:
     """Errors: ValueError when token records were made with other tokenizers than the config names."""
-    folders = [folder for name in ("tokens", "heldout") for folder, _ in parse_mixture(config.data[name])]
+    folders = [folder.path for folder in (*config.data.tokens, *config.data.heldout)]
     if config.model.encoders:
-        home = Path(config.model.encoders)
-        tokenizers = [home / name for name in ("tokenizer", "llm_encoder") if (home / name).is_dir()]
+        tokenizers = tokenizer_folders(config.model.encoders)
     elif config.model.tokenizer:
-        tokenizers = [config.model.tokenizer]
+        tokenizers = learnt_tokenizer(config)
     else:
         raise UserError(f"{folders[0]} has no folder `tokenizer`: name its text tokenizer in model.tokenizer")
-    facts = identity(config.model.vq or Path(config.model.encoders) / "vqvae", *tokenizers)
+    facts = identity(config.model.vq or Path(config.model.encoders) / "vqvae", tokenizers)
     for folder in folders:
         manifest = read_manifest(folder, TOKENS)
         for name, value in facts.items():
@@ -148,14 +130,18 @@ def _check_tokens(config) -> None:
                 )
 
 
-def identity(vq, *tokenizers) -> dict:
+def learnt_tokenizer(config) -> dict:
+    """The text tokenizer of a text encoder that is trained along, as `tokenizer_folders` gives them."""
+    return {COMPONENTS[CLIPTextConfig].text.digest: config.model.tokenizer}
+
+
+def identity(vq, tokenizers: dict) -> dict:
     """What ids of pictures and of text depend on, as hashes of the files.
 
     Args:
-      vq: folder of the image tokenizer; tokenizers: folders of the text tokenizers, the CLIP's first.
+      vq: folder of the image tokenizer; tokenizers: {field: folder} of the text tokenizers, see `tokenizer_folders`.
     """
-    names = ("text_tokenizer", "llm_tokenizer")
-    hashes = {name: _hash(folder, "*") for name, folder in zip(names, tokenizers, strict=False)}
+    hashes = {field: _hash(folder, "*") for field, folder in tokenizers.items()}
     return {"image_tokenizer": _hash(vq, "*.safetensors")} | hashes
 
 

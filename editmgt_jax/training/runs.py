@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from editmgt_jax.files import mounted, write_json
+from editmgt_jax.training import declare
 from editmgt_jax.training.checkpoint import restore_params
+from editmgt_jax.training.config import MGTRun, TrainConfig, read_config
+from editmgt_jax.training.declare import ConfigError
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
@@ -17,19 +18,43 @@ def is_run(folder) -> bool:
     return (Path(folder) / CONFIG).is_file() and (Path(folder) / CHECKPOINTS).is_dir()
 
 
-def run_config(workdir) -> ConfigDict:
-    """The config that a run was last started with; the run may have been moved since. Errors: FileNotFoundError."""
+def run_config(workdir) -> TrainConfig:
+    """The config that a run was last started with; the run may have been moved since.
+
+    Errors: FileNotFoundError; ConfigError when the config is no longer understood.
+    """
     workdir = mounted(workdir, "a run")
     if not is_run(workdir):
         raise FileNotFoundError(f"a run is a folder with {CONFIG} and {CHECKPOINTS}; {workdir} is none")
-    config = ConfigDict(json.loads((workdir / CONFIG).read_text()))
+    try:
+        config = read_config(json.loads((workdir / CONFIG).read_text()))
+    except ValueError as error:
+        raise ConfigError(f"{workdir / CONFIG}: {error}") from error
     learnt = workdir / "tokenizer"
-    if learnt.is_dir() and not Path(config.model.get("tokenizer", "")).is_dir():
-        config.model.tokenizer = str(learnt)
+    if isinstance(config, MGTRun) and learnt.is_dir() and not Path(config.model.tokenizer or learnt).is_dir():
+        config = declare.replaced(config, {"model.tokenizer": str(learnt)})
     return config
 
 
-def write_config(workdir, config) -> None:
+def changed_keys(workdir, config: TrainConfig) -> list[str]:
+    """What a run that goes on is told: keys that may differ from those it was last started with, and do.
+
+    Errors: ConfigError when a key differs that a run must keep.
+    """
+    workdir = Path(workdir)
+    if not is_run(workdir) or not any(path.name.isdigit() for path in (workdir / CHECKPOINTS).iterdir()):
+        return []
+    fixed, noted = declare.changes(run_config(workdir), config)
+    if fixed:
+        raise ConfigError(
+            f"the run in {workdir} was begun with another config: {'; '.join(fixed)}. Go on with what it was begun with, or "
+            "take a new workdir"
+        )
+    return noted
+
+
+def write_config(workdir, config: TrainConfig) -> None:
+    """Writes what `run_config` reads."""
     write_json(Path(workdir) / CONFIG, config.to_dict(), indent=2)
 
 
@@ -40,9 +65,9 @@ def best_params(workdir):
 
 def run_params(workdir, average: bool, step: int | None = None):
     """Parameters of a run, or their moving average, as host arrays: those of `step`, or of the best one."""
-    return restore_params(Path(workdir).absolute() / CHECKPOINTS, step, average)[0]
+    return read_run(workdir, average, step)[0]
 
 
-def run_identity(workdir, step: int | None = None) -> dict:
-    """What the states of a run mean nothing without, such as the model that a LoRA adapts."""
-    return restore_params(Path(workdir).absolute() / CHECKPOINTS, step)[1]
+def read_run(workdir, average: bool, step: int | None = None):
+    """-> (what `run_params` gives, what its states mean nothing without, such as the model that a LoRA adapts)"""
+    return restore_params(Path(workdir).absolute() / CHECKPOINTS, step, average)

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from PIL import Image
 
 from editmgt_jax import images
-from editmgt_jax.sampling.edit import Request, decode_edit, detokenize
+from editmgt_jax.models.vq import ids_to_pixels
+from editmgt_jax.sampling.edit import decode_edit
+from editmgt_jax.sampling.request import make_request
 from editmgt_jax.sampling.settings import Settings
 from editmgt_jax.training import processes
 from editmgt_jax.weights.loading import load_vq
@@ -56,26 +58,22 @@ class Samples:
 
     def _decode(self, params, frozen, vq_params, batch):
         """-> pixels of the edits [B Y X 3], relevance [B H W]"""
-        task, settings = self._task, self._settings
+        task = self._task
         source = task.ids(frozen, batch, "source")
-        size, rows, columns = source.shape
 
         def text(dropped):
-            inputs = task.text.inputs(frozen["text"], batch, jnp.full(size, dropped))
+            inputs = task.text.inputs(frozen["text"], batch, jnp.full(len(source), dropped))
             return task.text.states(params.get("text"), inputs)
 
-        request = Request(
+        request, plan = make_request(
+            self._settings,
+            task.scheduler,
+            task.vq_config.factor,
+            text(False),
+            text(True),
             reference=source,
-            start=jnp.full_like(source, task.mgt_config.mask_token_id),
-            text=text(False),
-            negative=text(True),
-            size=jnp.array([columns, rows], jnp.float32) * task.vq_config.factor,
-            rows=task.text.words(batch)[:, None],
-            keys=jax.random.split(jax.random.key(0), size),
-            step_weights=jnp.full(settings.steps, 1 / settings.steps),
-            knobs=settings.knobs(task.scheduler.masking_schedule),
+            keys=0,
         )
-        plan = settings.plan(task.scheduler.timestep_convention)
         edit = decode_edit(task.variables(params, frozen), request, task.mgt, plan)
         return self._paint(vq_params, edit.tokens), edit.scores
 
@@ -85,7 +83,7 @@ class Samples:
 
     def _paint(self, vq_params, ids):
         """One picture at a time: its activations are large."""
-        return jax.lax.map(lambda one: detokenize(vq_params, one[None], self._task.vq)[0], ids)
+        return jax.lax.map(lambda one: ids_to_pixels(vq_params, one[None], self._task.vq)[0], ids)
 
 
 def _grid(columns, scores) -> Image.Image:

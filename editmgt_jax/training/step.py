@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from editmgt_jax.models.layers import constrain
+
 
 @struct.dataclass
 class TrainState:
@@ -94,7 +96,7 @@ def mean(metric):
 
 def cross_entropy(logits, targets):
     """logits [B L C], targets [B L] int32 -> [B L] float32."""
-    logits = logits.astype(jnp.float32)
+    logits = constrain(logits, "batch", "length", None).astype(jnp.float32)
     # A sum over the codebook, not a gather: its gradient fuses with the softmax's, where a gather's is a scatter.
     picked = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0.0), axis=-1)
     return jax.nn.logsumexp(logits, axis=-1) - picked

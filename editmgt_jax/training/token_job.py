@@ -3,7 +3,6 @@
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -12,34 +11,41 @@ from editmgt_jax.data.tokenise import Encoders
 from editmgt_jax.data.tokenise import tokenize as write_tokens
 from editmgt_jax.errors import UserError
 from editmgt_jax.files import mounted
-from editmgt_jax.models.prompts import PromptTokenizer
+from editmgt_jax.models.vq import pixels_to_ids
 from editmgt_jax.training import inputs, processes
+from editmgt_jax.training.conditioning import text_of
+from editmgt_jax.training.config import MGTRun, TrainConfig
 from editmgt_jax.training.inputs import identity
-from editmgt_jax.weights.loading import find_model, load_model, load_vq
+from editmgt_jax.training.tasks.mgt import MGTTask
+from editmgt_jax.weights.loading import find_model, load_model, load_vq, tokenizer_folders
 
 
 def _image_encoder(vq, params):
     """uint8 [B Y X 3] -> ids [B H W], with B spread over this process's devices."""
     spread = NamedSharding(Mesh(np.array(jax.local_devices()), ("data",)), PartitionSpec("data"))
 
-    @jax.jit
-    def encode(pixels):
-        return vq.apply({"params": params}, pixels.astype(jnp.float32) / 255, method="encode")
-
-    return lambda pixels: encode(jax.device_put(pixels, spread))
+    params = jax.device_put(params, NamedSharding(spread.mesh, PartitionSpec()))
+    return lambda pixels: pixels_to_ids(params, jax.device_put(pixels, spread), vq)
 
 
-def tokenize_scenes(config, output, examples: int) -> None:
-    """Writes the first `examples` training pairs of an `mgt` config as token records into `output`."""
+def tokenize_scenes(config: TrainConfig, output, examples: int) -> None:
+    """Writes the first `examples` training pairs of an `mgt` config as token records into `output`.
+
+    Errors: UserError for a config of another task, or with frozen encoders.
+    """
+    if not isinstance(config, MGTRun) or config.model.encoders:
+        raise UserError(
+            "scenes are encoded by the config of task mgt whose text encoder is trained along (no model.encoders)"
+        )
     output = mounted(output, "the output")
     processes.check_joined()
     with processes.first_then_others():
-        inputs.resolve(config, output, make=processes.is_first())
-    data, tokenizer = config.data, PromptTokenizer(config.model.tokenizer)
-    facts = identity(config.model.vq, config.model.tokenizer)
-    facts |= {"data": {name: data[name] for name in ("size", "seed", "objects")}}
+        config = MGTTask.resolve(config, output, make=processes.is_first())
+    data = config.data
+    facts = identity(config.model.vq, inputs.learnt_tokenizer(config))
+    facts |= {"data": {name: getattr(data, name) for name in ("size", "seed", "objects")}}
     vq, params = load_vq(config.model.vq)
-    encoders = Encoders(_image_encoder(vq, params), lambda texts: {"text_ids": tokenizer(texts)})
+    encoders = Encoders(_image_encoder(vq, params), text_of(config, None).encoder.tokenizers)
     scenes = {f"{data.size}x{data.size}": inputs.scene_source(config, "train", examples)}
     _write(scenes, encoders, output, facts)
 
@@ -68,24 +74,12 @@ def tokenize_pairs(records, model, output, batch_size: int = 32, text_states: bo
             raise UserError(
                 f"this model's pictures have sides that are multiples of {unit} pixels; got bucket {bucket}"
             )
-    towers = {"text_ids": loaded.text.clip} | ({} if loaded.text.llm is None else {"llm_ids": loaded.text.llm})
-
-    def text(prompts):
-        return {name: tower.tokenizer(prompts) for name, tower in towers.items()}
-
-    def states(ids):
-        tokens, pooled = towers["text_ids"].encode(ids["text_ids"])
-        if "llm_ids" in towers:
-            tokens = towers["llm_ids"].encode(ids["llm_ids"])
-        return {"text_states": tokens.astype(jnp.bfloat16), "pooled": pooled.astype(jnp.float32)}
-
     encoders = Encoders(
         image=_image_encoder(loaded.vq, loaded.vq_params),
-        text=text,
-        states=states if text_states else None,
+        text=loaded.text.tokenizers,
+        states=(lambda ids: loaded.text.encode_ids(ids).fields()) if text_states else None,
     )
-    folders = [directory / "tokenizer"] + ([] if loaded.text.llm is None else [directory / "llm_encoder"])
-    facts = identity(directory / "vqvae", *folders) | {
+    facts = identity(directory / "vqvae", tokenizer_folders(directory)) | {
         "data": {"source": manifest["source"], "config": manifest["config"], "kept": manifest["kept"]},
         "text_states": text_states,
     }

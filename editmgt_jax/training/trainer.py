@@ -19,15 +19,15 @@ from editmgt_jax.errors import EditMGTError, UserError
 from editmgt_jax.files import mounted
 from editmgt_jax.training import inputs, processes, runs, samples, sharding
 from editmgt_jax.training.checkpoint import Checkpoints
+from editmgt_jax.training.config import TrainConfig
 from editmgt_jax.training.goodput import Ledger
 from editmgt_jax.training.metrics import Profiler, RunLog, Sums, keep_lines
 from editmgt_jax.training.optimizer import make_optimizer
 from editmgt_jax.training.samples import Samples
 from editmgt_jax.training.step import new_state, train_step
-from editmgt_jax.training.tasks.mgt import MGTTask
-from editmgt_jax.training.tasks.vq import VQTask
+from editmgt_jax.training.tasks.protocol import Task
+from editmgt_jax.training.tasks.table import TASKS, make_task
 
-TASKS = {"vq": VQTask, "mgt": MGTTask}
 BAD_BATCHES = "bad_batches.jsonl"
 PROFILE = "profile"
 
@@ -36,13 +36,7 @@ class TrainingError(EditMGTError, RuntimeError):
     """Training that must not go on: says why, and what to do."""
 
 
-def make_task(config):
-    if config.task not in TASKS:
-        raise UserError(f"task must be one of {sorted(TASKS)}; got {config.task!r}")
-    return TASKS[config.task](config)
-
-
-def train(config, workdir, profile: tuple[int, int] | None = None) -> dict:
+def train(config: TrainConfig, workdir, profile: tuple[int, int] | None = None) -> dict:
     """Trains `config.task` in `workdir` until `config.steps`, resuming from its latest whole checkpoint.
 
     Args:
@@ -78,11 +72,12 @@ def _told_of_full_disks(workdir):
 def _set_up(config, workdir, ledger, watchdog):
     """-> (_Run, the state that it goes on from)"""
     with processes.first_then_others():
-        inputs.resolve(config, workdir, make=processes.is_first())
+        config = TASKS[config.task].resolve(config, workdir, make=processes.is_first())
+    changed = runs.changed_keys(workdir, config)
 
     # ---- task, mesh and data
     task = make_task(config)
-    layout = sharding.Layout(sharding.make_mesh(config.mesh), task.rules)
+    layout = sharding.Layout(sharding.make_mesh(dataclasses.asdict(config.mesh)), task.rules)
     layout.check_batch(config.batch_size, config.accumulate)
     rows = layout.local_rows(config.batch_size)
     data, heldout = (inputs.make_batches(config, split, task.encode_prompts, rows) for split in ("train", "heldout"))
@@ -110,6 +105,8 @@ def _set_up(config, workdir, ledger, watchdog):
         state = _first_state(task, new, key, shardings, layout)
     else:
         _say(f"resuming {workdir} at step {int(state.step)}")
+    for note in (*changed, *config.optimizer.notes(config.steps)):
+        _say(f"note: {note}")
     if int(state.step) > config.steps:
         raise UserError(
             f"the run in {workdir} is at step {int(state.step)}, past steps={config.steps}: name more steps"
@@ -145,7 +142,7 @@ def _samples(config, workdir, task, layout) -> Samples | None:
     count = min(config.sample_edits, config.batch_size)
     if not count:
         return None
-    if task.encode_prompts is None or not config.model.reference:
+    if not task.edits:
         raise UserError("sample_edits must be 0: only editors edit")
     batches = inputs.make_batches(config, "heldout", task.encode_prompts, range(count))
     return Samples(workdir / samples.FOLDER, task, layout, batches, count)
@@ -172,9 +169,9 @@ def _say(text) -> None:
 class _Run:
     """A run under way: all that its loop needs besides the state."""
 
-    config: object
+    config: TrainConfig
     workdir: Path
-    task: object
+    task: Task
     layout: sharding.Layout
     key: jax.Array
     frozen: dict
@@ -189,7 +186,12 @@ class _Run:
     bad_batches: int = 0
 
     def loop(self, state, preemption, profile) -> dict:
-        """Evaluate, save, draw a batch, step, log. Returns: the last evaluation."""
+        """Evaluate, save, draw a batch, step, log. Returns: the last evaluation.
+
+        The order must not change, or a run that is resumed would differ from one that never stopped: step n evaluates and
+        saves the state of n updates, with the place in the data before batch n is drawn; a checkpoint then holds its own
+        evaluation, by which the best one is chosen, and the batch that comes next.
+        """
         config, start, evaluation, pending = self.config, int(state.step), {}, None
         self.bad_batches = self._count_bad(start)
         log = RunLog(self.workdir if processes.is_first() else None, config, self.ledger, start, self.bad_batches)
@@ -197,26 +199,34 @@ class _Run:
         self.ledger.enter("step")
         try:
             for step in range(start, config.steps + 1):
+                # 1. Signs of life, and failures of a write that began some steps ago.
                 self.watchdog.heard()
                 self.checkpoints.check()
+                # 2. What is due. Every process must decide alike, so `reached` asks all of them.
                 last, asked = step == config.steps, preemption.reached(step)
                 saving = last or asked or (step % config.checkpoint.every == 0 and step > start)
                 evaluating = not asked and (last or (step % config.eval_every == 0 and step > start))
+                # 3. A state is saved once its last step is known to be good; so this waits, and comes before the evaluation.
                 if saving:
                     self._check(pending, log)
                     pending = None
+                # 4. Evaluate the state of before this step's update.
                 if evaluating:
                     evaluation = self._evaluate(step, state)
                     log.write(step, {f"eval/{name}": value for name, value in evaluation.items()})
                     self.watchdog.heard()
+                # 5. Save it with its place in the data, which the batch of this step has not moved yet.
                 if saving:
                     self._save(step, state, evaluation if evaluating else {})
                 if last or asked:
                     break
+                # 6. Draw a batch and dispatch the update; it runs while the host goes on.
                 tracer.at(step, state)
                 state, metrics, flops = self._step(step, state, log)
+                # 7. Log the step before: its metrics are waited for only now, so the device has the next step to work on.
                 self._check(pending, log)
                 pending = step, metrics, flops
+            # 8. The last checkpoint is whole before the run says that it is over.
             with self.ledger.during("checkpoint"):
                 self.watchdog.heard()
                 self.checkpoints.close()

@@ -10,14 +10,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, VQConfig
+from editmgt_jax.errors import UserError
 from editmgt_jax.models.clip_text import CLIPText
 from editmgt_jax.models.gemma2 import Gemma2
 from editmgt_jax.models.mgt import MGT, init_mgt
+from editmgt_jax.models.text import TextRole
 from editmgt_jax.models.vq import VQModel
 from editmgt_jax.weights import rules
-from editmgt_jax.weights.rules import Rule
+from editmgt_jax.weights.rules import ComponentConfig, Rule
 
 DIFFUSERS_NAME = "diffusion_pytorch_model.safetensors"
 TRANSFORMERS_NAME = "model.safetensors"
@@ -35,6 +38,7 @@ class Component:
     folders: tuple[str, ...]  # of a model directory that may hold it; the first is where it is written
     unused: Callable[[Any], dict] = lambda _: {}  # config -> {key: (shape, whether every file has it)}, see `rules`
     always_float32: bool = False  # whether no other dtype may be chosen for it
+    text: TextRole | None = None  # of a text encoder
 
 
 def _init_vq(vq: VQModel, key):
@@ -42,7 +46,7 @@ def _init_vq(vq: VQModel, key):
     return vq.init(key, jnp.zeros((1, side, side, 3)))["params"]
 
 
-def _init_text(model: CLIPText | Gemma2, key):
+def _init_text(model: nn.Module, key):
     return model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
 
 
@@ -74,6 +78,13 @@ COMPONENTS = {
             file_name=TRANSFORMERS_NAME,
             folders=("text_encoder",),
             unused=rules.unused_of_clip,
+            text=TextRole(
+                name="CLIP",
+                ids="text_ids",
+                tokenizer="tokenizer",
+                digest="text_tokenizer",
+                length=lambda config: config.max_position_embeddings,
+            ),
         ),
         Component(
             config=Gemma2Config,
@@ -83,23 +94,31 @@ COMPONENTS = {
             file_name=TRANSFORMERS_NAME,
             folders=("llm_encoder",),
             unused=rules.unused_of_gemma,
+            text=TextRole(
+                name="Gemma2",
+                ids="llm_ids",
+                tokenizer="llm_encoder",
+                digest="llm_tokenizer",
+                length=lambda _: 256,  # as the released editor pads an instruction
+                spare_ids=True,
+            ),
         ),
     )
 }
 MGT_FOLDERS = COMPONENTS[MGTConfig].folders
 
 
-def component(config) -> Component:
+def component(config: ComponentConfig) -> Component:
     """The row of a config."""
     return COMPONENTS[type(config)]
 
 
-def make_module(config, dtype=jnp.float32) -> nn.Module:
+def make_module(config: ComponentConfig, dtype: DTypeLike = jnp.float32) -> nn.Module:
     """The module of an architecture."""
     return component(config).module(config, dtype)
 
 
-def abstract_params(model: nn.Module):
+def abstract_params(model: nn.Module) -> dict:
     """The shapes of a module's parameters. Nothing is computed."""
     init = component(model.config).init
     return jax.eval_shape(lambda key: init(model, key), jax.random.key(0))
@@ -108,3 +127,24 @@ def abstract_params(model: nn.Module):
 def folder_configs() -> dict[str, type]:
     """{folder of a model directory: the config class of what it holds}, in the table's order."""
     return {folder: row.config for row in COMPONENTS.values() for folder in row.folders}
+
+
+def text_components(architecture: str | None = None) -> list[Component]:
+    """The rows of text encoders: of those that a `text_encoder_architecture` names, or of all. Errors: UserError."""
+    rows = [row for row in COMPONENTS.values() if row.text]
+    if architecture is None:
+        return rows
+    chosen = [row for row in rows if row.text.name in architecture.split("_")]
+    if "_".join(row.text.name for row in chosen) != architecture or not chosen:
+        names = [row.text.name for row in rows]
+        raise UserError(
+            f"text_encoder_architecture must be the first of {names}, alone or with others after it, joined by '_'; "
+            f"got {architecture!r}"
+        )
+    return chosen
+
+
+def companion_folders() -> list[str]:
+    """The folders of a model directory besides the transformer's."""
+    folders = [folder for row in COMPONENTS.values() if row.config is not MGTConfig for folder in row.folders]
+    return list(dict.fromkeys([*folders, *(row.text.tokenizer for row in text_components()), "scheduler"]))

@@ -4,20 +4,23 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
 
 from editmgt_jax.weights.components import component
 from editmgt_jax.weights.files import DTYPES, Pending, WeightFiles, WeightsError, check_finite, listed, write_weights
-from editmgt_jax.weights.rules import AFFINE, KINDS, LORA, Kind, Rule, identity
+from editmgt_jax.weights.rules import AFFINE, KINDS, LORA, ComponentConfig, Kind, Rule, identity
 
 _READ_BYTES = 1 << 27  # of a large unstacked tensor, at once
 
 
-def is_linear(config, path: str) -> bool:
+def is_linear(config: ComponentConfig, path: str) -> bool:
     """Whether a leaf of our tree is the kernel of a linear module, which low-rank factors can be added to."""
     module, leaf = path.rsplit("/", 1)
     rules = [rule for rule in component(config).rules if _match(rule, module) is not None]
@@ -73,7 +76,15 @@ def _leaves(config, abstract_params) -> list[_Leaf]:
     return leaves
 
 
-def load_params(directory, config, abstract_params, dtype=np.float32, place=None, strict=False, prefix=""):
+def load_params(
+    directory: str | Path,
+    config: ComponentConfig,
+    abstract_params: dict,
+    dtype: DTypeLike | None = np.float32,
+    place: Callable[[str, np.ndarray], Any] | None = None,
+    strict: bool = False,
+    prefix: str = "",
+) -> dict:
     """Reads a component's safetensors straight into our tree, a leaf at a time, the largest first.
 
     Args:
@@ -93,7 +104,9 @@ def load_params(directory, config, abstract_params, dtype=np.float32, place=None
     return unflatten_dict({leaf.path: values[leaf.path] for leaf in leaves})
 
 
-def check_weights(directory, config, abstract_params, prefix="") -> WeightFiles:
+def check_weights(
+    directory: str | Path, config: ComponentConfig, abstract_params: dict, prefix: str = ""
+) -> WeightFiles:
     """Reads the headers of a component's files. Errors: as `load_params`."""
     files = WeightFiles(directory, prefix)
     needed = {key: tuple(shape) for key, _, shape in released_leaves(config, abstract_params)}
@@ -116,14 +129,15 @@ def check_weights(directory, config, abstract_params, prefix="") -> WeightFiles:
     return files
 
 
-def released_leaves(config, abstract_params):
+def released_leaves(config: ComponentConfig, abstract_params: dict) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """(released key, path in our tree, shape of the released tensor) of every weight."""
     for leaf in _leaves(config, abstract_params):
         for key in leaf.keys:
             yield key, "/".join(leaf.path), leaf.their_shape(config)
 
 
-def parameter_count(abstract_params) -> int:
+def parameter_count(abstract_params: dict) -> int:
+    """The number of parameters of a tree of shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params))
 
 
@@ -147,7 +161,7 @@ def _read(leaf, files, config, dtype, strict) -> np.ndarray:
     return value
 
 
-def released_tensors(params, config, dtype=None) -> dict[str, Pending]:
+def released_tensors(params: dict, config: ComponentConfig, dtype: DTypeLike | None = None) -> dict[str, Pending]:
     """Our tree -> {released key: tensor, made when asked for}; the exact inverse of `load_params`.
 
     Args:
@@ -169,12 +183,14 @@ def _to_theirs(value, leaf, layer, config, dtype) -> np.ndarray:
     return np.ascontiguousarray(leaf.kind.to_theirs(array, config), dtype)
 
 
-def to_released(params, config) -> dict[str, np.ndarray]:
+def to_released(params: dict, config: ComponentConfig) -> dict[str, np.ndarray]:
     """All of `released_tensors`, made."""
     return {key: tensor.make() for key, tensor in released_tensors(params, config).items()}
 
 
-def save_component(directory, config, params, dtype=None, verify: bool = False) -> None:
+def save_component(
+    directory: str | Path, config: ComponentConfig, params: dict, dtype: DTypeLike | None = None, verify: bool = False
+) -> None:
     """Writes config.json and safetensors of one component into `directory` (created).
 
     Args:

@@ -25,6 +25,7 @@ from editmgt_jax.config import (
 )
 from editmgt_jax.errors import EditMGTError, UserError
 from editmgt_jax.files import new_folder, write_json
+from editmgt_jax.models.mgt import MGT
 from editmgt_jax.weights import lora as adapters
 from editmgt_jax.weights import presets
 from editmgt_jax.weights.components import MGT_FOLDERS, abstract_params, component, folder_configs, make_module
@@ -83,7 +84,7 @@ def inspect_preset(name: str) -> dict:
     return {"preset": name, "components": components}
 
 
-def inspect(directory) -> dict:
+def inspect(directory: str | Path) -> dict:
     """What a model directory holds and whether it would load. No weight is read, only the headers of the files.
 
     Returns: {"components": {folder: {"class", "parameters", "unused", "dtypes", "bytes", "problem"}}, "loads", "problem"};
@@ -135,7 +136,7 @@ def describe(report: dict) -> str:
 # ---- Orbax and back
 
 
-def to_orbax(source, output, verify: bool = False, strict: bool = False) -> None:
+def to_orbax(source: str | Path, output: str | Path, verify: bool = False, strict: bool = False) -> None:
     """Writes a released directory with each component's weights as an Orbax checkpoint of our tree, types kept.
 
     Args:
@@ -160,7 +161,7 @@ def to_orbax(source, output, verify: bool = False, strict: bool = False) -> None
         _copy_the_rest(source, target, _weights_of_components(source))
 
 
-def to_released(source, output, verify: bool = False, strict: bool = False) -> None:
+def to_released(source: str | Path, output: str | Path, verify: bool = False, strict: bool = False) -> None:
     """The inverse of `to_orbax`: the released layout, with the config files and the types that it had.
 
     Errors: WeightsError when the checkpoints do not fit their configs, or are not what `to_orbax` wrote.
@@ -234,7 +235,12 @@ def _copy_the_rest(source, target, left_out) -> None:
 
 
 def to_editor(
-    base, output, llm_encoder=None, seed: int = 0, verify: bool = False, strict: bool = False
+    base: str | Path,
+    output: str | Path,
+    llm_encoder: str | Path | None = None,
+    seed: int = 0,
+    verify: bool = False,
+    strict: bool = False,
 ) -> tuple[list[str], list[str]]:
     """Writes the editor that training starts from: a text-to-image base with a new connector for Gemma 2's states.
 
@@ -291,7 +297,9 @@ def to_editor(
 # ---- LoRA
 
 
-def convert_lora(source, output, model, verify: bool = False, strict: bool = False) -> None:
+def convert_lora(
+    source: str | Path, output: str | Path, model: str | Path, verify: bool = False, strict: bool = False
+) -> None:
     """Writes a LoRA in the other format: Orbax (folder `orbax`) to PEFT's safetensors, or back.
 
     Args:
@@ -313,7 +321,7 @@ def convert_lora(source, output, model, verify: bool = False, strict: bool = Fal
                 )
 
 
-def load_lora(directory, config: LoRAConfig, mgt, strict: bool = False):
+def load_lora(directory: str | Path, config: LoRAConfig, mgt: MGT, strict: bool = False) -> dict:
     """A LoRA's tree, host arrays, from either format."""
     abstract = abstract_params(mgt)
     if not (Path(directory) / ORBAX).is_dir():
@@ -324,7 +332,9 @@ def load_lora(directory, config: LoRAConfig, mgt, strict: bool = False):
     return lora
 
 
-def merge_lora(source, output, lora, verify: bool = False, strict: bool = False) -> None:
+def merge_lora(
+    source: str | Path, output: str | Path, lora: str | Path, verify: bool = False, strict: bool = False
+) -> None:
     """Writes a model directory whose transformer has a LoRA merged into its weights, in the types they have."""
     source, mgt_folder = find_model(source)
     config = adapters.read_config(lora)

@@ -8,7 +8,7 @@ import json
 import math
 import struct
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +47,7 @@ class Tensor(NamedTuple):
 
     @property
     def bytes(self) -> int:
+        """Size in the file."""
         return math.prod(self.shape) * _STORED[self.dtype].itemsize
 
 
@@ -59,6 +60,7 @@ class Pending(NamedTuple):
 
     @property
     def bytes(self) -> int:
+        """Size in the file."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
@@ -101,11 +103,14 @@ def _opened(path):
         raise WeightsError(f"{path} is not a readable safetensors file ({error}); it may be truncated") from error
 
 
-def listed(items, most=20) -> str:
+LISTED = 20  # problems that an error message names
+
+
+def listed(items: Iterable[str]) -> str:
     """Problems in lines, for an error message."""
     items = sorted(items)
-    more = f"\n  ... and {len(items) - most} more" if len(items) > most else ""
-    return "\n  " + "\n  ".join(items[:most]) + more
+    more = f"\n  ... and {len(items) - LISTED} more" if len(items) > LISTED else ""
+    return "\n  " + "\n  ".join(items[:LISTED]) + more
 
 
 def _files(directory) -> list[Path]:
@@ -145,7 +150,7 @@ def check_finite(key: str, array: np.ndarray, strict: bool) -> None:
     warnings.warn(message, stacklevel=2)
 
 
-def write_weights(directory, name: str, tensors: Mapping[str, Pending], verify: bool = False) -> None:
+def write_weights(directory: str | Path, name: str, tensors: Mapping[str, Pending], verify: bool = False) -> None:
     """Writes tensors as `name`, or as shards and an index where they exceed SHARD_BYTES.
 
     Args:
@@ -186,7 +191,7 @@ def check_same(files: WeightFiles, tensors: Mapping[str, Pending]) -> None:
         )
 
 
-def as_bits(array) -> np.ndarray:
+def as_bits(array: np.ndarray) -> np.ndarray:
     """The array's bytes, uncopied: NaN equals itself, and 0 differs from -0."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 

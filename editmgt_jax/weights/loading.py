@@ -6,11 +6,14 @@ Source  the released diffusers layout: `editmgt` or `transformer`, `vqvae`, `tex
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 
 from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, SchedulerConfig, VQConfig, dtype_name
 from editmgt_jax.errors import UserError
@@ -19,14 +22,13 @@ from editmgt_jax.models.gemma2 import Gemma2
 from editmgt_jax.models.mgt import MGT
 from editmgt_jax.models.prompts import PromptTokenizer
 from editmgt_jax.models.text import TextEncoder, TextTower
-from editmgt_jax.models.vq import VQModel
+from editmgt_jax.models.vq import VQModel, ids_to_pixels
 from editmgt_jax.weights import lora as adapters
-from editmgt_jax.weights.components import MGT_FOLDERS, abstract_params, make_module
+from editmgt_jax.weights.components import COMPONENTS, MGT_FOLDERS, abstract_params, make_module, text_components
 from editmgt_jax.weights.conversion import check_weights, load_params
 
 DEFAULT_MODEL = Path(__file__).parents[1] / "assets" / "default"
 NATIVE_UNITS = 32  # units a side of the square that a model was trained on, unless its files say otherwise
-LLM_LENGTH = 256  # tokens that the released editor pads an instruction to
 HUB_NAME = r"\w([\w.-]*\w)?/\w([\w.-]*\w)?"
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
@@ -63,7 +65,13 @@ class LoadedModel:
         return self.vq.config.factor * self.mgt.config.stride
 
 
-def load_model(directory=None, dtype=None, strict: bool = False, check_only: bool = False, lora=None) -> LoadedModel:
+def load_model(
+    directory: str | Path | None = None,
+    dtype: DTypeLike | dict[str, DTypeLike] | None = None,
+    strict: bool = False,
+    check_only: bool = False,
+    lora: str | Path | None = None,
+) -> LoadedModel:
     """Reads a model directory, one tensor at a time and straight to its device.
 
     Args:
@@ -100,7 +108,7 @@ def load_model(directory=None, dtype=None, strict: bool = False, check_only: boo
 
 def _dtypes(dtype) -> dict:
     """The dtype of each component whose dtype can be chosen."""
-    names = ("editmgt", "text_encoder", "llm_encoder")
+    names = [row.folders[0] for row in COMPONENTS.values() if not row.always_float32]
     default = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     chosen = dtype if isinstance(dtype, dict) else dict.fromkeys(names, dtype)
     chosen = {name: dtype_name(value) if isinstance(value, str) else value for name, value in chosen.items()}
@@ -109,7 +117,7 @@ def _dtypes(dtype) -> dict:
     return {name: jnp.dtype(chosen.get(name) or default) for name in names}
 
 
-def find_model(directory=None) -> tuple[Path, Path]:
+def find_model(directory: str | Path | None = None) -> tuple[Path, Path]:
     """-> (model directory, its folder with the transformer). Errors: FileNotFoundError saying what was looked for."""
     if directory is None and not DEFAULT_MODEL.is_dir():
         raise FileNotFoundError(f"this installation has no default model at {DEFAULT_MODEL}: name a model directory")
@@ -146,7 +154,7 @@ def _local(directory) -> Path:
         ) from error
 
 
-def load_mgt(directory, dtype=jnp.float32, **reading) -> tuple[MGT, Any]:
+def load_mgt(directory: str | Path, dtype: DTypeLike = jnp.float32, **reading: Any) -> tuple[MGT, Any]:
     """Reads a transformer's folder. -> (module, parameters)
 
     `reading` is strict and check_only, as in `load_model`, and place: (path, host array) -> the array where it shall lie.
@@ -154,23 +162,23 @@ def load_mgt(directory, dtype=jnp.float32, **reading) -> tuple[MGT, Any]:
     return _load(directory, MGTConfig, dtype, **reading)
 
 
-def load_vq(directory, **reading) -> tuple[VQModel, Any]:
+def load_vq(directory: str | Path, **reading: Any) -> tuple[VQModel, Any]:
     """Reads an image tokenizer's folder. -> (module, parameters)"""
     return _load(directory, VQConfig, jnp.float32, **reading)
 
 
-def painter(model=None):
+def painter(model: str | Path | None = None) -> Callable[[np.ndarray], jax.Array]:
     """A function of ids [B H W] that gives a model's pictures of them, float32 [B Y X 3] in [0, 1]."""
     vq, params = load_vq(find_model(model)[0] / "vqvae")
-    return jax.jit(lambda ids: vq.apply({"params": params}, jnp.asarray(ids, jnp.int32), method="decode"))
+    return lambda ids: ids_to_pixels(params, jnp.asarray(ids, jnp.int32), vq)
 
 
-def load_clip(directory, dtype=jnp.float32, **reading) -> tuple[CLIPText, Any]:
+def load_clip(directory: str | Path, dtype: DTypeLike = jnp.float32, **reading: Any) -> tuple[CLIPText, Any]:
     """Reads a CLIP text encoder's folder. -> (module, parameters)"""
     return _load(directory, CLIPTextConfig, dtype, **reading)
 
 
-def load_gemma(directory, dtype=jnp.float32, **reading) -> tuple[Gemma2, Any]:
+def load_gemma(directory: str | Path, dtype: DTypeLike = jnp.float32, **reading: Any) -> tuple[Gemma2, Any]:
     """Reads a Gemma 2 text encoder's folder. -> (module, parameters)"""
     return _load(directory, Gemma2Config, dtype, **reading)
 
@@ -189,38 +197,39 @@ def _to_device(_path, value):
     return jax.device_put(value)
 
 
-def load_text(directory, mgt, dtypes, reading) -> TextEncoder:
+def load_text(
+    directory: str | Path, mgt: MGTConfig, dtypes: dict[str, DTypeLike], reading: dict[str, Any]
+) -> TextEncoder:
     """The text encoders that a transformer of config `mgt` needs, checked against it.
 
     Args:
-      dtypes: of `text_encoder` and `llm_encoder`; reading: strict, check_only and place, as in `load_mgt`.
+      dtypes: {folder: dtype} of the encoders; reading: strict, check_only and place, as in `load_mgt`.
     """
-    if mgt.text_encoder_architecture not in ("CLIP", "CLIP_Gemma2"):
-        raise UserError(
-            f"text_encoder_architecture must be 'CLIP' or 'CLIP_Gemma2'; {directory} needs "
-            f"{mgt.text_encoder_architecture!r}"
-        )
-    with_llm = mgt.text_encoder_architecture == "CLIP_Gemma2"
-    llm = _load_llm(directory / "llm_encoder", mgt, dtypes["llm_encoder"], reading) if with_llm else None
-    model, params = load_clip(directory / "text_encoder", dtypes["text_encoder"], **reading)
-    config = model.config
-    if not with_llm:
-        _match("the text hidden_size", config.hidden_size, "joint_attention_dim", mgt.joint_attention_dim)
-    _match("the text projection_dim", config.projection_dim, "pooled_projection_dim", mgt.pooled_projection_dim)
-    tokenizer = PromptTokenizer(directory / "tokenizer", config.max_position_embeddings, truncate=with_llm)
-    _match("the tokenizer's size", tokenizer.special_ids()["vocab_size"], "the text vocab_size", config.vocab_size)
-    return TextEncoder(TextTower(model, params, tokenizer), llm)
+    rows = text_components(mgt.text_encoder_architecture)
+    towers = {row.text.ids: _load_tower(Path(directory), row, row is rows[-1], dtypes, reading) for row in rows}
+    first, last = (towers[row.text.ids].model.config for row in (rows[0], rows[-1]))
+    _match("the text hidden_size", last.hidden_size, "joint_attention_dim", mgt.joint_attention_dim)
+    _match("the text projection_dim", first.projection_dim, "pooled_projection_dim", mgt.pooled_projection_dim)
+    return TextEncoder(towers)
 
 
-def _load_llm(directory, mgt, dtype, reading) -> TextTower:
-    model, params = load_gemma(directory, dtype, **reading)
-    hidden = model.config.hidden_size
-    _match("the language model's hidden_size", hidden, "joint_attention_dim", mgt.joint_attention_dim)
-    tokenizer = PromptTokenizer(directory, LLM_LENGTH)
+def _load_tower(directory, row, is_last, dtypes, reading) -> TextTower:
+    """A text encoder; a prompt that is too long is an error of the last one, and loses its end for the others."""
+    (folder,) = row.folders
+    model, params = _load(directory / folder, row.config, dtypes[folder], **reading)
+    tokenizer = PromptTokenizer(directory / row.text.tokenizer, row.text.length(model.config), truncate=not is_last)
     size, most = tokenizer.special_ids()["vocab_size"], model.config.vocab_size
-    if size > most:
-        raise UserError(f"the tokenizer in {directory} may have at most the {most} ids of its model; it has {size}")
+    if not row.text.spare_ids:
+        _match("the tokenizer's size", size, "the text vocab_size", most)
+    elif size > most:
+        raise UserError(f"the tokenizer in {directory / row.text.tokenizer} may have at most {most} ids; it has {size}")
     return TextTower(model, params, tokenizer)
+
+
+def tokenizer_folders(directory) -> dict[str, Path]:
+    """{field of its hash in manifests: folder} of the text tokenizers that a model directory has."""
+    folders = {row.text.digest: Path(directory) / row.text.tokenizer for row in text_components()}
+    return {digest: folder for digest, folder in folders.items() if folder.is_dir()}
 
 
 def _match(name, value, other_name, other):

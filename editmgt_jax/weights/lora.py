@@ -24,7 +24,7 @@ PREFIX = "base_model.model."  # of the names of modules
 BLOCKS = ("double_blocks", "single_blocks")
 
 
-def abstract_lora(config: LoRAConfig, mgt: MGTConfig, abstract_params):
+def abstract_lora(config: LoRAConfig, mgt: MGTConfig, abstract_params: dict) -> dict:
     """The shapes of a LoRA's tree. Errors: UserError when a target names no linear module."""
     flat, found, tree = flatten_dict(abstract_params, sep="/"), set(), {}
     for key, path, _ in released_leaves(mgt, abstract_params):
@@ -42,7 +42,7 @@ def abstract_lora(config: LoRAConfig, mgt: MGTConfig, abstract_params):
     return unflatten_dict({tuple(path.split("/")): leaf for path, leaf in tree.items()})
 
 
-def check_applicable(lora, config: LoRAConfig) -> None:
+def check_applicable(lora: dict, config: LoRAConfig) -> None:
     """Errors: UserError for modules that the transformer cannot adapt unmerged: others than those of its blocks, and with
     scope 'reference' those that no reference token passes."""
     for path in flatten_dict(lora):
@@ -54,7 +54,7 @@ def check_applicable(lora, config: LoRAConfig) -> None:
             raise UserError(f"scope 'reference' must target modules that the reference passes; {path[1]} is the text's")
 
 
-def init_lora(config: LoRAConfig, mgt: MGTConfig, abstract_params, key):
+def init_lora(config: LoRAConfig, mgt: MGTConfig, abstract_params: dict, key: jax.Array) -> dict:
     """A LoRA that changes nothing yet: `lora_b` is 0, `lora_a` uniform as PEFT draws it. Errors: as `check_applicable`."""
     tree = abstract_lora(config, mgt, abstract_params)
     check_applicable(tree, config)
@@ -70,7 +70,7 @@ def init_lora(config: LoRAConfig, mgt: MGTConfig, abstract_params, key):
     return unflatten_dict({path: draw(path, shape) for path, shape in shapes.items()})
 
 
-def save_lora(directory, config: LoRAConfig, mgt: MGTConfig, lora, verify: bool = False) -> None:
+def save_lora(directory: str | Path, config: LoRAConfig, mgt: MGTConfig, lora: dict, verify: bool = False) -> None:
     """Writes a LoRA as PEFT does: `lora_A` and `lora_B` of each module, and the config; under another name if its scope is not
     all tokens."""
     Path(directory).mkdir(parents=True, exist_ok=True)
@@ -79,16 +79,19 @@ def save_lora(directory, config: LoRAConfig, mgt: MGTConfig, lora, verify: bool 
     write_config(config, directory)
 
 
-def load_lora(directory, config: LoRAConfig, mgt: MGTConfig, abstract_params, strict: bool = False):
+def load_lora(
+    directory: str | Path, config: LoRAConfig, mgt: MGTConfig, abstract_params: dict, strict: bool = False
+) -> dict:
     """Reads what `save_lora` or PEFT wrote, as host arrays. Errors: WeightsError, UserError."""
     return load_params(directory, mgt, abstract_lora(config, mgt, abstract_params), None, None, strict, PREFIX)
 
 
-def write_config(config: LoRAConfig, directory) -> None:
+def write_config(config: LoRAConfig, directory: str | Path) -> None:
+    """Writes a LoRA's config, in PEFT's file if its scope is all tokens."""
     config.to_json(Path(directory) / (PEFT_CONFIG_NAME if config.scope == "all" else CONFIG_NAME))
 
 
-def read_config(directory) -> LoRAConfig:
+def read_config(directory: str | Path) -> LoRAConfig:
     """Errors: FileNotFoundError when the folder is no LoRA's."""
     names = [name for name in (CONFIG_NAME, PEFT_CONFIG_NAME) if (Path(directory) / name).is_file()]
     if not names:
@@ -96,7 +99,7 @@ def read_config(directory) -> LoRAConfig:
     return LoRAConfig.from_json(Path(directory) / names[0])
 
 
-def merge(params, lora, config: LoRAConfig):
+def merge(params: dict, lora: dict, config: LoRAConfig) -> dict:
     """The transformer's parameters with the LoRA added to its kernels, for good.
 
     Errors: UserError when its scope is not all tokens, for merged kernels act on all.

@@ -1,9 +1,11 @@
 """Model directories of random weights, for tests without the released files."""
 
 import zlib
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from editmgt_jax.config import RELEASED_NEGATIVE_PROMPT, SchedulerConfig
 from editmgt_jax.errors import UserError
@@ -15,7 +17,9 @@ from editmgt_jax.weights.conversion import released_leaves
 from editmgt_jax.weights.files import Pending, write_weights
 
 
-def make_random(preset: str, output, text_encoders: str = "small", dtype="float32", seed: int = 0) -> None:
+def make_random(
+    preset: str, output: str | Path, text_encoders: str = "small", dtype: str = "float32", seed: int = 0
+) -> None:
     """Writes a model directory with the architecture of a released model and random weights, for tests without its files.
 
     Args:
@@ -58,7 +62,7 @@ def _random_tensors(config, dtype, seed):
             yield key, random_tensor(key, "scale" if len(shape) == 1 else "kernel", shape, dtype, seed)
 
 
-def random_tensor(key, path, shape, dtype, seed) -> Pending:
+def random_tensor(key: str, path: str, shape: tuple[int, ...], dtype: DTypeLike, seed: int) -> Pending:
     """Norm scales 1 (Gemma 2's 0), biases 0, matrices of unit gain, embeddings of unit spread."""
 
     def make():

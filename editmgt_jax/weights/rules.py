@@ -12,6 +12,12 @@ Source  diffusers / transformers state dicts (torch Linear is [out, in], Conv2d 
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
+
+from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, VQConfig
+
+ComponentConfig = MGTConfig | VQConfig | CLIPTextConfig | Gemma2Config
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -29,7 +35,8 @@ class Kind:
     to_theirs: Callable
 
 
-def identity(array, _config):
+def identity(array: np.ndarray, _config: ComponentConfig) -> np.ndarray:
+    """A layout that both sides share."""
     return array
 
 
@@ -206,12 +213,12 @@ GEMMA_RULES = [
 ]
 
 
-def unused_of_clip(config) -> dict[str, tuple[tuple[int, ...], bool]]:
+def unused_of_clip(config: CLIPTextConfig) -> dict[str, tuple[tuple[int, ...], bool]]:
     """Tensors that released files carry and our model does not have: a buffer. -> {key: (shape, whether every file has it)}"""
     return {"text_model.embeddings.position_ids": ((1, config.max_position_embeddings), False)}
 
 
-def unused_of_gemma(config) -> dict[str, tuple[tuple[int, ...], bool]]:
+def unused_of_gemma(config: Gemma2Config) -> dict[str, tuple[tuple[int, ...], bool]]:
     """As `unused_of_clip`: what Gemma 2 does after the states that are used."""
     width, inner = config.hidden_size, config.intermediate_size
     queries, keys = (config.head_dim * n for n in (config.num_attention_heads, config.num_key_value_heads))

@@ -15,13 +15,13 @@ class CheckpointError(EditMGTError, RuntimeError):
     """A checkpoint that cannot be written or read."""
 
 
-def save_tree(directory, tree) -> None:
+def save_tree(directory: str | Path, tree: dict) -> None:
     """Writes a tree of host arrays as an Orbax checkpoint, a new folder, without a second copy of them in memory."""
     with _lean():
         ocp.save(Path(directory).absolute(), tree)
 
 
-def load_tree(directory):
+def load_tree(directory: str | Path) -> dict:
     """Reads what `save_tree` wrote, as host arrays. Errors: CheckpointError."""
     directory = Path(directory).absolute()
     try:

@@ -1,11 +1,12 @@
-"""What became of raw rows, in numbers: counted task by task, added up for the manifest, drawn by `summary`."""
+"""Counts of kept and rejected pairs: one report for each task, their sum for the manifest, drawn by `summary`."""
 
 import collections
+from collections.abc import Iterable
 
 import numpy as np
 
-EXAMPLES = 20  # keys that are named for each reason and each note
-HISTOGRAMS = {  # name -> edges; values beyond the ends count in the outermost bins
+EXAMPLES = 20  # keys listed for each reason and each note
+HISTOGRAMS = {  # name -> edges; values outside count in the first or last bin
     "characters": (0, 20, 40, 60, 80, 100, 150, 200, 300, 500, 1000),
     "side": (0, 256, 384, 512, 640, 768, 896, 1024, 1280, 1536, 2048, 4096),
     "changed": (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
@@ -16,8 +17,8 @@ def count(lines: list[dict], shards: list[dict]) -> dict:
     """Counts the rows of a task.
 
     Args:
-      lines: what `prepare.survey` says about each row; with a `reason`, it is not kept.
-      shards: what was written.
+      lines: one from `job.survey` for each raw pair; those with a `reason` are rejected.
+      shards: those that were written.
     """
     kept = [line for line in lines if line["reason"] is None]
     rejects, notes = collections.defaultdict(list), collections.defaultdict(list)
@@ -38,8 +39,8 @@ def count(lines: list[dict], shards: list[dict]) -> dict:
     }
 
 
-def add(reports) -> dict:
-    """The sum of what `count` returned for each task, in their order."""
+def add(reports: Iterable[dict]) -> dict:
+    """The sum of the reports of `count`, in their order."""
     total = count([], [])
     for report in reports:
         for name in ("rows", "kept", "shards"):

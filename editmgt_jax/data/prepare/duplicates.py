@@ -1,6 +1,7 @@
-"""Finds hashes that differ in few bits, among very many.
+"""Finds near-equal hashes among very many.
 
-Hashes are cut into one band more than bits may differ: two that are near share at least one band. Only those are compared.
+Hashes are cut into one band more than the number of bits that may differ, so near hashes share at least one band. Only hashes
+that share a band are compared.
 """
 
 import array
@@ -10,19 +11,19 @@ import numpy as np
 
 
 class NearDuplicates:
-    """Hashes of one length, no two of which are near.
+    """A set of hashes of one length, without near ones.
 
     Args:
-      bits: by which hashes may differ and still count as near.
+      bits: hashes that differ in at most this many are near.
     """
 
     def __init__(self, bits: int):
         self._bits, self._count = bits, 0
         self._hashes = None  # uint8 [capacity bytes]
-        self._bands = collections.defaultdict(lambda: array.array("q"))  # (band, its bits) -> places in _hashes
+        self._bands = collections.defaultdict(lambda: array.array("q"))  # (band, its bits) -> indices in _hashes
 
     def find_or_add(self, data: bytes) -> int | None:
-        """The number of the first hash that is near, or None: then this one is added, with the next number from 0."""
+        """The index of the first near hash. If there is none, adds this one and returns None; indices count from 0."""
         own = np.frombuffer(data, np.uint8)
         if self._hashes is None:
             self._hashes = np.empty((1, own.size), np.uint8)

@@ -1,6 +1,6 @@
-"""One raw pair -> one prepared pair, or the reason why not. Pure: what comes out depends on the row and the config only.
+"""One raw pair -> one prepared pair, or the reason for its rejection. Pure: the result depends on the pair and the config alone.
 
-Reasons name why a row was rejected; notes say what was odd about a row, or mended, that was not.
+A reason explains a rejection. A note records an oddity, or a repair, of a pair that is kept.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from editmgt_jax import images
-from editmgt_jax.data.prepare.buckets import UNIT, Placement, bucket_of, bucket_sizes, place
-from editmgt_jax.data.prepare.sources import Row
+from editmgt_jax.data.prepare.buckets import UNIT, Placement, bucket_of, bucket_sizes, crop_to_bucket
+from editmgt_jax.data.prepare.sources import RawPair
 from editmgt_jax.errors import UserError
 
 FORMATS = {"jpeg": {"quality": 95, "subsampling": "4:4:4"}, "png": {}}
@@ -23,20 +23,20 @@ LOCAL = ("add", "remove", "replace", "color", "colour", "motion", "motion_change
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """What is kept of raw pairs, and how.
+    """Which raw pairs are kept, and in what form.
 
     resolution            side of the square bucket, pixels
     min_side              pictures with a shorter side are `too_small`; None is half the resolution
-    max_pixels            larger pictures are `too_large`, undecoded
-    max_aspect_mismatch   how many times wider, relative to its height, one picture of a pair may be than the other
-    max_crop              share of a picture that may be lost to the crop
-    change_threshold      a pixel changed if a channel differs by more, of 255
+    max_pixels            larger pictures are `too_large`, and not decoded
+    max_aspect_mismatch   largest ratio of the aspect ratios of source and target
+    max_crop              largest share of a picture that the crop may remove
+    change_threshold      a pixel counts as changed if a channel differs by more, of 255
     min_changed           share of changed pixels below which a pair is `unchanged`
     max_changed           share above which an edit of a `local_categories` is `changed_everywhere`
-    max_instruction       characters
-    near_duplicate_bits   of 512, by which two pairs with one instruction may differ and still be the same
-    max_per_category      more pairs of a category than this are `over_category_limit`; None is no limit
-    task_rows             rows that one worker prepares at a time: a shard for each bucket they fall into
+    max_instruction       longest instruction, in characters
+    near_duplicate_bits   largest number of different bits, of 512, of near-duplicates with one instruction
+    max_per_category      further pairs of a category are `over_category_limit`; None is no limit
+    task_rows             raw pairs that a worker prepares at a time: one shard for each of their buckets
     image_format          'jpeg' (quality 95, whole chroma) or 'png' (lossless, three times the size)
     """
 
@@ -73,23 +73,25 @@ class PrepareConfig:
 
 
 class Rejected(Exception):
-    """A row that is not kept: (reason, detail)."""
+    """A raw pair that is not kept: (reason, detail)."""
 
     @property
     def reason(self) -> str:
+        """The name under which the manifest counts it."""
         return self.args[0]
 
     @property
     def detail(self) -> str:
+        """The finding, as text."""
         return self.args[1]
 
 
 @dataclasses.dataclass(frozen=True)
 class Examined:
-    """A pair that is kept as far as it alone can tell."""
+    """A pair that passed all checks that need no other pair."""
 
     bucket: tuple[int, int]  # (width, height)
-    record: dict  # what is written: see `records.PairSource`
+    record: dict  # to be written, see `records.PairSource`
     digest: str  # of both raw pictures: equal for exact duplicates
     text_digest: str  # of the instruction, letter case and spaces aside
     hashes: str  # perceptual, of both pictures
@@ -97,8 +99,8 @@ class Examined:
     notes: tuple[str, ...]
 
 
-def examine(row: Row, config: PrepareConfig) -> Examined:
-    """Errors: Rejected."""
+def examine(row: RawPair, config: PrepareConfig) -> Examined:
+    """Checks and crops a raw pair. Errors: Rejected."""
     if row.defect is not None:
         raise Rejected(*row.defect)
     instruction = _check_instruction(row.instruction, config)
@@ -112,7 +114,7 @@ def examine(row: Row, config: PrepareConfig) -> Examined:
         mask = _decoded(row.mask, "mask", config, []).convert("L")
         if mask.size != source.size:
             raise Rejected("mask_size", f"the mask is {_by(mask.size)}, the source {_by(source.size)}")
-    fitted = {"source": place(source, placement, bucket), "target": place(target, placement, bucket)}
+    fitted = {"source": crop_to_bucket(source, placement, bucket), "target": crop_to_bucket(target, placement, bucket)}
     changed = changed_share(fitted["source"], fitted["target"], config.change_threshold)
     if changed < config.min_changed:
         raise Rejected("unchanged", f"{changed:.2%} of the pixels differ")
@@ -127,7 +129,9 @@ def examine(row: Row, config: PrepareConfig) -> Examined:
         **{name: _encoded(picture, config.image_format) for name, picture in fitted.items()},
     }
     if mask is not None:
-        binary = place(mask, placement, bucket, Image.Resampling.NEAREST).point(lambda value: 255 * (value >= 128))
+        binary = crop_to_bucket(mask, placement, bucket, Image.Resampling.NEAREST).point(
+            lambda value: 255 * (value >= 128)
+        )
         record["mask"] = _encoded(binary.convert("1"), "png")
     digest = hashlib.sha256(b"%d " % len(row.source) + row.source + row.target).hexdigest()
     text = " ".join(instruction.casefold().split())
@@ -144,14 +148,14 @@ def examine(row: Row, config: PrepareConfig) -> Examined:
 
 def _check_instruction(text, config) -> str:
     if not isinstance(text, str):
-        raise Rejected("no_instruction", f"it must be a string; got {type(text).__name__}")
+        raise Rejected("no_instruction", f"the instruction must be a string; got {type(text).__name__}")
     text = text.strip()
     if not text:
-        raise Rejected("no_instruction", "it is empty")
+        raise Rejected("no_instruction", "the instruction is empty")
     if "\ufffd" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
         raise Rejected("bad_utf8", f"the instruction has bytes that are not UTF-8: {text[:60]!r}")
     if len(text) > config.max_instruction:
-        raise Rejected("instruction_too_long", f"{len(text)} characters, at most {config.max_instruction} are kept")
+        raise Rejected("instruction_too_long", f"{len(text)} characters; the limit is {config.max_instruction}")
     return text
 
 
@@ -168,7 +172,7 @@ def _decoded(data: bytes, name, config, notes) -> Image.Image:
     except Exception as error:  # noqa: BLE001  (Pillow raises many kinds for damaged files)
         raise Rejected("undecodable", f"{name}: {error}") from error
     if size[0] * size[1] > config.max_pixels:
-        raise Rejected("too_large", f"the {name} is {_by(size)}, at most {config.max_pixels} pixels are decoded")
+        raise Rejected("too_large", f"the {name} is {_by(size)}, the limit is {config.max_pixels} pixels")
     if min(size) < (config.min_side or config.resolution // 2):
         raise Rejected("too_small", f"the {name} is {_by(size)}")
     if max(size) > images.MAX_ASPECT * min(size):
@@ -198,14 +202,14 @@ def _bucket(source, target, config, notes) -> tuple[int, int]:
 
 
 def changed_share(one: Image.Image, other: Image.Image, threshold: int) -> float:
-    """Share of pixels, of two pictures of one size halved to about 256 a side, that differ by more than `threshold`."""
+    """Share of pixels, of two pictures of one size reduced to about 256 a side, that differ by more than `threshold`."""
     factor = max(1, min(one.size) // (8 * UNIT))
     small = [np.asarray(image.reduce(factor) if factor > 1 else image, np.int16) for image in (one, other)]
     return float((np.abs(small[0] - small[1]).max(axis=-1) > threshold).mean())
 
 
 def difference_hash(image: Image.Image) -> str:
-    """256 bits that hardly change when a picture is scaled or recompressed: which of two neighbouring cells is lighter."""
+    """256 bits, each the comparison of two neighbouring cells; scaling and recompression change few of them."""
     cells = image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)
     cells = np.asarray(cells, np.int16)
     return np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes().hex()

@@ -1,12 +1,12 @@
 """Raw edit pairs -> a folder of prepared pairs, on Apache Beam.
 
-    survey   every task (some parts of a source) is examined on its own; pairs that pass lie in a staging folder, one shard a
-             bucket, and a line about every row
-    weigh    what only all rows together can tell: duplicates, and more pairs of a category than are wanted
-    finish   each task's shards are written without the pairs that were weighed out, with their counts
+    survey   examines every task (some parts of a source) on its own. Writes the pairs that pass to a staging folder, one shard a
+             bucket, and a line about every raw pair
+    weigh    finds duplicates, and surplus pairs of categories, among all tasks
+    finish   writes each task's shards without the pairs that `weigh` found, and their counts
 
-A task is redone or skipped as a whole: its results are renamed into place when they are whole, and depend on its rows and
-the config alone. A preparation that was killed and started again therefore ends with the same bytes.
+Results of a task appear only once complete, and depend on its raw pairs and the config alone. A preparation that is killed and
+repeated therefore gives the same bytes.
 """
 
 import collections
@@ -46,12 +46,12 @@ JOB = "job.json"
 
 
 class PrepareError(UserError):
-    """A preparation that cannot start: says what stands in its way."""
+    """A preparation that cannot start. Names the obstacle."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What one worker prepares at a time."""
+    """The work of one worker at a time."""
 
     number: int
     parts: tuple
@@ -60,32 +60,44 @@ class Task:
 
     @property
     def name(self) -> str:
+        """The number, of fixed width."""
         return f"{self.number:05d}"
 
     @property
     def staged(self) -> Path:
+        """The folder with the surviving pairs of the survey."""
         return Path(self.output) / STAGING / self.name
 
     @property
     def dropped(self) -> Path:
-        """What was weighed out: {row number: [reason, detail]}."""
+        """The file of the pairs that `weigh` found: {number in the task: [reason, detail]}."""
         return Path(self.output) / STAGING / f"{self.name}.dropped.json"
 
     @property
     def report(self) -> Path:
+        """The file with the counts of the finished task."""
         return Path(self.output) / REPORTS / f"{self.name}.json"
 
 
-def prepare(where, output, config: PrepareConfig, mapping=None, flags: list[str] = (), workers: int = 1) -> dict:
-    """Prepares the pairs of a source.
+def prepare(
+    where: str | Path,
+    output: str | Path,
+    config: PrepareConfig,
+    mapping: dict[str, str] | None = None,
+    flags: list[str] = (),
+    workers: int = 1,
+) -> dict:
+    """Prepares the pairs of a source, or resumes a preparation.
 
     Args:
       where, mapping: see `sources.open_source`.
-      output: new folder, or one in which a preparation of the same source and config was begun.
-      flags: Beam's own; with a --runner among them, `workers` is not looked at.
+      output: new folder, or that of an unfinished preparation of the same source and config.
+      flags: Beam's own; with a --runner among them, `workers` is ignored.
       workers: processes on this machine.
     Returns: the manifest.
+    Errors: PrepareError, SourceError, FileNotFoundError.
     """
+    # 1. Everything that can stand in the way is found before a row is read.
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise PrepareError(f"preparing data needs {', '.join(missing)}: pip install 'editmgt_jax[prepare]'")
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
@@ -95,28 +107,33 @@ def prepare(where, output, config: PrepareConfig, mapping=None, flags: list[str]
     tasks, options = _tasks(parts, output, config), _beam_options(flags, workers)
     if not tasks:
         raise PrepareError(f"{where} has no rows")
+    # 2. The folder is this job's: begun now, begun before, or done.
     _claim(output, where, parts, mapping, config)
     if (output / MANIFEST).is_file():
         shutil.rmtree(output / STAGING, ignore_errors=True)
         return read_manifest(output)
     started = time.perf_counter()
+    # 3. Tasks that have a report are done. One that is left can have duplicates in any other, so all are surveyed and weighed
+    #    again, which is quick for those that are staged; then only those that are left are finished.
     todo = [task for task in tasks if not task.report.is_file()]
     if todo:
         _each(tasks, survey, options, "survey")
         _weigh(tasks, options)
         _each(todo, finish, options, "finish")
+    # 4. The manifest counts every row, and is written last: a folder with one is whole.
     manifest = _manifest(tasks, where, config)
     _print_rate(tasks, manifest, time.perf_counter() - started)
     for left in [*output.glob("*.tmp"), *(output / REPORTS).glob("*.tmp")]:  # of processes that were killed
         left.unlink()
     summary.write(output, manifest)
     write_json(output / MANIFEST, manifest)
+    # 5. What was staged is of no use any more.
     shutil.rmtree(output / STAGING, ignore_errors=True)
     return manifest
 
 
 def _tasks(parts, output, config) -> list[Task]:
-    """Neighbouring parts together, until they have task_rows rows."""
+    """Groups of neighbouring parts with at least task_rows raw pairs."""
     tasks, gathered, rows = [], [], 0
     for i, part in enumerate(parts):
         gathered.append(part)
@@ -128,7 +145,7 @@ def _tasks(parts, output, config) -> list[Task]:
 
 
 def _claim(output, where, parts, mapping, config) -> None:
-    """Writes what is prepared here, or checks it: shards of two preparations must not be mixed."""
+    """Writes the job's source and config, or compares them: two preparations must not share a folder."""
     listing = hashlib.sha256()
     for part in parts:
         listing.update(repr(part).encode(errors="replace"))
@@ -138,10 +155,10 @@ def _claim(output, where, parts, mapping, config) -> None:
     if path.is_file():
         if path.read_text() != text:
             raise PrepareError(
-                f"{output} was begun with another source, config or version (see {path}): name a new folder, or delete it"
+                f"{output} belongs to a preparation of another source, config or version (see {path}): name a new folder, or delete it"
             )
     elif output.exists() and any(output.iterdir()):
-        raise PrepareError(f"{output} is not empty and no preparation: name a new folder")
+        raise PrepareError(f"{output} is not empty, and holds no preparation: name a new folder")
     for folder in (output, output / STAGING, output / REPORTS):
         folder.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
@@ -160,12 +177,12 @@ def _beam_options(flags, workers):
     options = PipelineOptions(flags)
     known = options.get_all_options().keys()
     if unknown := sorted(options.get_all_options(retain_unknown_options=True).keys() - known):
-        raise PrepareError(f"neither editmgt prepare nor Apache Beam has the flags {unknown}")
+        raise PrepareError(f"unknown flags, of editmgt prepare and of Apache Beam: {unknown}")
     return options
 
 
 def _each(tasks, function, options, name) -> None:
-    """Runs a function of a task, for its effect, on all tasks."""
+    """Calls `function` for all tasks."""
     import apache_beam as beam
 
     with _progress(tasks, name), beam.Pipeline(options=options) as pipeline:
@@ -174,7 +191,7 @@ def _each(tasks, function, options, name) -> None:
 
 @contextlib.contextmanager
 def _progress(tasks, name):
-    """A bar over the tasks whose results are there, wherever they are worked on."""
+    """A progress bar of the tasks whose results exist, whichever machine wrote them."""
     done, over = ("staged" if name == "survey" else "report"), threading.Event()
 
     def watch(bar):
@@ -193,7 +210,7 @@ def _progress(tasks, name):
 
 
 def _weigh(tasks, options) -> None:
-    """Finds duplicates and surplus pairs among all tasks and writes what each task shall drop."""
+    """Finds duplicates and surplus pairs among all tasks. Writes the list of those that each task drops."""
     import apache_beam as beam
 
     config = tasks[0].config
@@ -264,7 +281,7 @@ def _for_category(line):
 
 
 def _surplus(element, most):
-    """Those of a category's pairs that a fixed, arbitrary order puts last."""
+    """The surplus pairs of a category: the last ones in a fixed, arbitrary order."""
     _, lines = element
     ranked = sorted(lines, key=lambda line: (hashlib.sha256(line["key"].encode()).digest(), line["task"], line["row"]))
     for line in ranked[most:]:
@@ -281,7 +298,7 @@ def _write_dropped(element, folder) -> None:
 
 
 def survey(task: Task) -> None:
-    """Examines the rows of a task; what passes is written to its staging folder, and a line about every row."""
+    """Examines the raw pairs of a task. Writes those that pass to its staging folder, and a line about each."""
     if task.staged.is_dir():
         return
     started = time.process_time()
@@ -315,7 +332,7 @@ def survey(task: Task) -> None:
 
 
 def _examined(row, config):
-    """`examine`, where what no one has foreseen is a row's own problem, and not that of millions of others."""
+    """`examine`; an unforeseen error rejects this raw pair, and does not stop the preparation."""
     try:
         return examine(row, config)
     except Rejected:
@@ -325,7 +342,7 @@ def _examined(row, config):
 
 
 def finish(task: Task) -> None:
-    """Writes the task's shards without what was weighed out, then its report."""
+    """Writes the task's shards without the pairs that `weigh` found, then its report."""
     dropped = json.loads(task.dropped.read_text())
     lines, keep = list(_lines(task)), collections.defaultdict(list)
     for row, line in enumerate(lines):
@@ -342,7 +359,7 @@ def finish(task: Task) -> None:
             facts = {"bytes": target.stat().st_size, "sha256": _checksum(target)}
             shards.append({"file": name, "bucket": bucket, "records": sum(flags)} | facts)
     write_json(task.report, counts.count(lines, shards))
-    for path in task.staged.glob("*.array_record"):  # the disk need not hold everything twice
+    for path in task.staged.glob("*.array_record"):  # so that the disk does not hold all pairs twice
         path.unlink()
 
 
@@ -364,7 +381,7 @@ def _checksum(path) -> str:
 
 
 def _manifest(tasks, where, config) -> dict:
-    """Errors: PrepareError when no pair is kept, or a row is neither kept nor rejected."""
+    """Errors: PrepareError when no pair is kept, or a raw pair is neither kept nor rejected."""
     total = counts.add(json.loads(task.report.read_text()) for task in tasks)
     if not total["shards"]:
         reasons = {name: found["count"] for name, found in total["rejects"].items()}
@@ -373,8 +390,8 @@ def _manifest(tasks, where, config) -> dict:
     rejected = sum(found["count"] for found in total["rejects"].values())
     if not listed == total["rows"] == total["kept"] + rejected:
         raise PrepareError(
-            f"every row must be kept or rejected; {listed} are listed, {total['rows']} were read, {total['kept']} kept and "
-            f"{rejected} rejected: did the source change meanwhile?"
+            f"every raw pair must be kept or rejected; {listed} are listed, {total['rows']} were read, {total['kept']} kept and "
+            f"{rejected} rejected: has the source changed since the start?"
         )
     return {"version": VERSION, "kind": PAIRS, "source": str(where), "config": dataclasses.asdict(config)} | total
 

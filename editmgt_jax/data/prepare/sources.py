@@ -1,9 +1,9 @@
-"""Raw edit pairs, wherever they lie: parquet files, folders, TFDS, procedural scenes.
+"""Raw edit pairs from parquet files, folders, TFDS or procedural scenes.
 
-A source is cut into parts, which are small, picklable and can be read on any machine; a part yields rows lazily, with
-pictures still encoded. A row that cannot be made into a pair is yielded as well, with the reason.
+A source consists of parts. A part is small and picklable, and any machine can read it. It yields raw pairs lazily, with encoded
+pictures. A row that is no pair is yielded with the reason.
 
-Source  the columns of CrispEdit-2M, AnyEdit, ImgEdit and kin; the folders of MagicBrush
+Source  the columns of CrispEdit-2M, AnyEdit and ImgEdit; the folders of MagicBrush
 """
 
 import abc
@@ -20,7 +20,7 @@ from PIL import Image
 from editmgt_jax.errors import UserError
 from editmgt_jax.files import mounted
 
-# Columns (fields of a JSON line) by what they mean; the first that a table has counts.
+# Names of columns (fields of a JSON line) by meaning. The first name that a table has is used.
 COLUMNS = {
     "source": ("input_img", "input", "image_file", "source"),
     "target": ("output_img", "output", "generated_image", "edited_file", "target"),
@@ -28,17 +28,17 @@ COLUMNS = {
 }
 OPTIONAL = {"mask": ("mask", "mask_img"), "category": ("type", "edit_type", "category", "task")}
 NO_CATEGORY = "edit"
-ROWS_AT_ONCE = 8  # pictures of so many rows are in memory together
-PART_ROWS = 256  # of sources that have no parts of their own
+ROWS_AT_ONCE = 8  # rows whose pictures are in memory together
+PART_ROWS = 256  # in a part, for sources without parts of their own
 
 
 class SourceError(UserError):
-    """Raw data that cannot be listed: names the file and what it must be."""
+    """Raw data that cannot be listed. Names the file and the format that was expected."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """A raw row. With a `defect`, (reason, detail), it is no pair and only `key` is sure to be there."""
+class RawPair:
+    """A raw pair. One with a `defect`, (reason, detail), is rejected, and only its `key` is set."""
 
     key: str  # file and number, to find it again
     source: bytes = b""
@@ -46,20 +46,20 @@ class Row:
     instruction: str = ""
     category: str = NO_CATEGORY
     mask: bytes | None = None  # white may change
-    notes: tuple[str, ...] = ()  # what is odd about it, and no reason to reject it
+    notes: tuple[str, ...] = ()  # oddities that are no reason to reject it
     defect: tuple[str, str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Part(abc.ABC):
-    """Some rows of a source."""
+    """A range of a source."""
 
     name: str
     rows: int
 
     @abc.abstractmethod
-    def read(self) -> Iterator[Row]:
-        """Yields exactly `rows` rows, in their order."""
+    def read(self) -> Iterator[RawPair]:
+        """Yields exactly `rows` raw pairs, in their order."""
 
 
 def open_source(where: str, mapping: dict[str, str] | None = None, resolution: int = 1024) -> list[Part]:
@@ -69,13 +69,13 @@ def open_source(where: str, mapping: dict[str, str] | None = None, resolution: i
       where: a folder (with *.parquet anywhere below it; with pairs.jsonl; or with MagicBrush's edit_turns.json or
         edit_sessions.json), one parquet file, `tfds:NAME_OR_FOLDER[:SPLIT]`, or `scenes:COUNT[:SEED]`.
       mapping: {"source": column, "target": ..., "instruction": ..., "mask": ..., "category": ...} where names differ from
-        `COLUMNS`.
+        those of `COLUMNS`.
       resolution: of the scenes, in pixels.
     Errors: SourceError, FileNotFoundError.
     """
     mapping = mapping or {}
     if unknown := sorted(mapping.keys() - COLUMNS.keys() - OPTIONAL.keys()):
-        raise SourceError(f"columns can be named for {', '.join([*COLUMNS, *OPTIONAL])}; got {unknown}")
+        raise SourceError(f"--column takes {', '.join([*COLUMNS, *OPTIONAL])}; got {unknown}")
     kind, _, rest = str(where).partition(":")
     if kind == "scenes":
         return _scene_parts(rest, resolution)
@@ -85,7 +85,9 @@ def open_source(where: str, mapping: dict[str, str] | None = None, resolution: i
     if path.is_file() and path.suffix == ".parquet":
         return _parquet_parts(path.parent, [path], mapping)
     if not path.is_dir():
-        raise FileNotFoundError(f"a source is a folder, a parquet file, tfds:NAME or scenes:COUNT; there is no {where}")
+        raise FileNotFoundError(
+            f"a source must be a folder, a parquet file, tfds:NAME or scenes:COUNT; {where} does not exist"
+        )
     if (path / "pairs.jsonl").is_file():
         return _jsonl_parts(path, mapping)
     for name in ("edit_turns.json", "edit_sessions.json"):
@@ -94,13 +96,13 @@ def open_source(where: str, mapping: dict[str, str] | None = None, resolution: i
     files = sorted(path.rglob("*.parquet"))
     if not files:
         raise SourceError(
-            f"a folder of pairs has *.parquet, pairs.jsonl, edit_turns.json or edit_sessions.json; {path} has none of them"
+            f"a folder of pairs must have *.parquet, pairs.jsonl, edit_turns.json or edit_sessions.json; {path} has none"
         )
     return _parquet_parts(path, files, mapping)
 
 
-def category_name(text) -> str:
-    """'Background change' -> 'background_change': fit for names of files and for flags. Numbers stay as they are."""
+def category_name(text: object) -> str:
+    """'Background change' -> 'background_change', for file names and flags. Numbers are kept."""
     text = str(text).encode(errors="replace").decode()
     name = "_".join(text.replace("-", " ").replace("_", " ").lower().split())
     return name or NO_CATEGORY
@@ -120,7 +122,8 @@ class ParquetPart(Part):
     columns: tuple[tuple[str, str], ...]  # (meaning, column)
     notes: tuple[str, ...] = ()
 
-    def read(self) -> Iterator[Row]:
+    def read(self) -> Iterator[RawPair]:
+        """As `Part.read`."""
         import pyarrow.parquet
 
         read, stem = 0, self.name.rpartition(":")[0]
@@ -131,16 +134,16 @@ class ParquetPart(Part):
                     columns = {meaning: _values(batch.column(column)) for meaning, column in self.columns}
                     for index in range(batch.num_rows):
                         values = {meaning: column[index] for meaning, column in columns.items()}
-                        yield self._row(f"{stem}#{self.first + read}", values)
+                        yield self._pair(f"{stem}#{self.first + read}", values)
                         read += 1
         except (OSError, pyarrow.ArrowException) as error:
-            if getattr(error, "errno", None) is not None:  # the disk's fault, not the file's: it may be well again
+            if getattr(error, "errno", None) is not None:  # an error of the disk, not of the file: it may pass
                 raise
             detail = f"row group {self.group} of {stem} cannot be read: {error}"
             for index in range(read, self.rows):
-                yield Row(f"{stem}#{self.first + index}", defect=("unreadable_row_group", detail))
+                yield RawPair(f"{stem}#{self.first + index}", defect=("unreadable_row_group", detail))
 
-    def _row(self, key, values) -> Row:
+    def _pair(self, key, values) -> RawPair:
         pictures, notes = {}, list(self.notes)
         for meaning in ("source", "target", "mask"):
             value = values.get(meaning)
@@ -150,7 +153,7 @@ class ParquetPart(Part):
                 value = value.data
             pictures[meaning] = value or (None if meaning == "mask" else b"")
         category = category_name(_text(values.get("category")))
-        return Row(key, instruction=_text(values["instruction"]), category=category, notes=tuple(notes), **pictures)
+        return RawPair(key, instruction=_text(values["instruction"]), category=category, notes=tuple(notes), **pictures)
 
 
 class _Picture(NamedTuple):
@@ -161,7 +164,7 @@ class _Picture(NamedTuple):
 
 
 def _values(column) -> list:
-    """Python values of an Arrow column. Strings stay bytes: one that is not UTF-8 must not take its batch with it."""
+    """Python values of an Arrow column. Strings stay bytes: one that is not UTF-8 must not fail its whole batch."""
     import pyarrow as pa
 
     if pa.types.is_struct(column.type):
@@ -175,7 +178,7 @@ def _values(column) -> list:
 
 
 def _text(value) -> str:
-    """What is not UTF-8 becomes U+FFFD, which `examine` rejects."""
+    """Bytes that are not UTF-8 become U+FFFD, which `examine` rejects."""
     return value.decode(errors="replace") if isinstance(value, bytes) else "" if value is None else value
 
 
@@ -190,7 +193,7 @@ def _parquet_parts(root, files, mapping) -> list[Part]:
             columns = _columns(path, metadata.schema.to_arrow_schema().names, mapping)
         except (OSError, pyarrow.ArrowException) as error:
             raise SourceError(
-                f"{path} is not a readable parquet file ({error}): fetch it again, or move it away"
+                f"{path} is not a readable parquet file ({error}): download it again, or move it elsewhere"
             ) from error
         notes = (("space_in_name",) if " " in path.name else ()) + (("small_file",) if metadata.num_rows <= 3 else ())
         first = 0
@@ -203,7 +206,7 @@ def _parquet_parts(root, files, mapping) -> list[Part]:
 
 
 def _columns(path, names, mapping) -> tuple[tuple[str, str], ...]:
-    """Which column means what."""
+    """(meaning, column) of each column that is used. Errors: SourceError."""
     found = []
     for meaning, choices in (COLUMNS | OPTIONAL).items():
         if meaning in mapping and mapping[meaning] not in names:
@@ -213,7 +216,7 @@ def _columns(path, names, mapping) -> tuple[tuple[str, str], ...]:
             found.append((meaning, column))
         elif meaning in COLUMNS:
             raise SourceError(
-                f"{path} needs a column for {meaning}: one of {', '.join(choices)}, or the one that is named for it; "
+                f"{path} needs a column for {meaning}: one of {', '.join(choices)}, or one given by --column {meaning}=NAME; "
                 f"it has {list(names)}"
             )
     return tuple(found)
@@ -224,15 +227,16 @@ def _columns(path, names, mapping) -> tuple[tuple[str, str], ...]:
 
 @dataclasses.dataclass(frozen=True)
 class FilesPart(Part):
-    """Pairs whose pictures are files; each entry is what a line of pairs.jsonl says, or why it says nothing."""
+    """Pairs whose pictures are files. An entry is a line of pairs.jsonl, or its error."""
 
     root: str
-    entries: tuple[tuple[str, dict | str], ...]  # (key, {meaning: value} or what is wrong)
+    entries: tuple[tuple[str, dict | str], ...]  # (key, {meaning: value} or the error)
 
-    def read(self) -> Iterator[Row]:
+    def read(self) -> Iterator[RawPair]:
+        """As `Part.read`."""
         for key, entry in self.entries:
             if isinstance(entry, str):
-                yield Row(key, defect=("bad_line", entry))
+                yield RawPair(key, defect=("bad_line", entry))
                 continue
             pictures, missing = {}, None
             for meaning in ("source", "target", "mask"):
@@ -240,13 +244,13 @@ class FilesPart(Part):
                     continue
                 try:
                     pictures[meaning] = (Path(self.root) / entry[meaning]).read_bytes()
-                except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+                except (OSError, ValueError) as error:  # an impossible file name is a ValueError
                     missing = f"{entry[meaning]!a}: {error}"
             if missing is not None:
-                yield Row(key, defect=("missing_file", missing))
+                yield RawPair(key, defect=("missing_file", missing))
                 continue
             category = category_name(entry.get("category") or "")
-            yield Row(key, instruction=entry.get("instruction") or "", category=category, **pictures)
+            yield RawPair(key, instruction=entry.get("instruction") or "", category=category, **pictures)
 
 
 def _files_parts(root, entries) -> list[Part]:
@@ -273,7 +277,7 @@ def _jsonl_parts(root, mapping) -> list[Part]:
 
 
 def _magicbrush_parts(root, path) -> list[Part]:
-    """MagicBrush: `images/SESSION/FILE`, each turn an edit of the turn before. edit_sessions.json has turns by session."""
+    """MagicBrush: `images/SESSION/FILE`, each turn an edit of the turn before. edit_sessions.json groups the turns by session."""
     try:
         listed = json.loads(path.read_text())
         turns = listed if isinstance(listed, list) else [turn for session in listed.values() for turn in session]
@@ -293,14 +297,15 @@ def _magicbrush_parts(root, path) -> list[Part]:
 
 @dataclasses.dataclass(frozen=True)
 class TFDSPart(Part):
-    """A range of a dataset that TensorFlow Datasets has prepared on this machine, in a random-access format."""
+    """A range of a dataset of TensorFlow Datasets, prepared on this machine in a random-access format."""
 
     dataset: str
     split: str
     first: int
     fields: tuple[tuple[str, str], ...]
 
-    def read(self) -> Iterator[Row]:
+    def read(self) -> Iterator[RawPair]:
+        """As `Part.read`."""
         import tensorflow_datasets as tfds
 
         builder = _tfds_builder(self.dataset)
@@ -313,11 +318,11 @@ class TFDSPart(Part):
             category = category_name(_label(builder, names.get("category"), values.pop("category", "")))
             instruction = _text(values.pop("instruction"))
             key = f"{self.dataset}:{self.split}#{index}"
-            yield Row(key, instruction=instruction, category=category, **{k: bytes(v) for k, v in values.items()})
+            yield RawPair(key, instruction=instruction, category=category, **{k: bytes(v) for k, v in values.items()})
 
 
 def _tfds_builder(name):
-    """A registered dataset (`crisp_edit` among them), or a folder that some builder prepared."""
+    """A registered dataset, such as `crisp_edit`, or a folder that a builder prepared."""
     import tensorflow_datasets as tfds
 
     if Path(name).is_dir():
@@ -328,7 +333,7 @@ def _tfds_builder(name):
 
 
 def _label(builder, name, value) -> str:
-    """A category as text, also where the dataset has numbers for it."""
+    """A category as text, also where the dataset stores numbers."""
     feature = None if name is None else builder.info.features[name]
     return feature.int2str(int(value)) if hasattr(feature, "int2str") else _text(value)
 
@@ -371,14 +376,15 @@ class ScenePart(Part):
     config: object  # SceneConfig
     first: int
 
-    def read(self) -> Iterator[Row]:
+    def read(self) -> Iterator[RawPair]:
+        """As `Part.read`."""
         from editmgt_jax.data.scenes.source import SceneSource
 
         scenes = SceneSource(self.config)
         for index in range(self.first, self.first + self.rows):
             example = scenes[index]
             pictures = {name: _png(example[name]) for name in ("source", "target", "mask")}
-            yield Row(
+            yield RawPair(
                 f"scenes-{self.config.seed}#{index}",
                 instruction=example["instruction"],
                 category=category_name(example["category"]),
@@ -391,7 +397,7 @@ def _scene_parts(rest, resolution) -> list[Part]:
 
     count, _, seed = rest.partition(":")
     if not count.isdigit() or int(count) < 1 or not (seed or "0").isdigit():
-        raise SourceError(f"scenes are asked for as scenes:COUNT or scenes:COUNT:SEED; got scenes:{rest}")
+        raise SourceError(f"a source of scenes must be scenes:COUNT or scenes:COUNT:SEED; got scenes:{rest}")
     config = SceneConfig(size=resolution, seed=int(seed or 0))
     return [
         ScenePart(f"scenes {first}", min(PART_ROWS, int(count) - first), config, first)

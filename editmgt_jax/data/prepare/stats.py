@@ -1,7 +1,9 @@
-"""What a folder of prepared pairs or of token records holds: counts, histograms, and a picture of samples."""
+"""Contents of a folder of prepared pairs or of token records: counts, histograms, and a picture of samples."""
 
 import io
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
@@ -16,7 +18,7 @@ LETTERS = 30  # of a caption, a line
 READ = 2000  # records at most that lengths of instructions are counted over
 
 
-def collect(directory) -> dict:
+def collect(directory: str | Path) -> dict:
     """{"kind", "examples", "categories", "buckets", "instruction_tokens" or "instruction_characters", ...}"""
     manifest = read_manifest(directory)
     if manifest["kind"] == PAIRS:
@@ -33,7 +35,9 @@ def collect(directory) -> dict:
     counts, lengths = Counter(), []
     for bucket in tokens.buckets.values():
         counts.update(tokens.categories[i] for i in bucket.categories().tolist())
-        text = "llm_ids" if "llm_ids" in bucket[0] else "text_ids"
+        text = [field.name for field in bucket.schema.fields if field.dtype == "int32"][
+            -1
+        ]  # the transformer attends to
         for index in _spread(len(bucket), READ):
             lengths.append(_length(bucket[index][text]))
     return {
@@ -59,7 +63,7 @@ def describe(report: dict) -> str:
     return "\n".join(lines)
 
 
-def grid(directory, paint=None) -> Image.Image:
+def grid(directory: str | Path, paint: Callable[[np.ndarray], np.ndarray] | None = None) -> Image.Image:
     """Sample pairs, source beside target, with category and instruction.
 
     Args:
@@ -108,7 +112,7 @@ def _spread(count, most) -> list[int]:
 
 
 def _length(ids) -> int:
-    """Tokens of an instruction without what pads it: one id, again and again at either end."""
+    """Tokens of an instruction without padding: one id, repeated at either end."""
     changes = np.flatnonzero(np.diff(ids))
     if not len(changes):
         return 1

@@ -1,4 +1,4 @@
-"""The page that says what became of a set of raw pairs: counts, histograms, examples of what was rejected, sample pairs."""
+"""The page of a preparation: counts, histograms, examples of rejected pairs, sample pairs."""
 
 import base64
 import html
@@ -26,7 +26,7 @@ details { font-size: 0.85em } code { font-size: 0.9em }
 """
 
 
-def write(output, manifest: dict) -> None:
+def write(output: Path, manifest: dict) -> None:
     """Writes the page of a preparation."""
     output = Path(output)
     rows, kept = manifest["rows"], manifest["kept"]
@@ -34,7 +34,7 @@ def write(output, manifest: dict) -> None:
         f"<h1>{html.escape(manifest['source'])}</h1>",
         f"<p>{kept:,} of {rows:,} pairs kept ({kept / rows:.1%}), in {len(manifest['shards']):,} shards.</p>",
         _section("Rejected", _reasons(manifest["rejects"], rows)),
-        _section("Kept or mended in spite of", _reasons(manifest["notes"], rows)),
+        _section("Kept with a note", _reasons(manifest["notes"], rows)),
         _section("Categories", _bars(manifest["categories"])),
         _section("Buckets, width x height", _bars(manifest["buckets"])),
     ]

@@ -1,6 +1,6 @@
 """Colours of pictures in words, by measurement, and changing them. Pure arrays: no files, no sprites.
 
-Axes    N pixels, H W rows and columns; hue is in degrees [0, 360), saturation and value in [0, 1]
+Axes    n pixels, H W rows and columns; hue is in degrees [0, 360), saturation and value in [0, 1]
 Rule    a colour name is what is *measured* on the pixels, never what was intended: the dominant hue is the peak
         of the hue histogram of saturated pixels, refined by the mean hue around that peak.
 """
@@ -36,7 +36,7 @@ _CLUSTER = 42.0  # degrees around the dominant hue that count as 'the' colour of
 _BINS = 36
 
 
-def rgb_to_hsv(rgb):
+def rgb_to_hsv(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """uint8 or float [... 3] in 0..255 -> float32 hue [...] in degrees, saturation [...], value [...]."""
     rgb = np.asarray(rgb, np.float32) / 255
     high, low = rgb.max(-1), rgb.min(-1)
@@ -51,7 +51,7 @@ def rgb_to_hsv(rgb):
     return (60 * hue) % 360, np.where(high > 0, chroma / np.where(high > 0, high, 1), 0), high
 
 
-def hsv_to_rgb(hue, saturation, value):
+def hsv_to_rgb(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
     """Inverse of `rgb_to_hsv`. -> float32 [... 3] in 0..255"""
     sector = np.asarray([5, 3, 1], np.float32) + (hue / 60)[..., None]
     sector = sector % 6
@@ -64,7 +64,7 @@ def _gap(hue, centre):
     return (hue - centre + 180) % 360 - 180
 
 
-def dominant_hue(rgb_pixels, weights):
+def dominant_hue(rgb_pixels: np.ndarray, weights: np.ndarray) -> tuple[float, float, float, float] | None:
     """(hue in degrees, median saturation, median value, share of the weight) of the main colour, or None if it is grey."""
     hue, saturation, value = rgb_to_hsv(np.reshape(rgb_pixels, (-1, 3)))
     weights = np.ravel(weights).astype(np.float64)
@@ -82,10 +82,10 @@ def dominant_hue(rgb_pixels, weights):
     return centre, float(np.median(saturation[inside])), float(np.median(value[inside])), near.sum() / total
 
 
-def name_colour(rgb_pixels, weights=None):
+def name_colour(rgb_pixels: np.ndarray, weights: np.ndarray | None = None) -> str | None:
     """The name of the main colour of some pixels, or None where they are mostly grey.
 
-    rgb_pixels is [N 3] (or any shape ending in 3) in 0..255; weights [N] says how much each pixel counts (for
+    rgb_pixels is [n 3] (or any shape ending in 3) in 0..255; weights [n] says how much each pixel counts (for
     instance its opacity). The answer is one of `NAMES`.
     """
     rgb_pixels = np.asarray(rgb_pixels)
@@ -115,13 +115,13 @@ def _main_hue(rgb, opacity, target):
     return main[0]
 
 
-def main_area(rgb, opacity):
+def main_area(rgb: np.ndarray, opacity: np.ndarray) -> np.ndarray:
     """How much of each pixel is in the main colour. uint8 [H W 3], opacity [H W] -> float [H W] in 0..1"""
     hue, saturation, _ = rgb_to_hsv(rgb)
     return _amount(_gap(hue, _main_hue(rgb, opacity, "a pattern")), saturation)
 
 
-def recolour(rgb, opacity, target):
+def recolour(rgb: np.ndarray, opacity: np.ndarray, target: str) -> np.ndarray:
     """Give the main colour of an object the colour called `target`; other hues (leaves, windows, wheels) stay.
 
     uint8 [H W 3], opacity [H W] -> uint8 [H W 3]. Shading and, at half strength, the spread of hues are kept. `target` is

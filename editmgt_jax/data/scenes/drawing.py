@@ -1,6 +1,6 @@
 """A scene as a description, and the picture of it.
 
-Axes    S rows or columns of the square picture
+Axes    Y X pixels, of equal number
 Exact   integer arithmetic throughout, so what two scenes share is equal in both pictures to the last bit
 """
 
@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 import operator
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -27,11 +28,12 @@ class Thing:
     slot: str
 
     @property
-    def name(self):
+    def name(self) -> str:
+        """Name of the object, or of the person."""
         return self.key if isinstance(self.key, str) else self.key[0]
 
     @property
-    def seen_colour(self):
+    def seen_colour(self) -> str | None:
         """What it was given, else its own colour, else None."""
         return self.look or sprites.natural_colour(self.key)
 
@@ -76,16 +78,16 @@ def _placed(thing, size):
     return layer, (rows, columns), inner
 
 
-def footprint(thing, size, whole=True):
-    """Where a thing covers the picture, with its shadow or (whole=False) without. -> bool [S S]"""
+def footprint(thing: Thing, size: int, whole: bool = True) -> np.ndarray:
+    """Where a thing covers the picture, with its shadow or (whole=False) without. -> bool [Y X]"""
     mask = np.zeros((size, size), bool)
     layer, outer, inner = _placed(thing, size)
     mask[outer] = layer.rgba[inner][..., 3] > 0 if whole else layer.body[inner]
     return mask
 
 
-def opaque(things, size):
-    """Where things hide altogether what is behind them. -> bool [S S]"""
+def opaque(things: Iterable[Thing], size: int) -> np.ndarray:
+    """Where things hide altogether what is behind them. -> bool [Y X]"""
     mask = np.zeros((size, size), bool)
     for thing in things:
         layer, outer, inner = _placed(thing, size)
@@ -93,12 +95,12 @@ def opaque(things, size):
     return mask
 
 
-def stacked(scene):
+def stacked(scene: "Scene") -> list[Thing]:
     """The things of a scene from back to front."""
     return sorted(scene.things, key=operator.attrgetter("y"))
 
 
-def in_front(thing, scene):
+def in_front(thing: Thing, scene: "Scene") -> list[Thing]:
     """The things of a scene that may hide this one."""
     order = stacked(scene)
     return order[order.index(thing) + 1 :]
@@ -113,10 +115,10 @@ def _backdrop(scene, size):
 
 @functools.lru_cache(128)
 def _gains(light, size):
-    """-> uint16 [S S 3], 128 for what stays as bright as it is"""
+    """-> uint16 [Y X 3], 128 for what stays as bright as it is"""
     steps = (np.arange(size) + 0.5) / size - 0.5
     angle = light.towards * math.pi / 4
-    along = steps * math.cos(angle) + steps[:, None] * math.sin(angle)  # [S S]
+    along = steps * math.cos(angle) + steps[:, None] * math.sin(angle)  # [Y X]
     gains = (1 + light.slope * along)[..., None] * np.asarray(light.tint)
     return np.rint(128 * gains).astype(np.uint16)
 
@@ -128,8 +130,8 @@ def _lit(picture, light):
     return np.minimum(lit, 255, out=lit).astype(np.uint8)
 
 
-def render(scene, size):
-    """-> uint8 [S S 3]"""
+def render(scene: "Scene", size: int) -> np.ndarray:
+    """-> uint8 [Y X 3]"""
     canvas = _backdrop(scene, size).copy()
     for thing in stacked(scene):
         layer, outer, inner = _placed(thing, size)

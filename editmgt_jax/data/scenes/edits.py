@@ -4,12 +4,17 @@ Every quantity comes from the dice of one example. The first thing of a scene is
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from editmgt_jax.data.scenes import colours, patterns, phrases, sprites
 from editmgt_jax.data.scenes.drawing import LIGHTS, Scene, Thing
-from editmgt_jax.data.scenes.variety import variety
+from editmgt_jax.data.scenes.variety import Variety, variety
+
+if TYPE_CHECKING:
+    from editmgt_jax.data.scenes.source import SceneConfig
 
 _SLOTS = {  # number of objects -> centre of each slot, as a share of the picture
     1: {"left": 0.25, "middle": 0.5, "right": 0.75},
@@ -39,14 +44,16 @@ class Dice:
     def __init__(self, *entropy):
         self._generator = np.random.default_rng(entropy)
 
-    def chance(self, share):
+    def chance(self, share: float) -> bool:
         """Whether something of this probability happens; a share of 0 takes no draw."""
         return share > 0 and self._generator.random() < share
 
-    def number(self, low, high):
+    def number(self, low: float, high: float) -> float:
+        """A float drawn uniformly from [low, high)."""
         return low + (high - low) * self._generator.random()
 
-    def pick(self, options):
+    def pick(self, options: Sequence) -> Any:
+        """One of the options, each as likely."""
         return options[int(len(options) * self._generator.random())]
 
 
@@ -109,7 +116,7 @@ class Composer:
         x = min(max(thing.x, half), self.size - half)
         return dataclasses.replace(thing, x=x, y=max(thing.y, height + 1))
 
-    def scene(self, main=None, count=None, share=None):
+    def scene(self, main: sprites.Key | None = None, count: int | None = None, share: float | None = None) -> Scene:
         """A scene of one, two or three things; the first of its things is the main one."""
         dice, varied, m = self.dice, self.variety, sprites.margin(self.size)
         if count is None:
@@ -134,7 +141,7 @@ class Composer:
     def _can_be_twin(self, thing):
         return isinstance(thing.key, str) and thing.name not in sprites.PLURAL
 
-    def scene_about_something(self, **options):
+    def scene_about_something(self, **options: Any) -> Scene:
         """A scene whose main thing may, in the held-out split, be one that training never showed."""
         return self.scene(main=self.dice.pick(self.variety.novel) if self.novel else None, **options)
 
@@ -179,7 +186,8 @@ class Composer:
 
     # ---- the categories: each returns a Plan, or None where these draws lead nowhere
 
-    def add(self):
+    def add(self) -> "Plan | None":
+        """Plans an edit of the category `add`."""
         target = self.scene()
         thing, rest = target.things[0], target.things[1:]
         obvious = len(rest) > 0 or thing.slot == "middle"
@@ -189,14 +197,16 @@ class Composer:
         facts = {"new": thing.name, "colour": _measurable(thing.look), "position": thing.slot}
         return Plan("add", source, target, thing.name, query, {"new": new, "where": where}, facts=facts)
 
-    def remove(self):
+    def remove(self) -> "Plan | None":
+        """Plans an edit of the category `remove`."""
         source = self.scene_about_something()
         thing = source.things[0]
         query, old = self._old(thing, source)
         target = dataclasses.replace(source, things=source.things[1:])
         return Plan("remove", source, target, thing.name, query, {"old": old}, facts={"old": thing.name})
 
-    def replace(self):
+    def replace(self) -> "Plan | None":
+        """Plans an edit of the category `replace`."""
         source = self.scene_about_something()
         thing = source.things[0]
         key = self._new_key([other.name for other in source.things])
@@ -213,7 +223,7 @@ class Composer:
         side = round(side * _PERSON) if isinstance(key, tuple) else side
         return self._inside(dataclasses.replace(thing, key=key, look=look, side=side))
 
-    def distractors(self, scene, count):
+    def distractors(self, scene: Scene, count: int) -> list[Scene]:
         """`count` scenes, each with a different object, shown nowhere in `scene`, in the place of its main thing."""
         taken, scenes = [thing.name for thing in scene.things], []
         for _ in range(count):
@@ -223,7 +233,8 @@ class Composer:
             scenes.append(dataclasses.replace(scene, things=(fresh, *scene.things[1:])))
         return scenes
 
-    def colour(self):
+    def colour(self) -> "Plan | None":
+        """Plans an edit of the category `colour`."""
         source = self.scene_about_something()
         thing = source.things[0]
         now = thing.seen_colour
@@ -239,7 +250,8 @@ class Composer:
         kind = "pattern" if wanted in patterns.PATTERNS else "recolour"
         return Plan(kind, source, target, thing.name, query, slots, facts=facts)
 
-    def background(self):
+    def background(self) -> "Plan | None":
+        """Plans an edit of the category `background`."""
         source = self.scene_about_something()
         place = self.dice.pick([name for name in sprites.PANORAMAS if name != source.background])
         target = dataclasses.replace(source, background=place, direction=int(self.dice.number(0, sprites.VIEWS)))
@@ -247,13 +259,15 @@ class Composer:
         slots = {"place": sayings[0] if len(sayings) == 1 else self.dice.pick(sayings)}
         return Plan("background", source, target, place, "background", slots, facts={"new": place})
 
-    def style(self):
+    def style(self) -> "Plan | None":
+        """Plans an edit of the category `style`."""
         source, style = self.scene(), self.dice.pick(tuple(phrases.STYLES))
         words = self.dice.pick(phrases.STYLES[style])
         query = words.removeprefix("a ")
         return Plan("style", source, source, style, query, {"style": words}, style=style, facts={"new": style})
 
-    def motion(self):
+    def motion(self) -> "Plan | None":
+        """Plans an edit of the category `motion`."""
         draw = self.dice.number(0, 1)
         if draw < 0.35 and not self.novel:
             return self._act()
@@ -301,7 +315,7 @@ class Composer:
         return self._motion("enlarge" if grow else "shrink", source, after, {})
 
 
-def worded(plan, config, dice):
+def worded(plan: Plan, config: "SceneConfig", dice: Dice) -> tuple[str, str] | None:
     """(template, instruction) in words that belong to the split, or None where all belong to the other one."""
     varied, held_out = variety(config.objects), config.split == "heldout"
     unseen = plan.subject in varied.novel
@@ -324,7 +338,8 @@ def worded(plan, config, dice):
     return template, words[0].upper() + words[1:] + mark if formal else words
 
 
-def is_novel(plan, varied):
+def is_novel(plan: Plan, varied: Variety) -> bool:
+    """Whether the source shows an object that training never shows."""
     return any(thing.name in varied.novel for thing in plan.source.things)
 
 

@@ -29,7 +29,7 @@ def _checks(rows, columns):
 PATTERNS = {"striped": _stripes, "dotted": _dots, "checkered": _checks}
 
 
-def draw(rgb, opacity, pattern):
+def draw(rgb: np.ndarray, opacity: np.ndarray, pattern: str) -> np.ndarray:
     """Mark the main colour of an object with white, or where it is light with a dark shade of itself.
 
     uint8 [H W 3], opacity [H W] -> uint8 [H W 3]. Shading is kept, and so are other colours.

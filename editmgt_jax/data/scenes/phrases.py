@@ -314,28 +314,28 @@ VERBS = {  # action as the picture's label says it -> what to ask for
 PRONOUNS = {"man": "him", "woman": "her"}
 
 
-def is_held_out(subject, background, template):
+def is_held_out(subject: str, background: str, template: str) -> bool:
     """Whether this combination belongs to the held-out split (one in ten does) and so never to training."""
     return zlib.crc32(f"{subject}|{background}|{template}".encode()) % 10 == 0
 
 
-def fits(template, slots):
+def fits(template: str, slots: dict[str, str]) -> bool:
     """Whether a template reads well with these words: a clause of its own needs a place, and a pronoun cannot lead."""
     needs_place = template.startswith("{where},") and not slots["where"]
     return not needs_place and not (template.startswith("{old}") and slots["old"] in PRONOUNS.values())
 
 
-def is_request(template):
+def is_request(template: str) -> bool:
     """Whether a template tells someone to do something, so that a polite form can frame it."""
     return template.split()[0] not in _STATEMENTS
 
 
-def fill(template, slots):
+def fill(template: str, slots: dict[str, str]) -> str:
     """Put words into a template; an empty slot leaves no trace."""
     return " ".join(template.format_map(slots).split())
 
 
-def mentions(instruction, query):
+def mentions(instruction: str, query: str) -> bool:
     """Whether the first place where `query` occurs in the instruction is a whole phrase, not part of a word."""
     start = instruction.find(query)
     end = start + len(query)

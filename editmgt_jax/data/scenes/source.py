@@ -3,13 +3,14 @@
 Example i is a pure function of (seed, split, i). An edit is planned as two scene descriptions and an instruction,
 then both are rendered; everything the edit leaves alone is the same to the last bit.
 
-Axes    S rows or columns of the square picture
+Axes    Y X pixels, of equal number
 Splits  'heldout' holds (subject, background, template) combinations that 'train' never holds, and about one in
         ten of its examples is about an object that training has never seen (`facts['novel']`)
 """
 
 import dataclasses
 import operator
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -56,7 +57,7 @@ class SceneConfig:
 def _edit_mask(plan, size, hidden):
     """The pixels that the edit is free to change, shadows included; with `hidden`, without what other things hide.
 
-    -> (bool [S S], share of the least visible edited thing that is seen)
+    -> (bool [Y X], share of the least visible edited thing that is seen)
     """
     seen = 1.0
     if plan.kind == "style":
@@ -110,7 +111,7 @@ def _reads_as_said(plan, target, mask):
 class SceneSource:
     """Random access to edit pairs: a sequence of `config.length` examples, picklable, the same in every process.
 
-    An example is a dict: 'source' and 'target' uint8 [S S 3]; 'mask' bool [S S], outside of which the two are
+    An example is a dict: 'source' and 'target' uint8 [Y X 3]; 'mask' bool [Y X], outside of which the two are
     equal; 'instruction'; 'category'; 'query', the words of the instruction that say what it is about; 'facts', what
     is known about the edit: kind, subject, background, template, objects in the source, novel, and where they
     apply old, new, colour, colour_before and position (else None). colour is one that `name_colour` can measure, so
@@ -126,7 +127,7 @@ class SceneSource:
     def __repr__(self):
         return f"SceneSource({self.config})"
 
-    def plan(self, index):
+    def plan(self, index: int) -> Iterator[tuple[str, edits.Plan, str, str]]:
         """Yield (category, Plan, template, instruction) for one attempt after another at an example, undrawn.
 
         The example is the first attempt whose edit can be seen once it is drawn, nearly always the very first.
@@ -146,9 +147,9 @@ class SceneSource:
     def __getitem__(self, index):
         return self._drawn(index)[0]
 
-    def distractors(self, index, count):
+    def distractors(self, index: int, count: int) -> np.ndarray:
         """What the target of an add or replace example would be with each of `count` other objects in place of the new
-        one: a result that is recognisable is nearest to the true target. -> uint8 [count S S 3]
+        one: a result that is recognisable is nearest to the true target. -> uint8 [count Y X 3]
         """
         example, plan = self._drawn(index)
         if example["category"] not in ("add", "replace"):
@@ -181,14 +182,14 @@ class SceneSource:
         raise UserError(f"no visible edit in {_ATTEMPTS} draws for example {index} of {self.config}")
 
 
-def instruction_corpus(n, config):
+def instruction_corpus(n: int, config: SceneConfig) -> list[str]:
     """The first `n` instructions, for training a tokenizer; pictures are not drawn."""
     source = SceneSource(config)
     for index in range(n):
         yield next(source.plan(index))[-1]
 
 
-def preview(config, rows=8, columns=3):
+def preview(config: SceneConfig, rows: int = 8, columns: int = 3) -> Image.Image:
     """A labelled grid of examples: source, target and mask under the instruction. -> RGB picture"""
     source, gap, line = SceneSource(config), 4, 14
     scale = 2 if config.size <= 128 else 1

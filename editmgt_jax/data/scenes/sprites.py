@@ -1,6 +1,6 @@
 """The pictures that scenes are made of: objects and people cut out, and views of panoramas. Cached per process.
 
-Axes    H W rows and columns of a layer, S side of the square picture
+Axes    H W rows and columns of a layer, Y X pixels of the square picture
 Units   the side of a sprite is the length in pixels that its 128-pixel canvas is scaled to
 """
 
@@ -18,9 +18,10 @@ from editmgt_jax.data.scenes import colours, patterns
 
 ASSETS = pathlib.Path(__file__).resolve().parents[2] / "assets" / "scenes"
 CANVAS = 128  # pixels, the longest side of every sprite file
+Key = str | tuple[str, str, str]  # an object's name, or (person, action, tone)
 
 
-def words(text):
+def words(text: str) -> tuple[str, ...]:
     """'a, b c' -> ('a', 'b c')"""
     return tuple(text.split(", "))
 
@@ -104,7 +105,7 @@ class Layer:
 
 
 @functools.cache
-def catalogue():
+def catalogue() -> tuple[dict[str, str], dict[tuple[str, str, str], str]]:
     """{name: file} of all objects, and {(person, action, tone): file} of all people."""
     objects = json.loads((ASSETS / "objects.json").read_text())
     people = json.loads((ASSETS / "people.json").read_text())
@@ -114,7 +115,7 @@ def catalogue():
     )
 
 
-def article(phrase, name):
+def article(phrase: str, name: str) -> str:
     """'an apple', 'a red apple', 'some grapes'."""
     if name in PLURAL:
         return f"some {phrase}"
@@ -122,7 +123,7 @@ def article(phrase, name):
 
 
 @functools.lru_cache(2048)
-def picture(key):
+def picture(key: Key) -> np.ndarray:
     """The cut-out of an object name or of a (person, action, tone). -> uint8 [H W 4], not premultiplied"""
     objects, people = catalogue()
     rgba = np.asarray(Image.open(ASSETS / (objects[key] if isinstance(key, str) else people[key])).convert("RGBA"))
@@ -140,7 +141,7 @@ def _painted(key, look):
 
 
 @functools.cache
-def natural_colour(key):
+def natural_colour(key: Key) -> str | None:
     """The measured colour name of an object as it is, or None where it has no main colour."""
     rgba = picture(key)[::2, ::2]
     main = colours.dominant_hue(rgba[..., :3], rgba[..., 3])
@@ -150,7 +151,7 @@ def natural_colour(key):
 
 
 @functools.cache
-def possible_colours(key):
+def possible_colours(key: Key) -> tuple[str, ...]:
     """Names of the colours that this object can be given so that the result measures as that name."""
     name = natural_colour(key)
     if name is None or not isinstance(key, str) or any(word in key for word in (*colours.NAMES, "black", "white")):
@@ -165,7 +166,7 @@ def possible_colours(key):
 
 
 @functools.cache
-def other_looks(key):
+def other_looks(key: Key) -> tuple[str, ...]:
     """Names of colours and patterns, besides `possible_colours`, that can be made out on this object."""
     if (
         not possible_colours(key)
@@ -191,14 +192,14 @@ def _padding(side):
 
 
 @functools.lru_cache(8192)
-def extent(key, side):
+def extent(key: Key, side: int) -> tuple[int, int]:
     """(half, height) in pixels: columns from where a sprite stands to the farther edge of its body, and its rows."""
     height, width = _scaled(picture(key).shape, side)
     return (width + 1) // 2, height
 
 
 @functools.lru_cache(16384)
-def layer(key, side, look=None):
+def layer(key: Key, side: int, look: str | None = None) -> "Layer":
     """The sprite scaled to `side` pixels, with a soft contact shadow below it. -> Layer"""
     rgba = _painted(key, look)
     height, width = _scaled(rgba.shape, side)
@@ -220,14 +221,14 @@ def layer(key, side, look=None):
     return Layer(out, alpha > 0, (pad_x + width // 2, height))
 
 
-def flipped(sprite):
+def flipped(sprite: "Layer") -> "Layer":
     """The same layer seen in a mirror."""
     width = sprite.body.shape[1]
     column, row = sprite.ground
     return Layer(sprite.rgba[:, ::-1], sprite.body[:, ::-1], (width - 1 - column, row))
 
 
-def margin(size):
+def margin(size: int) -> int:
     """Pixels by which a view is larger than the picture on each side, so that it can be shifted."""
     return max(2, size // 20)
 
@@ -244,8 +245,8 @@ def _panorama(name):
 
 
 @functools.lru_cache(512)
-def view(name, direction, size, flip=False):
-    """Perspective view of a panorama towards one of `VIEWS` directions. -> uint8 [S+2m S+2m 3], m = margin(size)"""
+def view(name: str, direction: int, size: int, flip: bool = False) -> np.ndarray:
+    """Perspective view of a panorama towards one of `VIEWS` directions. -> uint8 [Y+2m X+2m 3], m = margin(size)"""
     if flip:
         return np.ascontiguousarray(view(name, direction, size)[:, ::-1])
     pano = _panorama(name)

@@ -1,4 +1,4 @@
-"""Global styles as functions of a picture, uint8 [S S 3] -> uint8 [S S 3]. Pure arrays."""
+"""Global styles as functions of a picture, uint8 [Y X 3] -> uint8 [Y X 3]. Pure arrays."""
 
 import numpy as np
 from scipy import ndimage
@@ -10,20 +10,23 @@ def _uint8(values):
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-def grayscale(picture):
+def grayscale(picture: np.ndarray) -> np.ndarray:
+    """Luma in all channels."""
     return np.repeat(_uint8(picture @ _LUMA)[..., None], 3, -1)
 
 
-def sepia(picture):
+def sepia(picture: np.ndarray) -> np.ndarray:
+    """Luma in brown tones."""
     grey = (picture @ _LUMA)[..., None] / 255
     return _uint8(255 * grey ** np.asarray([0.75, 1.05, 1.6], np.float32))
 
 
-def negative(picture):
+def negative(picture: np.ndarray) -> np.ndarray:
+    """Inverted channels."""
     return 255 - picture
 
 
-def sketch(picture):
+def sketch(picture: np.ndarray) -> np.ndarray:
     """Dark strokes on white paper: the picture divided by its own blur ('colour dodge')."""
     grey = picture @ _LUMA
     blurred = ndimage.gaussian_filter(grey, picture.shape[0] / 22)
@@ -31,7 +34,7 @@ def sketch(picture):
     return np.repeat(_uint8(250 * strokes)[..., None], 3, -1)
 
 
-def poster(picture):
+def poster(picture: np.ndarray) -> np.ndarray:
     """Three levels per channel, colours pushed away from grey."""
     smooth = ndimage.uniform_filter(picture.astype(np.float32), (3, 3, 0))
     grey = (smooth @ _LUMA)[..., None]
@@ -39,7 +42,7 @@ def poster(picture):
     return _uint8(np.floor(vivid / 86) * 127.5)
 
 
-def pixels(picture):
+def pixels(picture: np.ndarray) -> np.ndarray:
     """Blocks of a sixteenth of the side, each of its mean colour."""
     size = picture.shape[0]
     block = max(2, size // 16)
@@ -60,5 +63,6 @@ STYLES = {
 }
 
 
-def apply(name, picture):
+def apply(name: str, picture: np.ndarray) -> np.ndarray:
+    """Draws a picture uint8 [Y X 3] in a style, a key of `STYLES`."""
     return STYLES[name](picture)

@@ -72,7 +72,7 @@ class Variety:
 
 
 @functools.cache
-def variety(objects):
+def variety(objects: str) -> Variety:
     """The `Variety` that one of `OBJECTS` stands for."""
     return {"core": _core, "all": _all, "rich": _rich}[objects]()
 

@@ -7,52 +7,61 @@ Differs a text encoder can be trained along; changed ids may weigh more (`loss.c
         which trains text-to-image
 """
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from editmgt_jax.config import AESTHETIC_SCORE, LoRAConfig, MGTConfig, SchedulerConfig
+from editmgt_jax.config import LoRAConfig, MGTConfig, SchedulerConfig, micro_conditions
 from editmgt_jax.errors import UserError
 from editmgt_jax.models.flops import forward_flops
 from editmgt_jax.models.mgt import MGT, init_mgt
+from editmgt_jax.models.vq import pixels_to_ids
 from editmgt_jax.sampling import masking
+from editmgt_jax.training import inputs
 from editmgt_jax.training.checkpoint import fingerprint
 from editmgt_jax.training.conditioning import TrainedText, text_of
+from editmgt_jax.training.config import MGTRun
 from editmgt_jax.training.initialise import copy_friendly
 from editmgt_jax.training.runs import best_params, is_run, run_config
 from editmgt_jax.training.sharding import MGT_RULES
 from editmgt_jax.training.step import accumulate, cross_entropy, loss_weights
+from editmgt_jax.training.tasks.protocol import Task
+from editmgt_jax.weights.components import companion_folders
+from editmgt_jax.weights.conversion import save_component
 from editmgt_jax.weights.loading import find_model, load_clip, load_mgt, load_vq
-from editmgt_jax.weights.lora import init_lora
+from editmgt_jax.weights.lora import init_lora, merge, save_lora
 
 _SMALLEST_SHARE = 1 / 16  # of changed ids: below it the weight of a sample grows no more
 _RATE_BINS = 5  # of mask rates, for the accuracy in each
 
 
-class MGTTask:
+class MGTTask(Task):
     """Task `mgt`.
 
-    Batches hold the ids of the instruction, 'text_ids' and perhaps 'llm_ids' int32 [B T], or 'text_states' and 'pooled'; and
+    Batches hold the ids of the instruction int32 [B T], in the fields of its text encoders, or their states (`TextStates`); and
     either 'source_ids' and 'target_ids' [B H W], or 'source' and 'target' uint8 [B Y X 3]: then the frozen image tokenizer
     runs inside the step. They may hold 'micro', the micro-conditions [B 5].
     """
 
     rules = MGT_RULES
 
-    def __init__(self, config):
-        self.config = config
+    @classmethod
+    def resolve(cls, config: MGTRun, workdir: Path, make: bool) -> MGTRun:
+        """See `Task.resolve`; a text tokenizer is found beside the token records, or learnt of the scenes."""
+        return inputs.resolve_text(inputs.resolve(config), workdir, make)
+
+    def __init__(self, config: MGTRun):
+        self.config, self.edits = config, config.model.reference
         self.monitor = ("accuracy_changed" if config.model.reference else "accuracy", "max")
-        if config.model.encoders and (config.model.vq or config.model.scheduler):
-            raise UserError(
-                "model.encoders bring their own vqvae and scheduler: leave model.vq and model.scheduler empty"
-            )
         vq_directory = config.model.vq or str(Path(config.model.encoders) / "vqvae")
         self.vq, _ = load_vq(vq_directory, check_only=True)
-        self.vq = self.vq.clone(precision=config.model.get("vq_precision", "highest"))
+        self.vq = self.vq.clone(precision=config.model.vq_precision)
         self.vq_directory, self.vq_config = vq_directory, self.vq.config
-        self.mgt_config = MGTConfig.from_dict(config.model.mgt.to_dict())
+        self.mgt_config = config.model.mgt
         if self.mgt_config.codebook_size != self.vq_config.num_vq_embeddings:
             raise UserError(
                 f"model.mgt.codebook_size must equal the tokenizer's {self.vq_config.num_vq_embeddings} codes; "
@@ -61,40 +70,34 @@ class MGTTask:
         self.lora = None
         if config.lora.rank:
             chosen = config.lora
-            self.lora = LoRAConfig(chosen.rank, float(chosen.alpha), tuple(chosen.targets), chosen.scope)
-            if not config.start_from:
-                raise UserError("a LoRA adapts a model: name its directory or run in start_from")
+            self.lora = LoRAConfig(chosen.rank, chosen.alpha, chosen.targets, chosen.scope)
         self.mgt = MGT(
             self.mgt_config,
             dtype=jnp.dtype(config.model.dtype),
             remat=config.model.remat,
             unroll=config.model.unroll,
             lora=self.lora,
-            head_precision=config.model.get("head_precision", "highest"),
-            attention=config.model.get("attention", "auto"),  # runs of before have none
+            head_precision=config.model.head_precision,
+            attention=config.model.attention,
         )
         self.text = text_of(config, self.mgt_config)
         self.scheduler = self._scheduler()
-        if self.lora is not None and isinstance(self.text, TrainedText):
-            raise UserError(
-                "a LoRA is trained alone: name the model directory with its text encoders in model.encoders"
-            )
 
     @property
     def encode_prompts(self):
         """Strings -> {name: ids [B T]}, on the host."""
-        return self.text.tokenizer
+        return self.text.encoder.tokenizers
 
     def _scheduler(self) -> SchedulerConfig:
         """How the model is to be decoded: as the frozen encoders' directory says, or the config."""
         convention = self.config.model.timestep_convention
         if not self.config.model.encoders:
-            return SchedulerConfig(
+            return dataclasses.replace(
+                self.config.model.scheduler or SchedulerConfig(self.mgt_config.mask_token_id),
                 mask_token_id=self.mgt_config.mask_token_id,
                 timestep_convention=convention,
                 native_size=self.config.data.size,
                 negative_prompt="",
-                **self.config.model.scheduler,
             )
         path = Path(self.config.model.encoders) / "scheduler" / "scheduler_config.json"
         scheduler = SchedulerConfig.from_json(path)
@@ -112,9 +115,6 @@ class MGTTask:
             return {"lora": init_lora(self.lora, self.mgt_config, shapes, lora_key)}
         params = {"mgt": init_mgt(self.mgt, mgt_key)}
         return params | ({"text": self.text.init(text_key)} if isinstance(self.text, TrainedText) else {})
-
-    def extra(self, _params):
-        """Nothing is updated without gradients."""
 
     def start(self, key, put):
         """Parameters that are not random: those of `start_from`, or a copier's; None if there are none.
@@ -137,8 +137,10 @@ class MGTTask:
     def _read(self, directory, put):
         """Parameters of a run, or of a model directory."""
         if is_run(directory):
-            before = MGTConfig.from_dict(run_config(directory).model.mgt.to_dict())
-            self._check_same(before, directory)
+            before = run_config(directory)
+            if not isinstance(before, MGTRun):
+                raise UserError(f"start_from must be a run of task mgt; {directory} is one of task {before.task}")
+            self._check_same(before.model.mgt, directory)
             params = best_params(directory)
             if "mgt" not in params:
                 raise UserError(
@@ -192,7 +194,7 @@ class MGTTask:
 
     def gradients(self, params, frozen, batch, key, _step):
         """-> (gradients, metrics, nothing for `after`)"""
-        prepared = self._prepare(frozen, batch, key, self.config.loss.condition_dropout)
+        prepared = self._prepare(frozen, batch, key, training=True)
         differentiate = jax.value_and_grad(lambda params, part: self._loss(params, frozen, part), has_aux=True)
 
         def of_part(part):
@@ -201,51 +203,42 @@ class MGTTask:
 
         return *accumulate(of_part, prepared, self.config.accumulate), None
 
-    def after(self, state, _updates):
-        return state, {}
-
     def evaluate(self, params, frozen, batch, key):
         """-> metrics"""
-        prepared = self._prepare(frozen, batch, key, 0.0)
+        prepared = self._prepare(frozen, batch, key, training=False)
         return accumulate(lambda part: self._loss(params, frozen, part)[1], prepared, self.config.accumulate)
 
     def flops(self, batch) -> int:
         """Of a step on a batch of arrays or shapes: forward, and backward twice that, or for a LoRA as much, since frozen
         weights have no gradients. The frozen encoders are left out."""
         size, *grid = self._ids_shape(batch["target_ids" if "target_ids" in batch else "target"])
-        text = self.text_length(batch)
+        text = self.text.encoder.length(batch)
         passes = 3 if self.lora is None else 2
         return passes * size * forward_flops(self.mgt_config, tuple(grid), text, self.config.model.reference)
-
-    def text_length(self, batch) -> int:
-        name = next(name for name in ("text_states", "llm_ids", "text_ids") if name in batch)
-        return batch[name].shape[1]
 
     def _ids_shape(self, array):
         factor = 1 if array.ndim == 3 else self.vq_config.factor
         return array.shape[0], array.shape[1] // factor, array.shape[2] // factor
 
-    def encode_image(self, vq_params, pixels):
-        """[B Y X 3] in [0, 1] -> ids [B H W]."""
-        return self.vq.apply({"params": vq_params}, pixels, method="encode")
-
     def ids(self, frozen, batch, side):
         """The batch's ids [B H W] of 'source' or 'target', encoded here only if the data is not tokenised."""
         if f"{side}_ids" in batch:
             return batch[f"{side}_ids"].astype(jnp.int32)
-        return self.encode_image(frozen["vq"], batch[side].astype(jnp.float32) / 255)
+        return pixels_to_ids(frozen["vq"], batch[side], self.vq)
 
-    def _prepare(self, frozen, batch, key, drop_rate) -> dict:
-        """All of a step that has no gradient, for the whole batch. `drop_rate`: share of samples without instruction."""
+    def _prepare(self, frozen, batch, key, training: bool) -> dict:
+        """All of a step that has no gradient, for the whole batch. In `training` some samples lose their instruction, hide
+        changed ids more or less often, or know wrong ones; evaluations see every sample as it is."""
         mask_key, drop_key = jax.random.split(key)
+        drop_rate = self.config.loss.condition_dropout if training else 0.0
         source, target = self.ids(frozen, batch, "source"), self.ids(frozen, batch, "target")
         size, grid = len(target), target.shape[1:]
         dropped = jax.random.uniform(drop_key, (size,)) < drop_rate
         changed = (target != source).reshape(size, -1)
-        lean = self._lean(jax.random.fold_in(key, 2), changed)
+        lean = self._lean(jax.random.fold_in(key, 2), changed) if training else None
         shortest = self.config.loss.min_masking_rate
         mask, rate = masking.random_mask(mask_key, size, grid[0] * grid[1], shortest, lean=lean)
-        known = self._corrupted(jax.random.fold_in(key, 3), source, target)
+        known = self._corrupted(jax.random.fold_in(key, 3), source, target) if training else target
         prepared = {
             "target": target.reshape(size, -1),
             "hidden": jnp.where(mask.reshape(target.shape), self.mgt_config.mask_token_id, known),
@@ -262,7 +255,7 @@ class MGTTask:
     def _lean(self, key, changed):
         """[B L] for `random_mask`: in a share `loss.steered` of the samples, changed ids are more likely hidden than others, or
         less likely, as decodes leave them; None where the share is 0."""
-        share = self.config.loss.get("steered", 0.0)
+        share = self.config.loss.steered
         if not share:
             return None
         chosen, strength = jax.random.uniform(key, (2, len(changed), 1))
@@ -271,7 +264,7 @@ class MGTTask:
     def _corrupted(self, key, source, target):
         """The target's ids [B H W] with errors as decodes make them: in half of the samples up to a share
         `loss.corruption` of the changed ids are the source's, and a tenth as many of all ids are random."""
-        share = self.config.loss.get("corruption", 0.0)
+        share = self.config.loss.corruption
         if not share:
             return target
         sample_key, copy_key, random_key, id_key = jax.random.split(key, 4)
@@ -283,7 +276,7 @@ class MGTTask:
     def _whole_pictures(self, size, grid):
         """Micro-conditions [B 5] of pictures that were not cropped."""
         rows, columns = (side * self.vq_config.factor for side in grid)
-        return jnp.broadcast_to(jnp.array([columns, rows, 0, 0, AESTHETIC_SCORE], jnp.float32), (size, 5))
+        return jnp.broadcast_to(jnp.array(micro_conditions(columns, rows), jnp.float32), (size, 5))
 
     def _emphasis(self, changed):
         """Loss weights [B L]: changed ids count more, and so do samples in which few ids change."""
@@ -324,6 +317,35 @@ class MGTTask:
             name = f"accuracy/rate_{i / _RATE_BINS:g}_{(i + 1) / _RATE_BINS:g}"
             metrics[name] = share(informed & (number == i))
         return metrics
+
+    # ---- export
+
+    def merged(self, params, identity):
+        """See `Task.merged`."""
+        if self.lora is None:
+            return super().merged(params, identity)
+        base = self.base(lambda _, value: np.asarray(value))
+        if fingerprint(base) != identity["base"]:
+            raise UserError(f"{self.config.start_from} is no longer the model that the LoRA was trained on")
+        return {"mgt": merge(base, params["lora"], self.lora)}
+
+    def save(self, folder: Path, params, dtype, verify: bool) -> None:
+        """A LoRA alone; or the transformer, and all that goes with it: what was trained along, or the frozen encoders."""
+        if "lora" in params:
+            save_lora(folder, self.lora, self.mgt_config, params["lora"], verify)
+            return
+        save_component(folder / "editmgt", self.mgt_config, params["mgt"], dtype, verify)
+        model = self.config.model
+        if model.encoders:
+            for name in companion_folders():
+                if (Path(model.encoders) / name).is_dir():
+                    shutil.copytree(Path(model.encoders) / name, folder / name)
+            return
+        save_component(folder / "text_encoder", self.text.config, params["text"], dtype, verify)
+        shutil.copytree(self.vq_directory, folder / "vqvae")  # as it is: a rounded one would give other ids
+        shutil.copytree(model.tokenizer, folder / "tokenizer")
+        (folder / "scheduler").mkdir()
+        self.scheduler.to_json(folder / "scheduler" / "scheduler_config.json")
 
 
 def _placed(params, put):

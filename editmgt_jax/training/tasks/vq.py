@@ -8,17 +8,20 @@ Differs latents outside the edit mask are pulled together between source and tar
         outside its mask, in spite of the global statistics of GroupNorm
 """
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 
-from editmgt_jax.config import VQConfig
-from editmgt_jax.errors import UserError
 from editmgt_jax.models import lpips
 from editmgt_jax.models.vq import VQModel
 from editmgt_jax.sampling.masking import covered_tokens
+from editmgt_jax.training.config import VQRun
 from editmgt_jax.training.runs import best_params
 from editmgt_jax.training.sharding import REPLICATED
 from editmgt_jax.training.step import once
+from editmgt_jax.training.tasks.protocol import Task
+from editmgt_jax.weights.conversion import save_component
 
 
 def _gradient_l1(a, b):
@@ -55,30 +58,24 @@ def _distance(vectors, centres):
     return jnp.square(centres).sum(-1) - 2 * vectors @ centres.T
 
 
-class VQTask:
+class VQTask(Task):
     """Task `vq`. Batches hold 'source' and 'target' uint8 [B S S 3] and 'mask' bool [B S S]."""
 
     monitor = ("psnr", "max")
     rules = REPLICATED  # it is small; the batch is spread
 
-    def __init__(self, config):
-        self.config = config
-        architecture = config.model.to_dict()
-        self.model = VQModel(VQConfig.from_dict(architecture), precision=architecture.pop("precision", "highest"))
-        self.model_config = self.model.config
+    def __init__(self, config: VQRun):
+        self.config, self.model_config = config, config.model.architecture
+        self.model = VQModel(self.model_config, precision=config.model.precision)
         self.perceptual = None
-        if config.loss.get("perceptual", 0.0):
+        if config.loss.perceptual:
             network, _ = lpips.load(config.loss.lpips)
             self.perceptual = network.clone(dtype=jnp.dtype(config.loss.lpips_dtype))
-        if config.accumulate != 1:
-            raise UserError(f"task vq has one codebook update a step: accumulate must be 1; got {config.accumulate}")
 
     def init(self, key):
         """Random parameters."""
         side = 4 * self.model_config.factor
         return _quiet_residuals(self.model.init(key, jnp.zeros((1, side, side, 3)))["params"])
-
-    encode_prompts = None  # text plays no part
 
     def start(self, _key, put):
         """Parameters that are not random: those of another run, if any."""
@@ -92,13 +89,6 @@ class VQTask:
         if self.perceptual is None:
             return {}
         return {"lpips": jax.tree.map(lambda value: put("", value), lpips.load(self.config.loss.lpips)[1])}
-
-    def identity(self, _frozen) -> dict:
-        """Its states need nothing to mean something."""
-        return {}
-
-    def flops(self, _batch) -> None:
-        """Not counted."""
 
     def extra(self, params):
         """Codebook statistics of a run that starts from `params`."""
@@ -146,7 +136,7 @@ class VQTask:
     def gradients(self, params, frozen, batch, key, step):
         """-> (gradients, metrics, what `after` needs)"""
         quantise = step >= self.config.codebook.start_step
-        tied = jnp.minimum(1.0, (step + 1) / max(1, self.config.loss.get("locality_warmup", 0)))
+        tied = jnp.minimum(1.0, (step + 1) / max(1, self.config.loss.locality_warmup))
         (_, (metrics, latents, ids)), gradients = jax.value_and_grad(self._forward, has_aux=True)(
             params, frozen, batch, quantise, tied
         )
@@ -181,6 +171,10 @@ class VQTask:
     def evaluate(self, params, frozen, batch, _key):
         """-> metrics"""
         return self._forward(params, frozen, batch, jnp.bool_(True))[1][0]
+
+    def save(self, folder: Path, params, dtype, verify: bool) -> None:
+        """The folder `vqvae` of a model directory."""
+        save_component(folder / "vqvae", self.model_config, params, dtype, verify)
 
 
 def _quiet_residuals(params):

@@ -1,6 +1,6 @@
 """CrispEdit-2M as a TFDS dataset: `tfds build editmgt_jax/data/prepare/tfds_crispedit/crisp_edit.py --manual_dir=COPY`.
 
-Pictures keep the bytes that they have. Rows are all kept: what is wrong with some is `editmgt prepare`'s to say.
+Pictures keep their bytes. All pairs are kept: `editmgt prepare` rejects the unusable ones.
 Source  eight thousand parquet shards of four columns (the dataset's card)
 """
 

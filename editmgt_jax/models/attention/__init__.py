@@ -1,0 +1,104 @@
+"""Joint attention over segments, and the instruction-to-image attention read off it.
+
+Axes    as in `editmgt_jax.config`; Q query groups (runs of positions that share one bias row)
+Source  EditMGT: log(gamma) between the reference and everything else, in both directions (Q11)
+Differs gamma = 0 is exact: the bias is then so low that the softmax weight is 0.0, not NaN
+
+One function, `attend`, has several backends, by name, each in a file of its own:
+
+    auto        where products are in half precision, pallas_tpu on TPUs and cudnn on NVIDIA GPUs; xla elsewhere
+    xla         plain products and a softmax in float32; on CPUs one head after another
+    cudnn       cuDNN's fused attention, for bfloat16 and float16 on NVIDIA GPUs: no weights [B A S S] in memory
+    pallas_tpu  a kernel for TPUs: neither weights nor biases [B S S] in memory; elsewhere it is interpreted, for tests
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.extend.backend import get_backend
+
+from editmgt_jax.errors import UserError
+from editmgt_jax.models.attention import cudnn, xla
+
+# exp(NO_WEIGHT - anything) is exactly 0 in float32, while differences with it stay finite.
+NO_WEIGHT = -1e30
+
+
+def strength_bias(strength, lengths: tuple[int, int]):
+    """Bias rows for a reference of strength gamma.
+
+    Args:
+      strength: gamma >= 0, [1] for the whole batch or [B], traced; None is 1.
+      lengths: static lengths of the two query groups ([text, image], reference).
+    Returns: [1 2 S] or [B 2 S] float32, log(gamma) wherever a query and a key are in different groups, 0 elsewhere; None
+      where nothing would be added. It has no gradient.
+    """
+    if strength is None or not lengths[1]:
+        return None
+    log_gamma = jnp.maximum(jnp.log(jax.lax.stop_gradient(strength)), NO_WEIGHT)
+    first, second = (jnp.arange(sum(lengths)) < lengths[0], jnp.arange(sum(lengths)) >= lengths[0])
+    crosses = jnp.stack([second, first])  # [2 S]: keys on the other side of each group
+    return jnp.where(crosses[None], log_gamma[:, None, None], 0.0)
+
+
+def attend(q, k, v, bias_rows, lengths: tuple[int, ...], backend: str = "auto"):
+    """Softmax attention with one additive bias row per query group.
+
+    Args:
+      q, k, v: [B S A K]; `bias_rows`: [1 or B, Q, S] float32 without a gradient, or None, which adds nothing; `lengths`: Q
+        static group lengths, summing to S.
+      backend: a name of `BACKENDS`.
+    Returns: [B S A*K]. Logits and softmax in float32.
+    Errors: ValueError for an unknown backend, or one that cannot compute in this dtype.
+    """
+    check_backend(backend, q.dtype)
+    batch, length, heads, width = q.shape
+    return BACKENDS[backend](q, k, v, bias_rows, lengths).reshape(batch, length, heads * width)
+
+
+def check_backend(name: str, dtype) -> None:
+    """Errors: ValueError."""
+    if name not in BACKENDS:
+        raise UserError(f"attention must be one of {sorted(BACKENDS)}; got {name!r}")
+    if name == "cudnn" and not _is_half(dtype):
+        raise UserError(f"attention 'cudnn' computes in {' or '.join(cudnn.NO_WEIGHT_OF)}; got {jnp.dtype(dtype).name}")
+
+
+def _is_half(dtype) -> bool:
+    return jnp.dtype(dtype).name in cudnn.NO_WEIGHT_OF
+
+
+def _auto(q, k, v, bias_rows, lengths):
+    """The choice is made when the program is lowered: one traced beside a GPU, or for a TPU, still compiles for its CPU."""
+
+    def of(backend):
+        return lambda q, k, v, bias_rows: backend(q, k, v, bias_rows, lengths)
+
+    if not _is_half(q.dtype):
+        return xla.attend(q, k, v, bias_rows, lengths)
+    choices = {"tpu": of(_pallas_tpu)}
+    if "cuda" in get_backend().platform_version:  # without a GPU even tracing cuDNN's attention is an error
+        choices["cuda"] = of(cudnn.attend)
+    # Branches share what they keep for the backward pass: without the checkpoint, the fused would hold room for the weights.
+    return jax.lax.platform_dependent(q, k, v, bias_rows, **choices, default=jax.checkpoint(of(xla.attend)))
+
+
+def _pallas_tpu(q, k, v, bias_rows, lengths):
+    from editmgt_jax.models.attention import pallas_tpu  # its imports take a while, and most programs need none of them
+
+    return pallas_tpu.attend(q, k, v, bias_rows, lengths)
+
+
+BACKENDS = {"auto": _auto, "xla": xla.attend, "cudnn": cudnn.attend, "pallas_tpu": _pallas_tpu}
+
+
+def text_to_image_relevance(q, k, rows, num_text: int):
+    """Head-mean attention of chosen text rows to the image; the softmax is over [text, image] keys only.
+
+    Args:
+      q, k: [B' T+N.. A K] rotated queries and keys that start with [text, image] (a reference behind them is ignored
+        by the caller's slicing); `rows`: [B' R T] weights of the text positions in each wanted row.
+    Returns: [B' R N] float32. The uniform row gives the mean over the instruction, the identity the full T x N part.
+    """
+    logits = jnp.einsum("btak,bsak->bats", q[:, :num_text], k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    attention = jax.nn.softmax(logits, axis=-1)[..., num_text:]  # [B' A T N]
+    return jnp.einsum("brt,btn->brn", rows.astype(jnp.float32), attention.mean(axis=1))

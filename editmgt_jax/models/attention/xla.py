@@ -1,0 +1,37 @@
+"""Attention as plain products and a softmax in float32: the reference of the other backends.
+
+Axes    as in `editmgt_jax.config`; Q query groups
+"""
+
+import jax
+import jax.numpy as jnp
+
+from editmgt_jax.models.layers import per_segment
+
+
+def attend(q, k, v, bias_rows, lengths):
+    """See `editmgt_jax.models.attention.attend`; on CPUs one head after another. -> [B S A K]"""
+    biases = None if bias_rows is None else per_segment(bias_rows, lengths)  # [1 or B, S, S]
+    return jax.lax.platform_dependent(q, k, v, biases, cpu=attend_by_head, default=attend_at_once)
+
+
+def attend_at_once(q, k, v, biases):
+    """All heads; `biases` [1 or B, S, S] or None."""
+    logits = jnp.einsum("bqak,bsak->baqs", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    weights = jax.nn.softmax(logits if biases is None else logits + biases[:, None], axis=-1)
+    return jnp.einsum("baqs,bsak->bqak", weights.astype(v.dtype), v)
+
+
+def attend_by_head(q, k, v, biases):
+    """One head after another, so that the weights in flight are nearer to a CPU's caches; they are normalised last."""
+
+    def attend_head(head):
+        q, k, v = head  # [B S K]
+        logits = jnp.einsum("bqk,bsk->bqs", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        logits = logits if biases is None else logits + biases
+        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+        out = jnp.einsum("bqs,bsk->bqk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+
+    heads = jax.lax.map(attend_head, tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v)))  # [A B S K]
+    return jnp.moveaxis(heads, 0, 2)

@@ -1,0 +1,109 @@
+"""What a call of the pipeline asks for: its inputs, read once and checked before any decoding.
+
+Axes    as in `editmgt_jax.config`; Y X pixels
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from editmgt_jax import images
+from editmgt_jax.errors import UserError
+from editmgt_jax.models.prompts import PromptError
+from editmgt_jax.models.text import EncodedText, TextEncoder
+from editmgt_jax.sampling.settings import Settings
+
+Progress = Callable[[str], None]  # called with the name of each stage as it begins
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Order:
+    """What a call asks of every one of its pictures, checked and resolved."""
+
+    settings: Settings
+    negative: EncodedText
+    seed: int
+    num_images: int
+    attends: bool  # whether the model sees the image that it changes, or only the rest of its mask
+    composite: bool
+    progress: Progress
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """One prompt, checked: with an image to edit or to fill, or with none."""
+
+    text: EncodedText
+    words: np.ndarray  # float32 [T]: weights of the text tokens in the relevance
+    image: Image.Image | None = None
+    mask: np.ndarray | None = None  # bool [Y X], True = may change
+
+
+class Canvas(NamedTuple):
+    """A job, and the ids that its decode works with."""
+
+    job: Job
+    reference: np.ndarray | None  # int32 [H W] that the model attends to and that region hold restores
+    start: np.ndarray  # int32 [H W], the mask id where to fill
+    source: np.ndarray | None  # int32 [H W] of the job's image
+
+
+def read_jobs(encoder: TextEncoder, image, instruction, mask=None, query=None) -> tuple[list[Job], bool]:
+    """Reads the inputs of a call, each of them once. -> (jobs, whether any input was a list)
+
+    Args: those of `EditPipeline.__call__`.
+    Errors: PromptError, ImageError, FileNotFoundError, UserError: all that can be wrong with the inputs is found here.
+    """
+    check_prompts(instruction if isinstance(instruction, (list, tuple)) else [instruction])
+    texts = each(instruction, lambda prompt: encoded(encoder, prompt))
+    inputs, is_list = broadcast(image=each(image, images.load), text=texts, mask=mask, query=query)
+    masks = {}
+
+    def job(image, text, mask, query):
+        key = id(mask), image.size
+        if mask is not None and key not in masks:
+            masks[key] = images.load_mask(mask, image.size)
+        return Job(text, word_weights(encoder, text, query), image, masks.get(key))
+
+    return [job(**each_input) for each_input in inputs], is_list
+
+
+def encoded(encoder: TextEncoder, prompt: str | EncodedText) -> EncodedText:
+    """Errors: PromptError when the prompt is too long."""
+    return prompt if isinstance(prompt, EncodedText) else encoder.encode(prompt)
+
+
+def word_weights(encoder: TextEncoder, text: EncodedText, phrase: str | None = None) -> np.ndarray:
+    """Weights [T] of the text tokens in the relevance: those of `phrase`, or all the same (Q8). Errors: PromptError."""
+    if phrase is None:
+        return np.full(len(text.states), 1 / len(text.states), np.float32)
+    return encoder.weights(text, phrase)
+
+
+def check_prompts(prompts) -> None:
+    """Errors: PromptError for a prompt that says nothing."""
+    for prompt in prompts:
+        if not isinstance(prompt, EncodedText) and not (isinstance(prompt, str) and prompt.strip()):
+            raise PromptError(f"an instruction must say what to change, a prompt what to show; got {prompt!r}")
+
+
+def each(value, function: Callable):
+    """The function of every one of a list, or of a single value."""
+    return [function(one) for one in value] if isinstance(value, (list, tuple)) else function(value)
+
+
+def broadcast(**inputs) -> tuple[list[dict], bool]:
+    """Lists of one length, and single values that go with all -> list of keyword dicts, whether there was a list."""
+    lengths = {name: len(value) for name, value in inputs.items() if isinstance(value, (list, tuple))}
+    if len(set(lengths.values())) > 1 or 0 in lengths.values():
+        raise UserError(f"inputs that are lists must have one length, at least 1; got {lengths}")
+    count = next(iter(lengths.values()), 1)
+    columns = {name: value if name in lengths else [value] * count for name, value in inputs.items()}
+    return [{name: column[i] for name, column in columns.items()} for i in range(count)], bool(lengths)
+
+
+def silent(stage: str) -> None:
+    """The progress of callers that do not ask for it."""

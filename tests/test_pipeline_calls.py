@@ -1,0 +1,109 @@
+"""What a call compiles, and what it refuses."""
+
+import uuid
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from test_pipeline import INSTRUCTION, picture
+
+from editmgt_jax.images import ImageError
+from editmgt_jax.models.prompts import PromptError
+from editmgt_jax.pipeline import EditPipeline
+from editmgt_jax.sampling import programs
+from editmgt_jax.sampling.edit import decode_edit, traces
+from editmgt_jax.sampling.settings import SettingsError
+
+# ---- compilation
+
+
+def new_program(monkeypatch, name):
+    """The decode, as a program of another name that this process has not compiled."""
+
+    def decode(variables, request, mgt, plan):
+        return decode_edit.__wrapped__(variables, request, mgt, plan)
+
+    decode.__name__ = name
+    monkeypatch.setattr(programs, "decode_edit", jax.jit(decode, static_argnames=("mgt", "plan")))
+
+
+def test_a_program_of_the_disk_s_cache_is_not_said_to_be_compiled(pipe, capsys, monkeypatch):
+    name, stages = f"decode_{uuid.uuid4().hex}", []
+    new_program(monkeypatch, name)
+    pipe(picture(), INSTRUCTION, steps=1)
+    assert capsys.readouterr().err.count("compiled for 8 x 8 tokens in") == 1
+    new_program(monkeypatch, name)
+    pipe(picture(), INSTRUCTION, steps=1, progress=stages.append)
+    assert stages[2:4] == ["compile", "decode"] and "compiled" not in capsys.readouterr().err
+
+
+def test_traced_settings_never_recompile(pipe, capsys, monkeypatch):
+    new_program(monkeypatch, f"decode_{uuid.uuid4().hex}")
+    fresh = EditPipeline(pipe.model)
+    mask = np.zeros((32, 32), bool)
+    mask[:16] = True
+    base = dict(steps=5, hold_threshold=0.3, mask=mask)  # a number of steps that no other test uses
+    stages = []
+    fresh(picture(), INSTRUCTION, progress=stages.append, **base)
+    assert stages == ["text", "tokenise", "compile", "decode", "paint"]
+    assert capsys.readouterr().err.count("compiled for 8 x 8 tokens in") == 1
+    before = traces.copy()
+    for change in (
+        dict(reference_strength=0.7),
+        dict(hold_threshold=0.9),
+        dict(guidance_scale=3.5),
+        dict(sampling_temperature=0.5),
+        dict(temperature=(1.0, 0.5)),
+        dict(temperature=1.5),
+        dict(seed=11),
+        dict(mask=~mask),
+        dict(query="car"),
+        dict(negative_prompt="blurry"),
+        dict(composite=False),
+    ):
+        fresh(picture(), INSTRUCTION, **base | change)
+    fresh(picture(seed=3), "remove the tree", **base)
+    assert traces == before
+    assert capsys.readouterr().err == ""
+    fresh(picture(), INSTRUCTION, **base | dict(filter="none"))
+    assert traces - before == {"decode": 1}
+
+
+# ---- wrong input
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (dict(num_images=0), "num_images must be an integer of at least 1"),
+        (dict(seed=-1), "seed must be an integer of at least 0 and at most 4294967295; got -1"),
+        (dict(seed=2**32), "seed"),
+        (dict(layers=(3,)), "from 0 to 2"),
+    ],
+)
+def test_settings_outside_their_range(pipe, bad, message):
+    with pytest.raises(SettingsError, match=message):
+        pipe(picture(), INSTRUCTION, **bad)
+
+
+@pytest.mark.parametrize("instruction", ["", "  \n", None, ["make the car red", ""]])
+def test_empty_instruction(pipe, instruction):
+    with pytest.raises(PromptError, match="must say what to change"):
+        pipe(picture(), instruction)
+
+
+def test_long_instruction_and_foreign_query(pipe):
+    with pytest.raises(PromptError, match="at most 12 tokens"):
+        pipe(picture(), "make the car red and " * 10)
+    with pytest.raises(PromptError, match="'owl' is not among"):
+        pipe(picture(), INSTRUCTION, query="owl")
+
+
+def test_bad_pictures(pipe, tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone.png"):
+        pipe(tmp_path / "gone.png", INSTRUCTION)
+    with pytest.raises(ImageError, match="5000 x 1"):
+        pipe(Image.new("RGB", (5000, 1)), INSTRUCTION)
+    with pytest.raises(ImageError, match="size of its image"):
+        pipe(picture(), INSTRUCTION, mask=np.ones((8, 8), bool))

@@ -396,6 +396,7 @@ class SchedulerConfig(_ModelDefaults, _JSONConfig):
                 setting.rule(setting.key, getattr(self, setting.key))
 
     def to_dict(self) -> dict:
+        """All keys; a setting that files need not state only where it is not the default."""
         values = super().to_dict()
         for setting in _OF_MODELS:
             if not setting.stated and values[setting.key] == setting.default:

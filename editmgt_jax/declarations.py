@@ -8,12 +8,13 @@ and of its static or traced part.
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from editmgt_jax.errors import UserError
 
 MAX_THRESHOLD = 1.5
+Rule = Callable[[str, Any], None]  # (name, value); errors: SettingsError
 
 
 class SettingsError(UserError):
@@ -26,7 +27,7 @@ class Setting:
 
     name     in Python, in `default_NAME`, and with dashes on the command line
     kind     type of a value, or of its elements
-    rule     (name, value) -> None, or a SettingsError; None where the values are the names of `sampling.settings.CHOICES`
+    rule     of a value; None where the values are the names of `sampling.settings.CHOICES`
     help     of the command line; '%(choices)s' stands for the names
     part     'static': another value is another program; 'traced': it is an input; 'schedule': of `masking.decode_schedule`
     about    what it steers: every 'decode'; the 'reference', where a decode has one; the 'relevance', which no picture
@@ -39,7 +40,7 @@ class Setting:
 
     name: str
     kind: type
-    rule: Callable[[str, Any], None] | None
+    rule: Rule | None
     help: str
     part: Literal["static", "traced", "schedule"]
     about: Literal["decode", "reference", "relevance", "result"]
@@ -60,19 +61,19 @@ class Setting:
         return one | None if self.default is None else one
 
 
-def is_integer(value) -> bool:
+def is_integer(value: Any) -> bool:
     """Python's and numpy's integers; not bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def check_integer(name: str, value, lowest: int, highest: float = math.inf) -> None:
+def check_integer(name: str, value: Any, lowest: int, highest: float = math.inf) -> None:
     """Errors: SettingsError stating the range."""
     if not is_integer(value) or not lowest <= value <= highest:
         upper = "" if highest == math.inf else f" and at most {highest}"
         raise SettingsError(f"{name} must be an integer of at least {lowest}{upper}; got {value!r}")
 
 
-def check_choice(name: str, value, choices) -> None:
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Errors: SettingsError naming the choices."""
     if not isinstance(value, str) or value not in choices:
         raise SettingsError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
@@ -81,7 +82,7 @@ def check_choice(name: str, value, choices) -> None:
 # ---- rules
 
 
-def number(hint: str, *, positive: bool = False, highest: float = math.inf):
+def number(hint: str, *, positive: bool = False, highest: float = math.inf) -> Rule:
     """The rule of a finite number of at least 0, or above it; `hint` is part of its error."""
 
     def rule(name, value):
@@ -95,12 +96,12 @@ def number(hint: str, *, positive: bool = False, highest: float = math.inf):
     return rule
 
 
-def integer(lowest: int):
+def integer(lowest: int) -> Rule:
     """The rule of an integer of at least `lowest`."""
     return lambda name, value: check_integer(name, value, lowest)
 
 
-def number_or_pair(hint: str):
+def number_or_pair(hint: str) -> Rule:
     """The rule of one number of at least 0, or (first, last)."""
     of_one = number(hint)
 
@@ -114,13 +115,13 @@ def number_or_pair(hint: str):
     return rule
 
 
-def blocks(name: str, value) -> None:
+def blocks(name: str, value: Any) -> None:
     """The rule of block numbers, as far as it is the same for every model."""
     if not isinstance(value, tuple) or not all(is_integer(one) for one in value) or len(set(value)) < len(value):
         raise SettingsError(f"{name} must be distinct block numbers; got {value!r}")
 
 
-def truth(name: str, value) -> None:
+def truth(name: str, value: Any) -> None:
     """The rule of a bool."""
     if not isinstance(value, bool):
         raise SettingsError(f"{name} must be true or false; got {value!r}")

@@ -75,13 +75,10 @@ def decode_edit(variables, request: Request, mgt: MGT, plan: Plan) -> TokenEdit:
     tokens, aux = decoded.tokens.reshape(start.shape), decoded.aux
     held_at = knobs.hold_step if plan.hold == "from_step" else -1
     keep, weights = aux.keep[held_at], request.step_weights[:, None]  # [S 1]
-    if (
-        sampler.budget is not None
-    ):  # a sample may have ended before the step that holds, or the one whose relevance is asked
-        ran = jnp.arange(len(weights))[:, None] < decoded.passes  # [S B]
+    if sampler.budget is not None:
+        # A sample may have ended before the step that holds: then only the user's mask keeps anything.
         keep &= (decoded.passes > held_at)[:, None, None] | (start != mask_id)
-        total = jnp.sum(weights * ran, axis=0)  # [B]
-        weights = jnp.where(total > 0, weights * ran / jnp.where(total > 0, total, 1.0), weights)
+        weights = _weights_of_passes(weights, decoded.passes)
     return TokenEdit(
         tokens=tokens,
         scores=aux.scores[held_at],
@@ -91,6 +88,13 @@ def decode_edit(variables, request: Request, mgt: MGT, plan: Plan) -> TokenEdit:
         step_scores=aux.scores if plan.record else None,
         passes=decoded.passes,
     )
+
+
+def _weights_of_passes(weights, passes):
+    """Weights of the steps [S 1] for samples that took `passes` [B] of them; past the end the last pass stands. -> [S B]"""
+    taken = weights * (jnp.arange(len(weights))[:, None] < passes)
+    total = jnp.sum(taken, axis=0)
+    return jnp.where(total > 0, taken / jnp.where(total > 0, total, 1.0), weights)
 
 
 def guided_model(variables, request, mgt, plan):

@@ -7,6 +7,7 @@ Source  a model's own operating point is in its `scheduler/scheduler_config.json
 
 import collections
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ class Settings(_Values):
     """All settings of an edit, checked: a field for each of `declarations.SETTINGS`, which say what they mean."""
 
     @classmethod
-    def resolve(cls, scheduler: SchedulerConfig, num_blocks: int, **chosen) -> "Settings":
+    def resolve(cls, scheduler: SchedulerConfig, num_blocks: int, **chosen: Any) -> "Settings":
         """The caller's choices, and the model's own values for what is None or left out. Errors: SettingsError."""
         defaults = {
             setting.name: getattr(scheduler, setting.key) if setting.key else setting.default for setting in SETTINGS
@@ -90,10 +91,12 @@ class Settings(_Values):
 
     @property
     def guided(self) -> bool:
+        """Whether a pass with the negative prompt runs."""
         return self.guidance_scale > 1
 
     @property
     def image_guided(self) -> bool:
+        """Whether a pass without the source image runs, too."""
         return self.image_guidance_scale not in (None, self.guidance_scale)
 
     def plan(self, timestep_convention: str) -> Plan:

@@ -75,9 +75,8 @@ def decode_edit(variables, request: Request, mgt: MGT, plan: Plan) -> TokenEdit:
     tokens, aux = decoded.tokens.reshape(start.shape), decoded.aux
     held_at = knobs.hold_step if plan.hold == "from_step" else -1
     keep, weights = aux.keep[held_at], request.step_weights[:, None]  # [S 1]
-    if (
-        sampler.budget is not None
-    ):  # a sample may have ended before the step that holds, or the one whose relevance is asked
+    # Under a budget a sample may have ended before the step that holds, or the one whose relevance is asked.
+    if sampler.budget is not None:
         ran = jnp.arange(len(weights))[:, None] < decoded.passes  # [S B]
         keep &= (decoded.passes > held_at)[:, None, None] | (start != mask_id)
         total = jnp.sum(weights * ran, axis=0)  # [B]

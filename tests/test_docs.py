@@ -39,7 +39,8 @@ NEEDS = {
     "CrispEdit-2M": "the data set",
     "tokens_a": "several token sets",
     "configs/stage": "data and weights of full size",
-    "scenes_128": "a GPU and the weights of the perceptual loss",
+    "vq_128": "a GPU and the weights of the perceptual loss",
+    "runs/mgt_128": "a GPU",
     "benchmarks/gpu.py": "a GPU",
     "benchmarks/decode_steps.py": "an hour",
     "benchmarks/loading.py": "a full-size model",
@@ -203,7 +204,7 @@ def checkout(tmp_path_factory):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("editmgt_jax", "benchmarks"):
         (folder / name).symlink_to(ROOT / name)
-    scenes = SceneSource(SceneConfig(size=64))
+    scenes = SceneSource(SceneConfig(size=128))
     for name, columns in (("my_pairs", ("source", "target")), ("before_and_after", ("before", "after"))):
         (folder / name).mkdir()
         lines = []

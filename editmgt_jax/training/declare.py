@@ -150,28 +150,29 @@ def read(kind: type, values, name: str = ""):
         raise ConfigError(
             f"{name or 'a config'} must be a section of keys, {', '.join(_names(kind))}; got {_shown(values)}"
         )
-    fields, taken, found = dataclasses.fields(kind), set(), {}
-    for field in fields:
-        declared, dotted = field.metadata.get(_KEY), _join(name, field.name)
-        if isinstance(declared, Architecture):
-            if declared.inline:
-                own = {each: values[each] for each in (*declared.names, "_class_name") if each in values}
-                taken |= own.keys()
-            else:
-                own = values.get(field.name, {})
-            found[field.name] = _read_architecture(declared, own, name if declared.inline else dotted)
-        elif field.name in values:
-            given = values[field.name]
-            found[field.name] = check(field, given, dotted) if declared else read(field.type, given, dotted)
-        elif declared is None:
-            found[field.name] = read(field.type, {}, dotted)
-        elif field.default is dataclasses.MISSING:
-            raise ConfigError(f"a config needs the key {dotted}: {declared.meaning}")
-        taken.add(field.name)
     for each in values:
-        if each not in taken or each not in _names(kind):
+        if each not in _names(kind):
             raise ConfigError(f"there is no config key {_join(name, str(each))}{_hint(each, _names(kind))}")
-    return kind(**found)
+    return kind(
+        **{field.name: found for field in dataclasses.fields(kind) for found in _read_field(field, values, name)}
+    )
+
+
+def _read_field(field: dataclasses.Field, values, section_name):
+    """What `values` give a field, in a list; an empty one where its default counts."""
+    declared, name = field.metadata.get(_KEY), _join(section_name, field.name)
+    if isinstance(declared, Architecture):
+        if declared.inline:
+            own = {each: values[each] for each in (*declared.names, "_class_name") if each in values}
+            return [_read_architecture(declared, own, section_name)]
+        return [_read_architecture(declared, values.get(field.name, {}), name)]
+    if declared is None:
+        return [read(field.type, values.get(field.name, {}), name)]
+    if field.name in values:
+        return [check(field, values[field.name], name)]
+    if field.default is dataclasses.MISSING:
+        raise ConfigError(f"a config needs the key {name}: {declared.meaning}")
+    return []
 
 
 def check(field: dataclasses.Field, value, name: str):

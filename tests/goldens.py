@@ -15,7 +15,7 @@ import numpy as np
 from goldens_models import MODEL_CHECKS
 from goldens_results import Result, compare, count_differing
 
-from editmgt_jax.sampling.decode import FREE, choose, commit
+from editmgt_jax.sampling.decode import FREE, MIN_PROBABILITY, choose, commit, stay_hidden
 from editmgt_jax.sampling.localize import filter_scores, hold_mask, rescale, upsample
 from editmgt_jax.sampling.masking import decode_schedule, hidden_count
 
@@ -73,7 +73,9 @@ def _replay(arrays, schedule):
         row, draw = inputs
         probability = jnp.where(pinned == FREE, draw["sampled_prob"], draw["reference_prob"])
         candidate = choose(draw["sampled_ids"], pinned)
-        tokens = commit(tokens, candidate, probability, draw["gumbel"], row, start_ratio, mask_id)
+        confidence = jnp.log(jnp.maximum(probability, MIN_PROBABILITY)) + row.temperature * draw["gumbel"]
+        count = stay_hidden(tokens == mask_id, row, start_ratio)
+        tokens = commit(tokens, candidate, confidence, count, mask_id)
         return tokens, tokens
 
     return jax.lax.scan(step, jnp.asarray(tokens[0].reshape(batch, -1)), (schedule, draws))[1]

@@ -18,6 +18,7 @@ from goldens_results import Result, compare, count_differing
 from editmgt_jax.sampling.decode import FREE, MIN_PROBABILITY, choose, commit, stay_hidden
 from editmgt_jax.sampling.localize import filter_scores, hold_mask, rescale, upsample
 from editmgt_jax.sampling.masking import decode_schedule, hidden_count
+from editmgt_jax.sampling.samplers import NOTHING_KNOWN, Proposal, confidence
 
 Check = Callable[[Path], Iterable[Result]]
 
@@ -73,12 +74,17 @@ def _replay(arrays, schedule):
         row, draw = inputs
         probability = jnp.where(pinned == FREE, draw["sampled_prob"], draw["reference_prob"])
         candidate = choose(draw["sampled_ids"], pinned)
-        confidence = jnp.log(jnp.maximum(probability, MIN_PROBABILITY)) + row.temperature * draw["gumbel"]
-        count = stay_hidden(tokens == mask_id, row, start_ratio)
-        tokens = commit(tokens, candidate, confidence, count, mask_id)
+        tokens = commit_surest(tokens, candidate, probability, draw["gumbel"], row, start_ratio, mask_id)
         return tokens, tokens
 
     return jax.lax.scan(step, jnp.asarray(tokens[0].reshape(batch, -1)), (schedule, draws))[1]
+
+
+def commit_surest(tokens, candidate, probability, gumbel, row, start_ratio, mask_id):
+    """The released end of a step: the surest candidates [B L] are committed, as many as the schedule says. -> int32 [B L]"""
+    hidden, log_p = tokens == mask_id, jnp.log(jnp.maximum(probability, MIN_PROBABILITY))
+    step = Proposal(None, candidate, log_p, row.temperature * gumbel, hidden, None)
+    return commit(tokens, candidate, confidence(step, NOTHING_KNOWN), stay_hidden(hidden, row, start_ratio), mask_id)
 
 
 def check_localization(directory: Path) -> Iterator[Result]:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from goldens import commit_surest
 
 from editmgt_jax.sampling import decode as dec
 from editmgt_jax.sampling.localize import hold_mask
@@ -68,12 +69,6 @@ def run(tokens, schedule, key, hold=None, threshold=0.4, step=2):
 @partial(jax.jit, static_argnames="hold")
 def run_step(state, row, keys, hold):
     return dec.decode_step(model_of(hold, 0.4, 2), state, row, dec.draw_noise(keys, row.step, LENGTH), MASK)
-
-
-def commit(tokens, candidate, probability, gumbel, row, start_ratio):
-    """`dec.commit` by the released confidence."""
-    confidence = jnp.log(jnp.maximum(probability, dec.MIN_PROBABILITY)) + row.temperature * gumbel
-    return dec.commit(tokens, candidate, confidence, dec.stay_hidden(tokens == MASK, row, start_ratio), MASK)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
@@ -153,7 +148,9 @@ def test_number_hidden_again(unknown, start_ratio, ratio, expected):
     tokens, row = partly_hidden(unknown, length=8), decode_schedule(1)
     row = row._replace(hidden_ratio=jnp.float32(ratio), temperature=jnp.float32(0))
     probability = jnp.linspace(0.1, 0.9, 8)[None]
-    after = commit(tokens, jnp.zeros((1, 8), int), probability, jnp.zeros((1, 8)), row, jnp.array([start_ratio]))
+    after = commit_surest(
+        tokens, jnp.zeros((1, 8), int), probability, jnp.zeros((1, 8)), row, jnp.array([start_ratio]), MASK
+    )
     assert jnp.sum(after == MASK) == expected
     np.testing.assert_array_equal(after[:, unknown:], tokens[:, unknown:])
 
@@ -166,15 +163,17 @@ def test_a_single_token_is_decoded():
 def test_ties_with_the_cutoff_are_kept():
     row = decode_schedule(1)._replace(hidden_ratio=jnp.float32(0.5), temperature=jnp.float32(0))
     probability = jnp.array([[0.1, 0.3, 0.3, 0.3, 0.3, 0.9]])  # n = 3: the cut-off is 0.3
-    after = commit(hidden_tokens(1, 6), jnp.zeros((1, 6), int), probability, jnp.zeros((1, 6)), row, jnp.ones(1))
+    after = commit_surest(
+        hidden_tokens(1, 6), jnp.zeros((1, 6), int), probability, jnp.zeros((1, 6)), row, jnp.ones(1), MASK
+    )
     np.testing.assert_array_equal(after, [[MASK, 0, 0, 0, 0, 0]])
 
 
 def test_impossible_candidates_are_hidden_first_and_known_tokens_outlast_any_noise():
     row = decode_schedule(1)._replace(hidden_ratio=jnp.float32(0.5), temperature=jnp.float32(2))
     gumbel = jnp.array([[0.0, 1e30, 0.0, -1e30]])
-    after = commit(
-        partly_hidden(2, length=4), jnp.full((1, 4), 5), jnp.array([[0.0, 0.5, 0, 0]]), gumbel, row, jnp.ones(1)
+    after = commit_surest(
+        partly_hidden(2, length=4), jnp.full((1, 4), 5), jnp.array([[0.0, 0.5, 0, 0]]), gumbel, row, jnp.ones(1), MASK
     )
     np.testing.assert_array_equal(after, [[MASK, 5, 2, 3]])
 

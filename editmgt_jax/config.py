@@ -28,7 +28,7 @@ RELEASED_NEGATIVE_PROMPT = (
 _DTYPE_NAMES = {"bf16": "bfloat16", "f32": "float32", "fp32": "float32", "f16": "float16", "fp16": "float16"}
 
 
-def micro_conditions(width, height, top=0.0, left=0.0) -> tuple:
+def micro_conditions(width: float, height: float, top: float = 0.0, left: float = 0.0) -> tuple[float, ...]:
     """What a transformer is told of a picture: its size before cropping, the crop's offset, and one aesthetic score for all."""
     return width, height, top, left, 6.0
 

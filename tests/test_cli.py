@@ -344,7 +344,7 @@ def test_convert_released_takes_a_run(folder, trainer, capfd):
 def test_evaluate_calls_the_protocol(monkeypatch, folder):
     calls = []
 
-    def evaluate_scenes(model, output, gallery, count, batch_size, seed, split, **settings):
+    def evaluate_scenes(model, output, gallery, count, batch_size, seed, split, objects, **settings):
         calls.append((model, count, split, settings))
 
     monkeypatch.setattr("editmgt_jax.evaluation.protocols.evaluate_scenes", evaluate_scenes)

@@ -15,6 +15,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--gallery", metavar="FILE.png", help="where to draw successes and failures")
     command.add_argument("--count", type=shared.positive, default=500, help="number of scenes (default 500)")
     command.add_argument("--split", default="heldout", help="heldout (default), or train for the choice of settings")
+    command.add_argument("--objects", default="rich", help="core, all or rich (default): that of the model's training")
     command.add_argument("--batch-size", type=shared.positive, default=32)
     command.add_argument("--seed", type=int, default=0)
     shared.add_settings(command)
@@ -25,5 +26,5 @@ def evaluate_scenes(args: argparse.Namespace) -> None:
     shared.use_disk_cache()
     from editmgt_jax.evaluation import protocols
 
-    names = ("model", "output", "gallery", "count", "batch_size", "seed", "split")
+    names = ("model", "output", "gallery", "count", "batch_size", "seed", "split", "objects")
     protocols.evaluate_scenes(**{name: getattr(args, name) for name in names}, **shared.settings_of(args))

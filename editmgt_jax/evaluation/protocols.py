@@ -142,9 +142,9 @@ def score_edits(pairs: Pairs, tokens: np.ndarray, edited: np.ndarray, encoded: E
     }
 
 
-def choose_localisation(runner: Runner, size: int, all_layers: Sequence[int], **settings: Any) -> dict:
+def choose_localisation(runner: Runner, size: int, all_layers: Sequence[int], objects: str, **settings: Any) -> dict:
     """Thresholds of the relevance and the best single layer, on local edits of the training split."""
-    pairs = Pairs(size, "train", SELECTION_PAIRS, SELECTION_SEED, LOCAL)
+    pairs = Pairs(size, "train", SELECTION_PAIRS, SELECTION_SEED, LOCAL, objects)
     encoded = runner.encode(pairs)
     edits = runner.edit(pairs, encoded.source_ids, **(settings | {"layers": all_layers, "hold_threshold": 0.0}))
     truth = pairs.token_mask(encoded.source_ids.shape[1:])
@@ -170,21 +170,28 @@ def choose_localisation(runner: Runner, size: int, all_layers: Sequence[int], **
 
 
 def evaluate(
-    pipe: EditPipeline, count: int = 500, batch_size: int = 32, seed: int = 0, split: str = "heldout", **settings: Any
+    pipe: EditPipeline,
+    count: int = 500,
+    batch_size: int = 32,
+    seed: int = 0,
+    split: str = "heldout",
+    objects: str = "rich",
+    **settings: Any,
 ) -> tuple[dict, Callable[[int], Image.Image]]:
     """Runs the protocol `scenes` with and without region hold.
 
     Args:
       count: how many pairs; split: 'heldout', or 'train' to choose settings (pairs that training did not draw).
+      objects: what scenes show, as in `SceneConfig`: that of the model's training.
       settings: of the edits; what is left out is the model's own. The hold threshold, if neither gives one, is such that
         SPARED of the tokens to edit would be held.
     Returns: the report (a dict for JSON), and a function that draws examples of it (see `report.gallery`).
     """
     runner = Runner(pipe, batch_size, seed)
     size, layers = pipe.model.scheduler.native_size, list(range(pipe.model.mgt.config.num_blocks))
-    pairs = Pairs(size, split, count, SELECTION_SEED + 1 if split == "train" else 0)
+    pairs = Pairs(size, split, count, SELECTION_SEED + 1 if split == "train" else 0, objects=objects)
     encoded = runner.encode(pairs)
-    choice = choose_localisation(runner, size, layers, **settings)
+    choice = choose_localisation(runner, size, layers, objects, **settings)
     threshold = settings.get("hold_threshold")
     if threshold is None:
         threshold = pipe.settings().hold_threshold or choice["hold_threshold"]
@@ -207,6 +214,7 @@ def evaluate(
     summary = {
         "protocol": "scenes",
         "split": split,
+        "objects": objects,
         "pairs": count,
         "seed": seed,
         "settings": {name: value for name, value in vars(used).items() if name != "record"},
@@ -246,6 +254,7 @@ def evaluate_scenes(
     batch_size: int = 32,
     seed: int = 0,
     split: str = "heldout",
+    objects: str = "rich",
     **settings: Any,
 ) -> None:
     """Evaluates a model directory (None: the default) and prints the table.
@@ -257,7 +266,7 @@ def evaluate_scenes(
         images.check_output(output, {".json": "JSON"})
     if gallery:
         images.check_output(gallery)
-    summary, draw = evaluate(EditPipeline.from_pretrained(model), count, batch_size, seed, split, **settings)
+    summary, draw = evaluate(EditPipeline.from_pretrained(model), count, batch_size, seed, split, objects, **settings)
     print(report.table(summary))
     if output:
         write_json(output, summary, indent=2)

@@ -169,7 +169,7 @@ class SingleBlock(_Block):
         return spread(sequence + gate * update), relevance
 
 
-def scanned(block, length, policy, unroll):
+def scanned(block: type[nn.Module], length: int, policy: str, unroll: int) -> type[nn.Module]:
     """`length` blocks as one scanned module; their parameters are stacked on axis 0."""
     if policy != "none":
         block = nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[policy])

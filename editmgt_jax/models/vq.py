@@ -165,7 +165,7 @@ class VQModel(nn.Module):
 
 
 @functools.partial(jax.jit, static_argnames="vq")
-def pixels_to_ids(params, pixels, vq: VQModel) -> jax.Array:
+def pixels_to_ids(params: dict, pixels: jax.Array, vq: VQModel) -> jax.Array:
     """Pictures [B Y X 3], uint8 or float in [0, 1] -> ids int32 [B H W]"""
     traces["pixels_to_ids"] += 1
     if pixels.dtype == jnp.uint8:
@@ -174,7 +174,7 @@ def pixels_to_ids(params, pixels, vq: VQModel) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="vq")
-def ids_to_pixels(params, ids, vq: VQModel) -> jax.Array:
+def ids_to_pixels(params: dict, ids: jax.Array, vq: VQModel) -> jax.Array:
     """ids [B H W] -> float32 [B Y X 3] in [0, 1]"""
     traces["ids_to_pixels"] += 1
     return jnp.clip(vq.apply({"params": params}, ids, method="decode"), 0, 1)

@@ -4,8 +4,8 @@ Axes    as in `editmgt_jax.config`; Y X pixels
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -51,7 +51,9 @@ class Canvas(NamedTuple):
     source: np.ndarray | None  # int32 [H W] of the job's image
 
 
-def read_jobs(encoder: TextEncoder, image, instruction, mask=None, query=None) -> tuple[list[Job], bool]:
+def read_jobs(
+    encoder: TextEncoder, image: Any, instruction: Any, mask: Any = None, query: Any = None
+) -> tuple[list[Job], bool]:
     """Reads the inputs of a call, each of them once. -> (jobs, whether any input was a list)
 
     Args: those of `EditPipeline.__call__`.
@@ -83,19 +85,19 @@ def word_weights(encoder: TextEncoder, text: EncodedText, phrase: str | None = N
     return encoder.weights(text, phrase)
 
 
-def check_prompts(prompts) -> None:
+def check_prompts(prompts: Sequence[str | EncodedText]) -> None:
     """Errors: PromptError for a prompt that says nothing."""
     for prompt in prompts:
         if not isinstance(prompt, EncodedText) and not (isinstance(prompt, str) and prompt.strip()):
             raise PromptError(f"an instruction must say what to change, a prompt what to show; got {prompt!r}")
 
 
-def each(value, function: Callable):
+def each(value: Any, function: Callable) -> Any:
     """The function of every one of a list, or of a single value."""
     return [function(one) for one in value] if isinstance(value, (list, tuple)) else function(value)
 
 
-def broadcast(**inputs) -> tuple[list[dict], bool]:
+def broadcast(**inputs: Any) -> tuple[list[dict], bool]:
     """Lists of one length, and single values that go with all -> list of keyword dicts, whether there was a list."""
     lengths = {name: len(value) for name, value in inputs.items() if isinstance(value, (list, tuple))}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():

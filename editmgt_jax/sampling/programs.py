@@ -19,7 +19,7 @@ from editmgt_jax.sampling.settings import Plan
 CACHE_HIT = "/jax/compilation_cache/cache_hits"  # what jax reports when a program comes from the cache on disk
 
 
-def run_decode(variables, request: Request, mgt: MGT, plan: Plan, progress: Callable[[str], None]) -> TokenEdit:
+def run_decode(variables: dict, request: Request, mgt: MGT, plan: Plan, progress: Callable[[str], None]) -> TokenEdit:
     """`decode_edit`; calls `progress` with "compile", if the program is new to this process, and with "decode"."""
     traced = traces["decode"]
     lowered = decode_edit.lower(variables, request, mgt, plan)

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from editmgt_jax.config import SchedulerConfig, micro_conditions
+from editmgt_jax.declarations import SettingsError
 from editmgt_jax.models.text import TextStates
 from editmgt_jax.sampling import decode
-from editmgt_jax.sampling.settings import Knobs, Plan, Settings, SettingsError
+from editmgt_jax.sampling.settings import Knobs, Plan, Settings
 
 
 class Request(NamedTuple):
@@ -37,9 +38,9 @@ def make_request(
     negative: TextStates,
     *,
     keys: int | jax.Array | decode.Noise,
-    reference=None,
-    start=None,
-    rows=None,
+    reference: np.ndarray | jax.Array | None = None,
+    start: np.ndarray | jax.Array | None = None,
+    rows: np.ndarray | jax.Array | None = None,
     relevance_step: int | None = None,
 ) -> tuple[Request, Plan]:
     """A decode of whole pictures on one grid, on arrays of the host or traced ones.

@@ -130,7 +130,7 @@ def _check_tokens(config) -> None:
                 )
 
 
-def learnt_tokenizer(config) -> dict:
+def learnt_tokenizer(config: MGTRun) -> dict[str, str]:
     """The text tokenizer of a text encoder that is trained along, as `tokenizer_folders` gives them."""
     return {COMPONENTS[CLIPTextConfig].text.digest: config.model.tokenizer}
 

@@ -31,6 +31,7 @@ _STORED = DTYPES | {
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in _STORED.items()}
 SHARD_BYTES = 5 * 10**9  # a larger component is written in several files and an index
+LISTED = 20  # problems that an error message names
 
 
 class WeightsError(UserError):
@@ -101,9 +102,6 @@ def _opened(path):
         return safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is not a readable safetensors file ({error}); it may be truncated") from error
-
-
-LISTED = 20  # problems that an error message names
 
 
 def listed(items: Iterable[str]) -> str:

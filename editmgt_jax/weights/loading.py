@@ -226,7 +226,7 @@ def _load_tower(directory, row, is_last, dtypes, reading) -> TextTower:
     return TextTower(model, params, tokenizer)
 
 
-def tokenizer_folders(directory) -> dict[str, Path]:
+def tokenizer_folders(directory: str | Path) -> dict[str, Path]:
     """{field of its hash in manifests: folder} of the text tokenizers that a model directory has."""
     folders = {row.text.digest: Path(directory) / row.text.tokenizer for row in text_components()}
     return {digest: folder for digest, folder in folders.items() if folder.is_dir()}

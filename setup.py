@@ -37,7 +37,7 @@ setup(
         "tensorboardX>=2.6",
     ],
     extras_require={
-        "test": ["pytest>=8.0", "ruff>=0.8", *PREPARE],
+        "test": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.8", *PREPARE],
         "prepare": PREPARE,
         # The PyTorch implementations that the parity tests compare with.
         "parity": ["torch>=2.6", "diffusers>=0.35"],

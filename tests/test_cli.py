@@ -208,15 +208,18 @@ def test_disk_cache_is_used_by_the_next_run(model, tmp_path):
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
     environment.pop("EDITMGT_CACHE", None)
 
+    told = []
+
     def run():
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        assert "cached on disk afterwards" in done.stderr
+        told.append("first use of these shapes; cached on disk" in done.stderr)
         return {path.name for path in (tmp_path / "cache" / "editmgt").iterdir() if path.name.endswith("-cache")}
 
     first = run()
     assert first
     assert run() == first
+    assert told == [True, False]
 
 
 def test_no_cache_folder_is_only_a_note(tmp_path, monkeypatch, capsys):

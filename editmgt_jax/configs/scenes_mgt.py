@@ -1,4 +1,4 @@
-"""Editor of the default model: 64 px scenes, an MGT that starts as a copier, a small text encoder trained along.
+"""Editor for 64 px scenes, on a CPU: an MGT that starts as a copier, a small text encoder trained along.
 
 editmgt train --config configs/scenes_mgt.py --workdir runs/mgt --config.data.tokens=runs/tokens
 """

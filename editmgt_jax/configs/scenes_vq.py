@@ -1,4 +1,4 @@
-"""Image tokenizer of the default model: 64 px scenes, factor 4, 1024 codes.
+"""Image tokenizer for 64 px scenes: factor 4, 1024 codes. For a CPU.
 
 editmgt train --config configs/scenes_vq.py --workdir runs/vq
 """

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from editmgt_jax.models import lpips
+from editmgt_jax.models.lpips import LPIPS, network_of
 from editmgt_jax.models.vq import VQModel
 from editmgt_jax.sampling.masking import covered_tokens
 from editmgt_jax.training.config import VQRun
@@ -21,6 +21,7 @@ from editmgt_jax.training.runs import best_params
 from editmgt_jax.training.sharding import REPLICATED
 from editmgt_jax.training.step import once
 from editmgt_jax.training.tasks.protocol import Task
+from editmgt_jax.weights import lpips
 from editmgt_jax.weights.conversion import save_component
 
 
@@ -67,10 +68,6 @@ class VQTask(Task):
     def __init__(self, config: VQRun):
         self.config, self.model_config = config, config.model.architecture
         self.model = VQModel(self.model_config, precision=config.model.precision)
-        self.perceptual = None
-        if config.loss.perceptual:
-            network, _ = lpips.load(config.loss.lpips)
-            self.perceptual = network.clone(dtype=jnp.dtype(config.loss.lpips_dtype))
 
     def init(self, key):
         """Random parameters."""
@@ -86,9 +83,9 @@ class VQTask(Task):
 
     def frozen(self, put, _encodes):
         """The network of the perceptual loss, if there is one."""
-        if self.perceptual is None:
+        if not self.config.loss.perceptual:
             return {}
-        return {"lpips": jax.tree.map(lambda value: put("", value), lpips.load(self.config.loss.lpips)[1])}
+        return {"lpips": jax.tree.map(lambda value: put("", value), lpips.load(self.config.loss.lpips))}
 
     def extra(self, params):
         """Codebook statistics of a run that starts from `params`."""
@@ -118,8 +115,9 @@ class VQTask(Task):
         locality = (moved * outside).sum() / jnp.maximum(outside.sum(), 1)
         loss = reconstruction + config.locality * tied * locality + config.commitment * quantise * commitment
         perceptual = jnp.float32(0)
-        if self.perceptual is not None:
-            perceptual = self.perceptual.apply({"params": frozen["lpips"]}, decoded, pixels).mean()
+        if "lpips" in frozen:
+            network = LPIPS(network_of(frozen["lpips"]), jnp.dtype(config.lpips_dtype))
+            perceptual = network.apply({"params": frozen["lpips"]}, decoded, pixels).mean()
             loss += config.perceptual * perceptual
         source_ids, target_ids = jnp.split(ids, 2)
         metrics = {

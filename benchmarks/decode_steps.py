@@ -95,15 +95,17 @@ class Lab:
     """A model and encoded pairs, and decodes of them one step at a time.
 
     Args:
-      model: directory, None is the default; split, count, seed: which pairs.
+      model: directory, None is the default; split, count, objects, seed: which pairs.
     """
 
-    def __init__(self, model, split: str, count: int, seed: int, categories=CATEGORIES, batch_size: int = 35):
+    def __init__(
+        self, model, split: str, count: int, objects: str, seed: int, categories=CATEGORIES, batch_size: int = 35
+    ):
         batch_size = min(batch_size, count)
         self.pipe = EditPipeline.from_pretrained(model)
         self.mgt, self.mask_id = self.pipe.model.mgt, self.pipe.mask_token_id
         self.codebook = self.pipe._vq_params["codebook"]  # [C E]
-        self.pairs = protocols.Pairs(self.pipe.model.scheduler.native_size, split, count, seed, categories)
+        self.pairs = protocols.Pairs(self.pipe.model.scheduler.native_size, split, count, objects, seed, categories)
         self.pairs.scenes.distractors = functools.lru_cache(maxsize=None)(self.pairs.scenes.distractors)
         self.runner = protocols.Runner(self.pipe, batch_size, 0)
         self.encoded = self.runner.encode(self.pairs)
@@ -494,6 +496,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="model directory (default: that of the package)")
     parser.add_argument("--split", choices=("train", "heldout"), default="train")
+    parser.add_argument("--objects", default="rich", help="core, all or rich (default): that of the model's training")
     parser.add_argument("--pairs", type=int, default=210)
     parser.add_argument("--seed", type=int, default=2, help="of the scenes; training draws from 0 (default 2)")
     parser.add_argument("--categories", nargs="+", choices=CATEGORIES, default=CATEGORIES)
@@ -501,7 +504,7 @@ def main():
     parser.add_argument("--save", help="folder for the ids and figures of every pair, an .npz for each table")
     parser.add_argument("--picture", help="where to draw the first `add` pair step by step")
     options = parser.parse_args()
-    lab = Lab(options.model, options.split, options.pairs, options.seed, tuple(options.categories))
+    lab = Lab(options.model, options.split, options.pairs, options.objects, options.seed, tuple(options.categories))
     for name in options.tables:
         keep = {}
         TABLES[name](lab, keep)

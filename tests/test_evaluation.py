@@ -16,7 +16,7 @@ from editmgt_jax.pipeline import EditPipeline
 
 @pytest.fixture(scope="module")
 def pairs():
-    return Pairs(32, "heldout", 21)
+    return Pairs(32, "heldout", 21, "core")
 
 
 @pytest.fixture(scope="module")

@@ -259,7 +259,7 @@ def test_greys_are_grey_and_as_light_as_their_name(name, low, high):
 
 
 def test_success_of_a_pattern_is_to_be_nearer_to_it():
-    pairs = protocols.Pairs(64, "train", 60, categories=("colour",), objects="rich")
+    pairs = protocols.Pairs(64, "train", 60, "rich", categories=("colour",))
     unnamed = np.array([facts["colour"] is None for facts in pairs.facts])
     assert unnamed.any() and not unnamed.all()
     assert protocols.succeeded(pairs, pairs.target, pairs.source, pairs.target).all()

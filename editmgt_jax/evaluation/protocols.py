@@ -43,7 +43,7 @@ _COLUMNS = ("tokens", "keep", "scores", "relevance", "passes")  # of an edit, th
 class Pairs:
     """The first `count` pairs of a split, stacked."""
 
-    def __init__(self, size: int, split: str, count: int, seed: int = 0, categories=CATEGORIES, objects="core"):
+    def __init__(self, size: int, split: str, count: int, objects: str, seed: int = 0, categories=CATEGORIES):
         self.scenes = SceneSource(
             SceneConfig(size=size, split=split, seed=seed, categories=categories, objects=objects)
         )
@@ -144,7 +144,7 @@ def score_edits(pairs: Pairs, tokens: np.ndarray, edited: np.ndarray, encoded: E
 
 def choose_localisation(runner: Runner, size: int, all_layers: Sequence[int], objects: str, **settings: Any) -> dict:
     """Thresholds of the relevance and the best single layer, on local edits of the training split."""
-    pairs = Pairs(size, "train", SELECTION_PAIRS, SELECTION_SEED, LOCAL, objects)
+    pairs = Pairs(size, "train", SELECTION_PAIRS, objects, SELECTION_SEED, LOCAL)
     encoded = runner.encode(pairs)
     edits = runner.edit(pairs, encoded.source_ids, **(settings | {"layers": all_layers, "hold_threshold": 0.0}))
     truth = pairs.token_mask(encoded.source_ids.shape[1:])
@@ -189,7 +189,7 @@ def evaluate(
     """
     runner = Runner(pipe, batch_size, seed)
     size, layers = pipe.model.scheduler.native_size, list(range(pipe.model.mgt.config.num_blocks))
-    pairs = Pairs(size, split, count, SELECTION_SEED + 1 if split == "train" else 0, objects=objects)
+    pairs = Pairs(size, split, count, objects, SELECTION_SEED + 1 if split == "train" else 0)
     encoded = runner.encode(pairs)
     choice = choose_localisation(runner, size, layers, objects, **settings)
     threshold = settings.get("hold_threshold")

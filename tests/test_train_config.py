@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from setuptools import find_packages
 from small_runs import frozen_config, mgt_config, token_batch, vq_config
 
+from editmgt_jax.models.text import TextStates
 from editmgt_jax.training import declare
 from editmgt_jax.training.config import RUNS, MGTRun, Optimizer, read_config, starting_values
 from editmgt_jax.training.config_files import SHIPPED, ConfigError, checked, load_config, plain, shipped
@@ -376,7 +377,7 @@ def test_evaluations_are_without_the_noise_of_training(tiny_model):
         task = make_task(checked(config))
         assert isinstance(task.config, MGTRun)
         prepare = jax.jit(task._prepare, static_argnames="training")
-        frozen = {"text": {"empty_states": jnp.zeros((1, 12, 24)), "empty_pooled": jnp.zeros((1, 20))}}
+        frozen = {"text": {"empty": TextStates(jnp.zeros((1, 12, 24)), jnp.zeros((1, 20)))}}
         return [prepare(frozen, token_batch(), jax.random.key(3), training=training) for training in (False, True)]
 
     plain_eval, plain_step = measured()
@@ -389,6 +390,6 @@ def test_evaluations_are_without_the_noise_of_training(tiny_model):
     dropped = frozen_config(tiny_model)
     dropped.loss.condition_dropout = 1.0
     task = make_task(checked(dropped))
-    frozen = {"text": {"empty_states": jnp.zeros((1, 12, 24)), "empty_pooled": jnp.zeros((1, 20))}}
+    frozen = {"text": {"empty": TextStates(jnp.zeros((1, 12, 24)), jnp.zeros((1, 20)))}}
     assert task._prepare(frozen, token_batch(), jax.random.key(3), training=False)["informed"].all()
     assert not task._prepare(frozen, token_batch(), jax.random.key(3), training=True)["informed"].any()

@@ -17,6 +17,7 @@ from editmgt_jax.models.prompts import train_tokenizer
 from editmgt_jax.models.text import EncodedText, TextRole, TextStates
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.training import inputs, trainer
+from editmgt_jax.training.config_files import checked
 from editmgt_jax.training.samples import Samples
 from editmgt_jax.training.sharding import Layout, make_mesh
 from editmgt_jax.weights import components
@@ -87,7 +88,7 @@ def test_a_new_text_encoder_is_a_row_of_the_table(with_words, tiny_model):
     assert np.flatnonzero(pipe.query_row(text, "car")).min() > 3  # among the tokens of the encoder that is attended to
     assert pipe(np.zeros((32, 32, 3), np.uint8), text, query="car").token_ids.shape == (1, 8, 8)
     assert tokenizer_folders(with_words)["word_tokenizer"] == with_words / "word_encoder"
-    task = trainer.make_task(_config(with_words))
+    task = trainer.make_task(checked(_config(with_words)))
     assert list(task.encode_prompts([""])) == list(ids) and "word_encoder" in components.companion_folders()
 
 
@@ -133,7 +134,7 @@ def test_sample_pictures_of_training_are_the_product_s(tmp_path):
     model = tiny.write_model(tmp_path / "model", text_length=96)
     config, pipe = frozen_config(model), EditPipeline.from_pretrained(model)
     config.model.mgt.update(tiny.MGT_CONFIG.to_dict())
-    inputs.resolve(config, tmp_path)
+    config = inputs.resolve_text(checked(config), tmp_path)
     task = trainer.make_task(config)
     layout = Layout(make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": 1}, jax.devices()[:1]), task.rules)
     scenes = inputs.make_batches(config, "heldout", task.encode_prompts, range(3))

@@ -59,9 +59,9 @@ class GroupNorm(nn.Module):
 
 
 class TokenEmbedding(nn.Module):
-    """Rows of a table by ids. The gradient is a product with one-hot rows, except on CPUs.
+    """Vectors of a table by ids. The gradient is a product with one-hot vectors, except on CPUs.
 
-    A scatter-add of half-precision rows is slow where many ids are equal, as masks are, and on GPUs its sums depend on the
+    A scatter-add of half-precision vectors is slow where many ids are equal, as masks are, and on GPUs its sums depend on the
     order in which threads come.
     """
 
@@ -73,19 +73,19 @@ class TokenEmbedding(nn.Module):
     def __call__(self, ids):
         """int32 ids [...] -> [... D]"""
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
-        return _rows(self.param("embedding", init, (self.size, self.features)), ids, jnp.dtype(self.dtype))
+        return _lookup(self.param("embedding", init, (self.size, self.features)), ids, jnp.dtype(self.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _rows(table, ids, dtype):
+def _lookup(table, ids, dtype):
     return jnp.take(table, ids, axis=0).astype(dtype)
 
 
-def _rows_forward(table, ids, dtype):
-    return _rows(table, ids, dtype), (ids, table)
+def _lookup_forward(table, ids, dtype):
+    return _lookup(table, ids, dtype), (ids, table)
 
 
-def _rows_backward(_dtype, kept, gradient):
+def _lookup_backward(_dtype, kept, gradient):
     ids, table = kept
 
     def scatter(ids, gradient):
@@ -99,7 +99,7 @@ def _rows_backward(_dtype, kept, gradient):
     return jax.lax.platform_dependent(ids, gradient, cpu=scatter, default=product), None
 
 
-_rows.defvjp(_rows_forward, _rows_backward)
+_lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 def constrain(x, *axes):
@@ -164,16 +164,16 @@ def rotate(x, cos, sin):
     return rotated.astype(x.dtype)
 
 
-def per_segment(rows, lengths: tuple[int, ...]):
-    """Spreads one row per segment over its positions: [B G D] and G static lengths -> [B sum(lengths) D].
+def per_segment(vectors, lengths: tuple[int, ...]):
+    """Spreads one vector per segment over its positions: [B G D] and G static lengths -> [B sum(lengths) D].
 
     A chain of selects, which fuses into what follows; a concatenation would be written to memory.
     """
     segment = np.repeat(np.arange(len(lengths)), lengths)[None, :, None]
-    spread = rows[:, :1]
+    spread = vectors[:, :1]
     for g in range(1, len(lengths)):
-        spread = jnp.where(segment == g, rows[:, g : g + 1], spread)
-    return jnp.broadcast_to(spread, (rows.shape[0], sum(lengths), rows.shape[2]))
+        spread = jnp.where(segment == g, vectors[:, g : g + 1], spread)
+    return jnp.broadcast_to(spread, (vectors.shape[0], sum(lengths), vectors.shape[2]))
 
 
 class Linear(nn.Module):
@@ -204,10 +204,10 @@ class Linear(nn.Module):
 
 def _product(parts, kernel, dtype):
     """parts, concatenated, times kernel; sums are in float32."""
-    rows = jnp.split(kernel.astype(dtype), np.cumsum([part.shape[-1] for part in parts[:-1]]))
+    blocks = jnp.split(kernel.astype(dtype), np.cumsum([part.shape[-1] for part in parts[:-1]]))
     return sum(
         jnp.matmul(part.astype(dtype), block, preferred_element_type=jnp.float32)
-        for part, block in zip(parts, rows, strict=True)
+        for part, block in zip(parts, blocks, strict=True)
     )
 
 

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "evaluation": {*BASE, "models", "images", "sampling", "weights", "data", "pipeline"},
 }
 FREE = {"__init__", "cli"}  # import everything; nothing imports cli
-WITHOUT_JAX = ("data", "images")  # but for the tokenising job
+WITHOUT_JAX = ("data", "images")  # but for the tokenizing job
 
 
 def _sources():
@@ -61,7 +61,7 @@ def test_imports_point_one_way(path, owner):
 
 def test_data_does_not_import_jax():
     for path, owner in _sources():
-        if owner in WITHOUT_JAX and path.stem != "tokenise":
+        if owner in WITHOUT_JAX and path.stem != "tokenize":
             assert not {name.split(".")[0] for name in _imported(path)} & {"jax", "flax"}, path
 
 

@@ -176,7 +176,7 @@ def stay_hidden(hidden: jax.Array, step: Schedule, start_ratio: jax.Array) -> ja
 
 
 def ranks(priority: jax.Array, tie_break: jax.Array) -> jax.Array:
-    """Place of each position in the order of `priority`, ties by `tie_break`, both [B L]. -> float32 [B L], 0 ... L - 1"""
+    """Rank of each position in the order of `priority`, ties by `tie_break`, both [B L]. -> float32 [B L], 0 ... L - 1"""
     order = jnp.lexsort((tie_break, priority), axis=-1)
     return jnp.argsort(order, axis=-1).astype(jnp.float32)
 

@@ -25,7 +25,12 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
-        return (normed * scale).astype(x.dtype)
+        return (normed * along_channels(scale, x)).astype(x.dtype)
+
+
+def along_channels(parameter: jax.Array, x: jax.Array) -> jax.Array:
+    """A parameter [C], one number for each channel of `x` [... C], with the axes of `x`."""
+    return parameter.reshape(*(1,) * (x.ndim - 1), -1)
 
 
 class GroupNorm(nn.Module):
@@ -49,8 +54,8 @@ class GroupNorm(nn.Module):
             return jnp.repeat(groups, channels // self.groups, axis=1)[:, None]
 
         mean = group_mean(flat)
-        gain = jax.lax.rsqrt(group_mean(jnp.square(flat - mean)) + self.epsilon) * scale
-        return (flat * gain + (bias - mean * gain)).reshape(x.shape)
+        gain = jax.lax.rsqrt(group_mean(jnp.square(flat - mean)) + self.epsilon) * along_channels(scale, flat)
+        return (flat * gain + (along_channels(bias, flat) - mean * gain)).reshape(x.shape)
 
 
 class TokenEmbedding(nn.Module):
@@ -87,7 +92,7 @@ def _lookup_backward(_dtype, kept, gradient):
         return jnp.zeros_like(table).at[ids].add(gradient.astype(table.dtype))
 
     def product(ids, gradient):  # not over flattened ids: their axes may be spread over several mesh axes
-        chosen = (ids[..., None] == jnp.arange(len(table))).astype(gradient.dtype)  # [... C]
+        chosen = jax.nn.one_hot(ids, len(table), dtype=gradient.dtype)  # [... C]
         axes = tuple(range(ids.ndim))
         return jnp.tensordot(chosen, gradient, (axes, axes), preferred_element_type=table.dtype)
 
@@ -126,7 +131,8 @@ _FREQUENCIES = _released_frequencies()
 
 def sinusoid(value):
     """[...] float -> [... 256]: [cos, sin] of value times 128 frequencies. Angles reach 1e6 rad, so float32 throughout."""
-    angle = value.astype(jnp.float32)[..., None] * jnp.asarray(_FREQUENCIES)
+    angle = value.astype(jnp.float32)[..., None]
+    angle = angle * along_channels(jnp.asarray(_FREQUENCIES), angle)
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
@@ -153,7 +159,7 @@ def rotate(x, cos, sin):
     query and key channels once, which leaves every inner product unchanged and avoids strided access here.
     """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, None, :], sin[:, None, :]
+    cos, sin = cos[None, :, None, :], sin[None, :, None, :]
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)
 
@@ -163,7 +169,7 @@ def per_segment(vectors, lengths: tuple[int, ...]):
 
     A chain of selects, which fuses into what follows; a concatenation would be written to memory.
     """
-    segment = np.repeat(np.arange(len(lengths)), lengths)[:, None]
+    segment = np.repeat(np.arange(len(lengths)), lengths)[None, :, None]
     spread = vectors[:, :1]
     for g in range(1, len(lengths)):
         spread = jnp.where(segment == g, vectors[:, g : g + 1], spread)
@@ -186,7 +192,8 @@ class Linear(nn.Module):
         widths = [part.shape[-1] for part in parts]
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (sum(widths), self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        out = _product(parts, kernel, self.dtype) + bias
+        out = _product(parts, kernel, self.dtype)
+        out = out + along_channels(bias, out)
         if self.has_variable("lora", "lora_a") and adapted_from < parts[0].shape[1]:
             adapted = [part[:, adapted_from:] for part in parts]
             low = _product(adapted, self.get_variable("lora", "lora_a"), self.dtype).astype(self.dtype)

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "editmgt_jax"
 
-BASE = {"config", "declarations", "files", "errors", "batching"}
+BASE = {"config", "declarations", "files", "errors", "batching", "shapes"}
 # Module or folder -> the modules and folders of this package that it may import, besides its own folder.
 MAY_IMPORT = {
     "batching": set(),
@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "declarations": {"errors"},
     "errors": set(),
     "files": {"errors"},
+    "shapes": set(),
     "models": BASE,
     "images": BASE,
     "sampling": {*BASE, "models", "images"},

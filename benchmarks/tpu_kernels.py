@@ -41,9 +41,15 @@ def compile_one(args) -> None:
     length, live = args.text + 2 * args.tokens, args.text + args.tokens
     qkv = [array(args.batch, length, args.heads, args.width)] * 3
 
+    preparation = None
+    if not args.bare:
+        angles = jnp.zeros((length, args.width // 2))
+        scales = jnp.ones((2, args.width))
+        preparation = attention.Preparation(scales, scales, angles, angles, (args.text, length - args.text))
+
     def total(q, k, v, strength):
         rows = attention.strength_bias(None if args.no_bias else strength, (live, length - live))
-        out = attention.attend(q, k, v, rows, (live, length - live), "pallas_tpu")
+        out = attention.attend(q, k, v, rows, (live, length - live), "pallas_tpu", preparation)
         return out if args.forward else out.astype(jnp.float32).sum()
 
     program = total if args.forward else jax.grad(total, (0, 1, 2))
@@ -79,6 +85,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--forward", action="store_true", help="without the gradient")
     parser.add_argument("--no-bias", action="store_true", help="a reference of strength 1")
+    parser.add_argument("--bare", action="store_true", help="without norm and rotation inside")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:

@@ -96,7 +96,7 @@ def test_cudnn_lowers_for_a_gpu(gpu_lowering, dtype, strength, lengths):
 def test_cudnn_s_bias_is_as_small_as_the_strengths_allow(gpu_lowering):
     def largest_bias(strengths):
         rows = attention.strength_bias(jnp.array(strengths), LENGTHS)
-        run = partial(attention.attend, bias_rows=rows, lengths=LENGTHS, backend="cudnn")
+        run = partial(attention.attend, group_bias=rows, lengths=LENGTHS, backend="cudnn")
         text = jax.jit(run).trace(*_qkv(jnp.bfloat16)).lower(lowering_platforms=("cuda",)).as_text()
         return [size for size in ("1x1x10x10", "2x1x10x10") if f"tensor<{size}xbf16>" in text]
 
@@ -122,7 +122,7 @@ def test_auto_chooses_when_lowered(beside_a_gpu, dtype, calls):
     rows = attention.strength_bias(jnp.array([1.1]), LENGTHS)
 
     def run(backend):
-        return jax.jit(partial(attention.attend, bias_rows=rows, lengths=LENGTHS, backend=backend))
+        return jax.jit(partial(attention.attend, group_bias=rows, lengths=LENGTHS, backend=backend))
 
     assert _custom_calls(run("auto"), q, k, v) == calls
     np.testing.assert_array_equal(run("auto")(q, k, v), run("xla")(q, k, v))  # the same function, compiled for a CPU
@@ -130,7 +130,7 @@ def test_auto_chooses_when_lowered(beside_a_gpu, dtype, calls):
 
 def test_auto_keeps_no_weights_of_the_form_that_is_not_chosen(beside_a_gpu):
     def kept(backend):
-        attend = partial(attention.attend, bias_rows=None, lengths=(512, 512), backend=backend)
+        attend = partial(attention.attend, group_bias=None, lengths=(512, 512), backend=backend)
         backward = jax.eval_shape(lambda *x: jax.vjp(attend, *x)[1], *_qkv(jnp.bfloat16, (512, 512)))
         return max(leaf.size for leaf in jax.tree.leaves(backward))
 

@@ -22,10 +22,22 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        x32 = x.astype(jnp.float32)
-        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
-        return (normed * scale).astype(x.dtype)
+        return rms_normed(x, self.param("scale", nn.initializers.ones, (x.shape[-1],)), self.epsilon)
+
+
+class NormScale(nn.Module):
+    """The scale [K] of an `RMSNorm` that is applied elsewhere."""
+
+    @nn.compact
+    def __call__(self, width: int):
+        return self.param("scale", nn.initializers.ones, (width,))
+
+
+def rms_normed(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """x / rms(x) * scale over the last axis, in x's dtype; `scale` is broadcast against it."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
+    return (normed * scale).astype(x.dtype)
 
 
 class GroupNorm(nn.Module):

@@ -161,7 +161,7 @@ class MGT(nn.Module):
         double, single = wanted[: self.config.num_layers], wanted[self.config.num_layers :]
         (text, visual), first = self.double_blocks((text, visual), double, shared)
         sequence, second = self.single_blocks(jnp.concatenate([text, visual], axis=1), single, shared)
-        return sequence, None if shared.rows is None else jnp.concatenate([first, second])
+        return sequence, None if shared.text_weights is None else jnp.concatenate([first, second])
 
     def __call__(self, tokens, time, condition: Condition, rows=None, layers: tuple[int, ...] = ()):
         """One forward pass.
@@ -198,8 +198,8 @@ class MGT(nn.Module):
             modulation=jnp.stack([live_modulation, condition.reference_modulation], axis=1),
             cos=jnp.concatenate([cos, cos[reference_positions]]),
             sin=jnp.concatenate([sin, sin[reference_positions]]),
-            bias_rows=attention.strength_bias(condition.strength, (num_text + num_image, num_reference)),
-            rows=rows,
+            group_bias=attention.strength_bias(condition.strength, (num_text + num_image, num_reference)),
+            text_weights=rows,
             num_text=num_text,
             num_image=num_image,
         )

@@ -3,21 +3,27 @@
 import jax
 import jax.numpy as jnp
 
+from editmgt_jax.models.attention.preparation import prepare, read
 from editmgt_jax.models.layers import per_segment
 
 # Biases whose softmax weight is exactly 0, of values whose differences cuDNN computes without an overflow.
 NO_WEIGHT_OF = {"bfloat16": -(2.0**41), "float16": -(2.0**15)}
 
 
-def attend(q, k, v, bias_rows, lengths):
-    """See `editmgt_jax.models.attention.attend`. -> [B S A K]"""
+def attend(q, k, v, group_bias, lengths, preparation=None, reading=None):
+    """See `editmgt_jax.models.attention.attend`. -> ([B S A K], what is read)"""
+    q, k = prepare(q, k, preparation)
+    return _attend(q, k, v, group_bias, lengths), read(q, k, reading)
+
+
+def _attend(q, k, v, group_bias, lengths):
     batch, length = q.shape[:2]
     odd, keys, bias = length % 2, None, None
     if odd:  # the gradient takes even lengths alone: a key without weight, and a query whose result is dropped
         q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
-    if bias_rows is not None:
+    if group_bias is not None:
         lowest = NO_WEIGHT_OF[q.dtype.name]
-        bias = jnp.maximum(per_segment(bias_rows, lengths), lowest)[:, None]  # [1 or B, 1, S, S]
+        bias = jnp.maximum(per_segment(group_bias, lengths), lowest)[:, None]  # [1 or B, 1, S, S]
         bias = jnp.pad(bias, ((0, 0), (0, 0), (0, odd), (0, 0)))
         bias = jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (0, odd)), constant_values=lowest).astype(q.dtype)
     elif odd:

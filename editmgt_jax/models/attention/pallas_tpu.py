@@ -1,79 +1,93 @@
 """Attention as kernels for TPUs: a tile of queries against all keys and values of a head, which stay in fast memory.
 
-Axes    B batch, S positions, A heads, K head width, Q query groups, G the bias rows that a tile sees
-Differs from `xla` in the order of sums only: logits and softmax are in float32, and a bias row is added inside, one for each
-        query group, so that neither weights [B A S S] nor biases [B S S] are ever in memory
+Axes    B batch, S positions, A heads, K head width, Q query groups, M norms, R weightings of the text
+Differs from `xla` in the order of sums and, where norm and rotation are done inside, in one rounding less: logits and softmax
+        are in float32, and a bias is added inside, one for each query group, so that neither weights [B A S S] nor biases
+        [B S S] are ever in memory
 
 Activations stay flat, [B S A*K]: a block takes the K channels of a head, and no head is transposed. The forward pass keeps the
-logarithm of each query's sum of exponentials; the backward pass recomputes the weights from it, keys along rows, so that only
-the gradient of the queries needs a transposed product. On other platforms the kernels are interpreted.
+logarithm of each query's sum of exponentials; the backward pass recomputes the weights from it. On other platforms the
+kernels (`pallas_kernels.py`) are interpreted.
 """
 
 import dataclasses
 import functools
 import math
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
+from editmgt_jax.models.attention.pallas_kernels import LOG2_E, Plan, backward_kernel, forward_kernel
+
 NO_WEIGHT = -1e30  # as in `editmgt_jax.models.attention`, of keys that fill up a block
 LANES = 128
 TILES = (256, 128)  # queries at a time, the dearest first
-
-_dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-_A_BT, _A_B, _AT_B = ((((1,), (1,)), ((), ())), (((1,), (0,)), ((), ())), (((0,), (0,)), ((), ())))
+KEPT = "attention"  # the name by which rematerialisation may keep what the backward pass needs of the forward pass
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """What is static about a call.
-
-    Args:
-      heads, width: A, and K as it is stored, a multiple of `LANES`; scale: of the logits.
-      bounds: first positions of the query groups but the first; tile: queries at a time.
-      whole: whether each tile lies in one group.
-    """
-
-    heads: int
-    width: int
-    scale: float
-    bounds: tuple[int, ...]
-    tile: int
-    whole: bool
-
-    def tiles(self, length: int) -> int:
-        return length // self.tile
-
-    def group(self, tile, start):
-        """The group of a tile, if it lies in one."""
-        return sum(((start + tile * self.tile) >= bound).astype(jnp.int32) for bound in self.bounds)
-
-
-def attend(q, k, v, bias_rows, lengths):
+def attend(q, k, v, group_bias, lengths, preparation=None, reading=None):
     """See `editmgt_jax.models.attention.attend`. On a mesh each device computes its share of batch, heads and queries.
 
-    -> [B S A K]
+    -> ([B S A K], what is read, without a gradient)
     """
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh, whole = jax.sharding.get_abstract_mesh(), q.shape[1]
+    prepared = _tables(preparation)
+    weights = None
+    if reading is not None:  # 0 for the samples and positions that are not asked for: [B R S]
+        missing = len(q) - len(reading.text_weights)
+        weights = reading.text_weights.astype(jnp.float32)
+        weights = jnp.pad(weights, ((missing, 0), (0, 0), (0, whole - weights.shape[2])))
+    wanted = jnp.int32(0) if reading is None else reading.wanted.astype(jnp.int32)
+    norms = preparation and (tuple(preparation.lengths), preparation.epsilon)
+    static = (tuple(lengths), norms, reading and (reading.num_text, reading.num_live))
+    run = functools.partial(_attend, static=static)
     if mesh.empty or mesh.size == 1:
-        return _attend(q, k, v, bias_rows, 0, lengths)
-    wanted = nn.logical_to_mesh_axes(("batch", "length", "heads"))
-    batch, length, heads = (_dividing(mesh, axes, size) for axes, size in zip(wanted, q.shape, strict=False))
+        out, read = run(q, k, v, group_bias, prepared, weights, wanted, jnp.int32(0))
+    else:
+        out, read = _on_mesh(run, mesh, q, k, v, group_bias, prepared, weights, wanted)
+    if reading is None:
+        return out, None
+    return out, read[missing:, :, reading.num_text : reading.num_live] / q.shape[2]
 
-    def share(q, k, v, bias_rows):
+
+def _tables(preparation):
+    """{name: array} of what the kernels prepare with: the angles twice, of queries and of keys."""
+    if preparation is None:
+        return {}
+    scales = {"q_scale": preparation.q_scale, "k_scale": preparation.k_scale}
+    cos, sin = (jnp.asarray(x, jnp.float32) for x in (preparation.cos, preparation.sin))
+    cos, sin = jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
+    return scales | {"q_cos": cos, "q_sin": sin, "cos": cos, "sin": sin}
+
+
+def _on_mesh(run, mesh, q, k, v, group_bias, prepared, weights, wanted):
+    wanted_axes = nn.logical_to_mesh_axes(("batch", "length", "heads"))
+    batch, length, heads = (_dividing(mesh, axes, size) for axes, size in zip(wanted_axes, q.shape, strict=False))
+
+    def share(q, k, v, group_bias, prepared, weights, wanted):
         start = 0 if length is None else jax.lax.axis_index(length) * q.shape[1]
-        return _attend(q, k, v, bias_rows, start, lengths)
+        out, read = run(q, k, v, group_bias, prepared, weights, wanted, start)
+        parts = [axes for axes in (length, heads) if axes is not None]
+        return out, jax.lax.psum(read, parts) if parts and read is not None else read
 
     queries, keys = P(batch, length, heads), P(batch, None, heads)
-    biases = None if bias_rows is None else P(batch if len(bias_rows) > 1 else None)
+    biases = None if group_bias is None else P(batch if len(group_bias) > 1 else None)
+    tables = {name: P(length if name.startswith("q_") and name != "q_scale" else None) for name in prepared}
+    specs = (queries, keys, keys, biases, tables, None if weights is None else P(batch, None, length), P())
     return jax.shard_map(
-        share, mesh=mesh, in_specs=(queries, keys, keys, biases), out_specs=queries, check_vma=False
-    )(q, k, v, bias_rows)  # fmt: skip
+        share,
+        mesh=mesh,
+        in_specs=specs,
+        out_specs=(queries, None if weights is None else P(batch)),
+        check_vma=False,
+    )(q, k, v, group_bias, prepared, weights, wanted)
 
 
 def _dividing(mesh, axes, size: int):
@@ -82,111 +96,166 @@ def _dividing(mesh, axes, size: int):
     return axes if names and not size % math.prod(mesh.shape[name] for name in names) else None
 
 
-def _attend(q, k, v, bias_rows, start, lengths):
-    """Of queries that begin at position `start`; fills up blocks. -> [B S A K]"""
+def _attend(q, k, v, group_bias, prepared, weights, wanted, start, static):
+    """Of queries that begin at position `start`; fills up blocks. -> ([B S A K], the sum over heads of what is read [B R S'])"""
+    lengths, norms, reading = static
     batch, length, heads, width = q.shape
-    keys, bounds = k.shape[1], tuple(int(bound) for bound in np.cumsum(lengths)[:-1])
+    keys, bounds = k.shape[1], _bounds(lengths)
     even = [tile for tile in TILES if not any(edge % tile for edge in (*bounds, length))]
     tile = even[0] if even else min(TILES[0], _up(length, 16))
-    missing = _up(keys, LANES) - keys
-    if bias_rows is None:
+    queries, filled = _up(length, tile), _up(keys, LANES)
+    if group_bias is None:
         bounds = ()
-        bias_rows = jnp.zeros((1, 1, keys), jnp.float32) if missing else None
-    if bias_rows is not None:
-        bias_rows = jnp.pad(bias_rows, ((0, 0), (0, 0), (0, missing)), constant_values=NO_WEIGHT)
-    plan = _Plan(heads, _up(width, LANES), width**-0.5, bounds, tile, bool(even) or not bounds)
+        group_bias = jnp.zeros((1, 1, keys), jnp.float32) if filled > keys else None
+    if group_bias is not None:
+        group_bias = jnp.pad(group_bias, ((0, 0), (0, 0), (0, filled - keys)), constant_values=NO_WEIGHT) * LOG2_E
+    plan = Plan(heads, _up(width, LANES), width, bounds, tile, bool(even) or not bounds)
+    if norms is not None:
+        plan = dataclasses.replace(plan, norm_bounds=_bounds(norms[0]), epsilon=norms[1])
+    if reading is not None:
+        plan = dataclasses.replace(plan, text=reading[0], live=reading[1])
 
     def flat(x, length):
-        x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, plan.width - width)))
-        return x.reshape(batch, length, heads * plan.width)
+        x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
+        return _wide(x, plan).reshape(batch, length, heads * plan.width)
 
-    q, k, v = flat(q, _up(length, tile)), flat(k, keys + missing), flat(v, keys + missing)
-    start = jnp.full((1,), start, jnp.int32)
-    out = _rows(q, k, v, bias_rows, start, plan)
-    return out.reshape(batch, -1, heads, plan.width)[:, :length, :, :width]
+    sizes = {"q_cos": queries, "q_sin": queries, "cos": filled, "sin": filled}
+    prepared = {
+        name: _wide(jnp.pad(x, ((0, sizes.get(name, len(x)) - len(x)), (0, 0))), plan) for name, x in prepared.items()
+    }
+    if weights is not None:
+        weights = jnp.pad(weights, ((0, 0), (0, 0), (0, queries - length)))
+    scalars = jnp.stack([jnp.asarray(start, jnp.int32), wanted])
+    q, k, v = flat(q, queries), flat(k, filled), flat(v, filled)
+    out, read = _rows(q, k, v, prepared, group_bias, weights, scalars, plan)
+    out = out.reshape(batch, -1, heads, plan.width)[:, :length]
+    return _narrow(out, plan), read
+
+
+def _bounds(lengths) -> tuple[int, ...]:
+    return tuple(int(bound) for bound in np.cumsum(lengths)[:-1])
 
 
 def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-# ---- the operation: q [B S A*K], k and v [B S' A*K], bias_rows [1 or B, Q, S'] or None, start int32 [1]
+def _wide(x, plan):
+    """[... channels] -> [... width]: each half of the channels is filled up, so that a rotated pair stays half a width apart."""
+    if plan.width == plan.channels:
+        return x
+    first, second = x[..., : plan.channels // 2], x[..., plan.channels // 2 :]
+    fill = [[(0, 0)] * (x.ndim - 1) + [(0, plan.width // 2 - half.shape[-1])] for half in (first, second)]
+    return jnp.concatenate([jnp.pad(first, fill[0]), jnp.pad(second, fill[1])], axis=-1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _rows(q, k, v, bias_rows, start, plan):
-    return _forward(q, k, v, bias_rows, start, plan)[0]
+def _narrow(x, plan):
+    if plan.width == plan.channels:
+        return x
+    half = plan.channels // 2
+    second = x[..., plan.width // 2 : plan.width // 2 + plan.channels - half]
+    return jnp.concatenate([x[..., :half], second], axis=-1)
 
 
-def _rows_forward(q, k, v, bias_rows, start, plan):
-    out, lse = _forward(q, k, v, bias_rows, start, plan)
-    return out, (q, k, v, bias_rows, start, out, lse)
+# ---- the operation: q [B S A*K], k and v [B S' A*K], tables, group_bias [1 or B, Q, S'] or None, weights [B R S] or None
 
 
-def _rows_backward(plan, kept, gradient):
-    q, k, v, bias_rows, start, out, lse = kept
-    return *_backward(q, k, v, bias_rows, start, out, lse, gradient, plan), None, None
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
+def _rows(q, k, v, prepared, group_bias, weights, scalars, plan):
+    """-> (out like q, what is read [B R S'] or None)"""
+    return _forward(q, k, v, prepared, group_bias, weights, scalars, plan)[:2]
+
+
+def _rows_forward(q, k, v, prepared, group_bias, weights, scalars, plan):
+    out, read, lse = _forward(q, k, v, prepared, group_bias, weights, scalars, plan)
+    out, lse = checkpoint_name(out, KEPT), checkpoint_name(lse, KEPT)
+    return (out, read), (q, k, v, prepared, group_bias, scalars, out, lse)
+
+
+def _rows_backward(plan, kept, gradients):
+    q, k, v, prepared, group_bias, scalars, out, lse = kept
+    dq, dk, dv, dtables = _backward(q, k, v, prepared, group_bias, scalars, out, lse, gradients[0], plan)
+    return dq, dk, dv, {name: dtables.get(name) for name in prepared}, None, None, None
 
 
 _rows.defvjp(_rows_forward, _rows_backward)
 
 
-def _forward(q, k, v, bias_rows, start, plan):
-    """-> out like q, log-sum-exp [B A tiles 1 tile] float32"""
+def _forward(q, k, v, prepared, group_bias, weights, scalars, plan):
+    """-> out like q, what is read [B R S'] or None, log-sum-exp [B A tiles 1 tile] float32"""
     batch, length, _ = q.shape
     lse = jax.ShapeDtypeStruct((batch, plan.heads, plan.tiles(length), 1, plan.tile), jnp.float32)
-    biases = [] if bias_rows is None else [bias_rows[:, :, None]]  # [1 or B, Q, 1, S']
-    return _call(
-        functools.partial(_forward_kernel, plan=plan),
-        "row_attention",
-        start,
-        biases,
-        [q, k, v],
-        [_tile(plan), _head(plan, k), _head(plan, v)],
-        [(jax.ShapeDtypeStruct(q.shape, q.dtype), _tile(plan)), (lse, _statistics(plan))],
-        [],
-        plan,
-        products=2,
-    )
+    inputs = {"q": (q, _tile(plan)), "k": (k, _head(plan, k)), "v": (v, _head(plan, v))}
+    outputs = {"out": (jax.ShapeDtypeStruct(q.shape, q.dtype), _tile(plan)), "lse": (lse, _statistics(plan))}
+    if group_bias is not None:
+        inputs["bias"] = _bias(group_bias[:, :, None], plan)  # [1 or B, Q, 1, S']
+    if weights is not None:
+        shape = (batch, plan.heads, weights.shape[1], k.shape[1])
+        inputs["text_weights"] = (
+            weights,
+            pl.BlockSpec((None, weights.shape[1], plan.tile), lambda b, h, i, _: (b, 0, i)),
+        )
+        outputs["read"] = jax.ShapeDtypeStruct(shape, jnp.float32), _of_head(*shape[2:])
+    found = _call(forward_kernel, "row_attention", scalars, inputs, prepared, outputs, {}, plan, products=2)
+    return found["out"], found["read"].sum(axis=1) if weights is not None else None, found["lse"]
 
 
-def _backward(q, k, v, bias_rows, start, out, lse, gradient, plan):
-    """-> gradients of q, k, v"""
-    biases = [] if bias_rows is None else [bias_rows[..., None]]  # [1 or B, Q, S', 1]
+def _backward(q, k, v, prepared, group_bias, scalars, out, lse, gradient, plan):
+    """-> gradients of q, k, v, and of the scales by name"""
     tile, head = _tile(plan), _head(plan, k)
-    return _call(
-        functools.partial(_backward_kernel, plan=plan),
-        "row_attention_backward",
-        start,
-        biases,
-        [q, k, v, out, gradient, lse],
-        [tile, head, head, tile, tile, _statistics(plan)],
-        [(jax.ShapeDtypeStruct(x.shape, x.dtype), spec) for x, spec in ((q, tile), (k, head), (v, head))],
-        [pltpu.VMEM((k.shape[1], plan.width), jnp.float32)] * 2,
-        plan,
-        products=5,
+    inputs = {"q": (q, tile), "k": (k, head), "v": (v, head)}
+    inputs |= {"out": (out, tile), "gradient": (gradient, tile), "lse": (lse, _statistics(plan))}
+    if group_bias is not None:
+        inputs["bias"] = _bias(group_bias[..., None], plan)  # [1 or B, Q, S', 1]
+    outputs = {
+        f"d{name}": (jax.ShapeDtypeStruct(x.shape, x.dtype), spec)
+        for name, x, spec in (("q", q, tile), ("k", k, head), ("v", v, head))
+    }
+    for name in ("q_scale", "k_scale") if prepared else ():
+        shape = (len(q), plan.heads, *prepared[name].shape)
+        outputs[f"d{name}"] = jax.ShapeDtypeStruct(shape, jnp.float32), _of_head(*shape[2:])
+    sums = pltpu.VMEM((k.shape[1], plan.width), jnp.float32)
+    scratch = {"dk_sum": sums, "dv_sum": sums}
+    found = _call(
+        backward_kernel, "row_attention_backward", scalars, inputs, prepared, outputs, scratch, plan, products=5
     )
+    scales = {name: found[f"d{name}"].sum(axis=(0, 1)) for name in ("q_scale", "k_scale") if prepared}
+    return found["dq"], found["dk"], found["dv"], scales
 
 
-def _call(kernel, name, start, biases, inputs, specs, outputs, scratch, plan, products):
-    """A kernel over (sample, head, tile of queries); `products`: how many of [tile K S'] it computes."""
-    q, k = inputs[:2]
+def _call(kernel, name, scalars, inputs, prepared, outputs, scratch, plan, products):
+    """A kernel over (sample, head, tile of queries); its blocks are those of named inputs, outputs and scratch.
+
+    Args:
+      inputs, outputs: {name: (array or shape, block)}; products: how many of [tile K S'] it computes.
+    Returns: {name: array}.
+    """
+    q, k = inputs["q"][0], inputs["k"][0]
     batch, length, _ = q.shape
-    bias_specs = [_bias(plan, bias.shape) for bias in biases]
     size = batch * plan.heads * length * k.shape[1]
-    moved = [*inputs, *(shape for shape, _ in outputs)]
+    moved = [x for x, _ in (*inputs.values(), *outputs.values())]
+    for table, x in prepared.items():
+        of_tile = table in ("q_cos", "q_sin")
+        whole = pl.BlockSpec(x.shape, lambda b, h, i, _: (0, 0))
+        inputs[table] = x, pl.BlockSpec((plan.tile, plan.width), lambda b, h, i, _: (i, 0)) if of_tile else whole
+    if prepared:
+        scratch = scratch | {"ready": pltpu.VMEM((k.shape[1], plan.width), k.dtype)}
+    names = ("scalars", *inputs, *outputs, *scratch)
 
-    def run(interpret, start, *arrays):
+    def body(*refs):
+        kernel(SimpleNamespace(**dict(zip(names, refs, strict=True))), plan)
+
+    def run(interpret, scalars, *arrays):
         return pl.pallas_call(
-            kernel,
+            body,
             grid_spec=pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=1,
                 grid=(batch, plan.heads, plan.tiles(length)),
-                in_specs=[*bias_specs, *specs],
-                out_specs=[spec for _, spec in outputs],
-                scratch_shapes=scratch,
+                in_specs=[spec for _, spec in inputs.values()],
+                out_specs=[spec for _, spec in outputs.values()],
+                scratch_shapes=list(scratch.values()),
             ),
-            out_shape=[shape for shape, _ in outputs],
+            out_shape=[shape for shape, _ in outputs.values()],
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=96 * 2**20
             ),
@@ -197,85 +266,42 @@ def _call(kernel, name, start, biases, inputs, specs, outputs, scratch, plan, pr
             ),
             interpret=interpret,
             name=name,
-        )(start, *arrays)
+        )(scalars, *arrays)
 
-    return jax.lax.platform_dependent(
-        start, *biases, *inputs, tpu=functools.partial(run, False), default=functools.partial(run, True)
+    found = jax.lax.platform_dependent(
+        scalars,
+        *[x for x, _ in inputs.values()],
+        tpu=functools.partial(run, False),
+        default=functools.partial(run, True),
     )
+    return dict(zip(outputs, found, strict=True))
 
 
-# ---- blocks of arrays, by grid indices (sample, head, tile) and the start of the queries
+# ---- blocks of arrays, by grid indices (sample, head, tile) and the scalars
 
 
 def _tile(plan):
-    return pl.BlockSpec((None, plan.tile, plan.width), lambda b, h, i, start: (b, i, h))
+    return pl.BlockSpec((None, plan.tile, plan.width), lambda b, h, i, _: (b, i, h))
 
 
 def _head(plan, x):
-    return pl.BlockSpec((None, x.shape[1], plan.width), lambda b, h, i, start: (b, 0, h))
+    return pl.BlockSpec((None, x.shape[1], plan.width), lambda b, h, i, _: (b, 0, h))
+
+
+def _of_head(*shape):
+    """Of an array [B A ...]."""
+    return pl.BlockSpec((None, None, *shape), lambda b, h, i, _: (b, h, *[0] * len(shape)))
 
 
 def _statistics(plan):
-    return pl.BlockSpec((None, None, None, 1, plan.tile), lambda b, h, i, start: (b, h, i, 0, 0))
+    return pl.BlockSpec((None, None, None, 1, plan.tile), lambda b, h, i, _: (b, h, i, 0, 0))
 
 
-def _bias(plan, shape):
-    """Bias rows [1 or B, Q, ...]: of the tile's group, or of all groups."""
-    batch, groups, *rest = shape
+def _bias(biases, plan):
+    """Biases [1 or B, Q, ...] with their block: of the tile's group, or of all groups."""
+    batch, groups, *rest = biases.shape
 
-    def index(b, h, i, start):
-        return b if batch > 1 else 0, plan.group(i, start[0]) if plan.whole and groups > 1 else 0, 0, 0
+    def index(b, h, i, scalars):
+        return b if batch > 1 else 0, plan.group(i, scalars[0]) if plan.whole and groups > 1 else 0, 0, 0
 
-    return pl.BlockSpec((None, 1 if plan.whole else groups, *rest), index)
-
-
-# ---- kernels
-
-
-def _forward_kernel(start, *refs, plan):
-    *bias, q, k, v, out, lse = refs
-    logits = _dot(q[...], k[...], _A_BT) * plan.scale  # [tile S']
-    logits = _add_bias(logits, bias, start, 0, plan)
-    largest = jnp.max(logits, axis=-1, keepdims=True)
-    weights = jnp.exp(logits - largest)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    out[...] = (_dot(weights.astype(v.dtype), v[...], _A_B) / total).astype(out.dtype)
-    lse[...] = jnp.transpose(largest + jnp.log(total))
-
-
-def _backward_kernel(start, *refs, plan):
-    *bias, q, k, v, out, gradient, lse, dq, dk, dv, dk_sum, dv_sum = refs
-    tile, last = pl.program_id(2), pl.num_programs(2) - 1
-
-    @pl.when(tile == 0)
-    def _():
-        dk_sum[...] = jnp.zeros_like(dk_sum)
-        dv_sum[...] = jnp.zeros_like(dv_sum)
-
-    logits = _dot(k[...], q[...], _A_BT) * plan.scale  # [S' tile]
-    weights = jnp.exp(_add_bias(logits, bias, start, 1, plan) - lse[...])
-    dv_sum[...] += _dot(weights.astype(gradient.dtype), gradient[...], _A_B)
-    share = jnp.sum(gradient[...].astype(jnp.float32) * out[...].astype(jnp.float32), axis=-1, keepdims=True)
-    dlogits = weights * (_dot(v[...], gradient[...], _A_BT) - jnp.transpose(share))
-    dlogits = dlogits.astype(q.dtype)
-    dk_sum[...] += _dot(dlogits, q[...], _A_B)
-    dq[...] = (_dot(dlogits, k[...], _AT_B) * plan.scale).astype(dq.dtype)
-
-    @pl.when(tile == last)
-    def _():
-        dk[...] = (dk_sum[...] * plan.scale).astype(dk.dtype)
-        dv[...] = dv_sum[...].astype(dv.dtype)
-
-
-def _add_bias(logits, bias, start, axis: int, plan):
-    """Adds each query's bias row; queries lie along `axis` of the logits."""
-    if not bias:
-        return logits
-    (bias,) = bias  # [G 1 S'] or [G S' 1]
-    row = bias[0]
-    if not plan.whole:
-        shape = tuple(plan.tile if i == axis else 1 for i in range(2))
-        position = start[0] + pl.program_id(2) * plan.tile + jax.lax.broadcasted_iota(jnp.int32, shape, axis)
-        for group, bound in enumerate(plan.bounds, 1):
-            row = jnp.where(position >= bound, bias[group], row)
-    return logits + row
+    return biases, pl.BlockSpec((None, 1 if plan.whole else groups, *rest), index)

@@ -48,8 +48,8 @@ def compile_one(args) -> None:
         preparation = attention.Preparation(scales, scales, angles, angles, (args.text, length - args.text))
 
     def total(q, k, v, strength):
-        rows = attention.strength_bias(None if args.no_bias else strength, (live, length - live))
-        out = attention.attend(q, k, v, rows, (live, length - live), "pallas_tpu", preparation)
+        bias = attention.strength_bias(None if args.no_bias else strength, (live, length - live))
+        out = attention.attend(q, k, v, bias, (live, length - live), "pallas_tpu", preparation)
         return out if args.forward else out.astype(jnp.float32).sum()
 
     program = total if args.forward else jax.grad(total, (0, 1, 2))
@@ -61,7 +61,7 @@ def bundles(folder: Path) -> dict:
     """{kernel: (bundles in one grid step, {unit: busy share})} of a dump."""
     found = {}
     for path in sorted(folder.glob("*schedule-analysis_final_bundles.txt")):
-        name = re.search(r"row_attention\w*?(?=[.-])", path.name)
+        name = re.search(r"fused_attention\w*?(?=[.-])", path.name)
         if name is None:
             continue
         count = int(re.search(r"total scheduled bundles:\s+(\d+)", path.read_text()).group(1))

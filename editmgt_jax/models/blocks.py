@@ -1,8 +1,8 @@
-"""The blocks of the masked generative transformer: joint attention over [text, image, reference], and relevance.
+"""The blocks of the masked generative transformer: joint attention over [text, image, reference].
 
 Axes    as in `editmgt_jax.config`
 Source  released Transformer2DModel
-Differs a modulation row per segment; blocks are scanned, and their relevance is a return value of the scan
+Differs a modulation vector per segment; blocks are scanned, and their attention to the image is a return value of the scan
 """
 
 import functools
@@ -47,7 +47,7 @@ def spread(x: jax.Array) -> jax.Array:
 
 
 def spread_grid(x: jax.Array) -> jax.Array:
-    """Ids [B H W] or activations [B H W D] of a grid, spread over batch and rows."""
+    """Ids [B H W] or activations [B H W D] of a grid, spread over batch and rows of the grid."""
     return constrain(x, "batch", "length", *(None,) * (x.ndim - 2))
 
 
@@ -88,7 +88,7 @@ class _Block(nn.Module):
 
 
 class DoubleBlock(_Block):
-    """Text has its own weights; image and reference share theirs and differ in their modulation row only."""
+    """Text has its own weights; image and reference share theirs and differ in their modulation only."""
 
     @nn.compact
     def __call__(self, carry, wanted, shared: Shared):
@@ -103,12 +103,14 @@ class DoubleBlock(_Block):
         def text_linear(features, name):
             return self.linear(features, name, length)  # there is no reference
 
-        rows = self.linear(6 * width, "modulation", 1)(conditioning)  # [B 2 6D]
+        modulation = self.linear(6 * width, "modulation", 1)(conditioning)  # [B 2 6D]
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = (
-            per_segment(row, lengths) for row in jnp.split(rows, 6, axis=-1)
+            per_segment(part, lengths) for part in jnp.split(modulation, 6, axis=-1)
         )
-        text_rows = self.linear(6 * width, "text_modulation", 1)(conditioning[:, :1])  # [B 1 6D]
-        t_shift_attn, t_scale_attn, t_gate_attn, t_shift_mlp, t_scale_mlp, t_gate_mlp = jnp.split(text_rows, 6, axis=-1)
+        text_modulation = self.linear(6 * width, "text_modulation", 1)(conditioning[:, :1])  # [B 1 6D]
+        t_shift_attn, t_scale_attn, t_gate_attn, t_shift_mlp, t_scale_mlp, t_gate_mlp = jnp.split(
+            text_modulation, 6, axis=-1
+        )
 
         x = layer_norm(visual) * (1 + scale_attn) + shift_attn
         t = layer_norm(text) * (1 + t_scale_attn) + t_shift_attn
@@ -123,7 +125,7 @@ class DoubleBlock(_Block):
             sin=shared.sin,
             lengths=(length, visual.shape[1]),
         )
-        out, relevance = self.joint_attention(q, k, v, shared, wanted, preparation)
+        out, attention = self.joint_attention(q, k, v, shared, wanted, preparation)
         text_out, visual_out = out[:, :length], out[:, length:]
 
         visual = visual + gate_attn * visual_linear(width, "to_out")(visual_out)
@@ -134,7 +136,7 @@ class DoubleBlock(_Block):
         text_hidden = _activated(text_linear(4 * width, "text_mlp_in")(t))
         visual = visual + gate_mlp * visual_linear(width, "mlp_out")(hidden)
         text = text + t_gate_mlp * text_linear(width, "text_mlp_out")(text_hidden)
-        return (spread(text), spread(visual)), relevance
+        return (spread(text), spread(visual)), attention
 
 
 class SingleBlock(_Block):
@@ -143,9 +145,9 @@ class SingleBlock(_Block):
     @nn.compact
     def __call__(self, sequence, wanted, shared: Shared):
         width = self.config.width
-        rows = self.linear(3 * width, "modulation", 1)(nn.silu(shared.modulation))  # [B 2 3D]
+        modulation = self.linear(3 * width, "modulation", 1)(nn.silu(shared.modulation))  # [B 2 3D]
         lengths = (shared.num_live, sequence.shape[1] - shared.num_live)
-        shift, scale, gate = (per_segment(row, lengths) for row in jnp.split(rows, 3, axis=-1))
+        shift, scale, gate = (per_segment(part, lengths) for part in jnp.split(modulation, 3, axis=-1))
 
         def linear(features, name):
             return self.linear(features, name, shared.num_live)
@@ -155,10 +157,10 @@ class SingleBlock(_Block):
         preparation = Preparation(
             self.scales("norm_q"), self.scales("norm_k"), shared.cos, shared.sin, (sequence.shape[1],)
         )
-        out, relevance = self.joint_attention(q, k, v, shared, wanted, preparation)
+        out, attention = self.joint_attention(q, k, v, shared, wanted, preparation)
         hidden = _activated(linear(4 * width, "mlp_in")(x))
         update = linear(width, "proj_out")(out, hidden)
-        return spread(sequence + gate * update), relevance
+        return spread(sequence + gate * update), attention
 
 
 def scanned(block: type[nn.Module], length: int, policy: str, unroll: int) -> type[nn.Module]:

@@ -1,6 +1,6 @@
 """Joint attention over segments, and the instruction-to-image attention read off it.
 
-Axes    as in `editmgt_jax.config`; Q query groups (runs of positions that share one bias row)
+Axes    as in `editmgt_jax.config`; Q query groups (runs of positions that share one bias)
 Source  EditMGT: log(gamma) between the reference and everything else, in both directions (Q11)
 Differs gamma = 0 is exact: the bias is then so low that the softmax weight is 0.0, not NaN
 

@@ -25,7 +25,7 @@ _A_BT, _A_B, _AT_B = ((((1,), (1,)), ((), ())), (((1,), (0,)), ((), ())), (((0,)
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Tiling:
     """The static part of a call.
 
     Attributes:
@@ -67,42 +67,42 @@ class Plan:
         return sum(((start + tile * self.tile) >= bound).astype(jnp.int32) for bound in self.bounds)
 
 
-def forward_kernel(r: SimpleNamespace, plan: Plan) -> None:
+def forward_kernel(r: SimpleNamespace, tiling: Tiling) -> None:
     """q, k, v -> out [tile K], lse [1 tile], and 'read' [R S'], which adds up over the tiles."""
-    q, k = _queries(r, plan), _keys(r, plan)
+    q, k = _queries(r, tiling), _keys(r, tiling)
     products = _dot(q, k[...], _A_BT)  # [tile S']
-    logits = _with_bias(products, r, 0, plan)
+    logits = _with_bias(products, r, 0, tiling)
     largest = jnp.max(logits, axis=-1, keepdims=True)
     weights = jnp.exp2(logits - largest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     r.out[...] = (_dot(weights.astype(r.v.dtype), r.v[...], _A_B) / total).astype(r.out.dtype)
     r.lse[...] = jnp.transpose(largest + jnp.log2(total))
-    if plan.live is not None:
-        _read(q, k, r, plan)
+    if tiling.live is not None:
+        _read(q, k, r, tiling)
 
 
-def backward_kernel(r: SimpleNamespace, plan: Plan) -> None:
+def backward_kernel(r: SimpleNamespace, tiling: Tiling) -> None:
     """q, k, v, out, its gradient, lse -> gradients 'dq' [tile K], 'dk', 'dv' [S' K], and of the scales, 'dq_scale', 'dk_scale'
     [M K], which add up over the tiles. Keys lie along rows, so that the gradient of the queries alone needs a transposed
     product."""
 
     @pl.when(pl.program_id(2) == 0)
     def _():
-        for sums in (r.dk_sum, r.dv_sum, *([r.dq_scale, r.dk_scale] if plan.prepares else [])):
+        for sums in (r.dk_sum, r.dv_sum, *([r.dq_scale, r.dk_scale] if tiling.prepares else [])):
             sums[...] = jnp.zeros_like(sums)
 
-    q, k = _queries(r, plan), _keys(r, plan)
-    logits = _with_bias(_dot(k[...], q, _A_BT), r, 1, plan)  # [S' tile]
+    q, k = _queries(r, tiling), _keys(r, tiling)
+    logits = _with_bias(_dot(k[...], q, _A_BT), r, 1, tiling)  # [S' tile]
     weights = jnp.exp2(logits - r.lse[...])
     r.dv_sum[...] += _dot(weights.astype(r.gradient.dtype), r.gradient[...], _A_B)
     share = jnp.sum(r.gradient[...].astype(jnp.float32) * r.out[...].astype(jnp.float32), axis=-1, keepdims=True)
     dlogits = weights * (_dot(r.v[...], r.gradient[...], _A_BT) - jnp.transpose(share))
     dlogits = dlogits.astype(q.dtype)
     r.dk_sum[...] += _dot(dlogits, q, _A_B)
-    dq = _dot(dlogits, k[...], _AT_B) * plan.scale
-    if plan.prepares:
-        position = _first_position(r, plan)
-        dq, dscale = _unprepare(dq, r.q[...], r.q_scale, position, r.q_cos[...], r.q_sin[...], plan)
+    dq = _dot(dlogits, k[...], _AT_B) * tiling.scale
+    if tiling.prepares:
+        position = _first_position(r, tiling)
+        dq, dscale = _unprepare(dq, r.q[...], r.q_scale, position, r.q_cos[...], r.q_sin[...], tiling)
         r.dq_scale[...] += dscale
     r.dq[...] = dq.astype(r.dq.dtype)
 
@@ -110,12 +110,12 @@ def backward_kernel(r: SimpleNamespace, plan: Plan) -> None:
     def _():
         # Queries already carry the factor of the products' scale and, if prepared here, log2(e).
         r.dv[...] = r.dv_sum[...].astype(r.dv.dtype)
-        if not plan.prepares:
-            r.dk[...] = (r.dk_sum[...] * plan.scale).astype(r.dk.dtype)
+        if not tiling.prepares:
+            r.dk[...] = (r.dk_sum[...] * tiling.scale).astype(r.dk.dtype)
             return
         for part in _parts(r.k.shape[0]):
             dk, dscale = _unprepare(
-                r.dk_sum[part] / LOG2_E, r.k[part], r.k_scale, part.start, r.cos[part], r.sin[part], plan
+                r.dk_sum[part] / LOG2_E, r.k[part], r.k_scale, part.start, r.cos[part], r.sin[part], tiling
             )
             r.dk[part] = dk.astype(r.dk.dtype)
             r.dk_scale[...] += dscale
@@ -124,24 +124,24 @@ def backward_kernel(r: SimpleNamespace, plan: Plan) -> None:
 # ---- norm and rotation
 
 
-def _queries(r, plan):
+def _queries(r, tiling):
     """Queries of the tile, in the dtype of the products."""
-    if not plan.prepares:
+    if not tiling.prepares:
         return r.q[...]
-    position = _first_position(r, plan)
-    q = _prepare(r.q[...], r.q_scale, position, r.q_cos[...], r.q_sin[...], plan)
-    return (q * (plan.scale * LOG2_E)).astype(r.q.dtype)
+    position = _first_position(r, tiling)
+    q = _prepare(r.q[...], r.q_scale, position, r.q_cos[...], r.q_sin[...], tiling)
+    return (q * (tiling.scale * LOG2_E)).astype(r.q.dtype)
 
 
-def _keys(r, plan):
+def _keys(r, tiling):
     """A reference to the keys of the head; they are prepared with its first tile."""
-    if not plan.prepares:
+    if not tiling.prepares:
         return r.k
 
     @pl.when(pl.program_id(2) == 0)
     def _():
         for part in _parts(r.k.shape[0]):
-            k = _prepare(r.k[part], r.k_scale, part.start, r.cos[part], r.sin[part], plan)
+            k = _prepare(r.k[part], r.k_scale, part.start, r.cos[part], r.sin[part], tiling)
             r.ready[part] = k.astype(r.ready.dtype)
 
     return r.ready
@@ -152,78 +152,78 @@ def _parts(length):
     return [slice(start, start + size) for start in range(0, length, size)]
 
 
-def _first_position(r, plan):
-    return r.scalars[0] + pl.program_id(2) * plan.tile
+def _first_position(r, tiling):
+    return r.scalars[0] + pl.program_id(2) * tiling.tile
 
 
-def _prepare(x, scales, start, cos, sin, plan):
+def _prepare(x, scales, start, cos, sin, tiling):
     """Projections [n K] of positions from `start` on -> float32 [n K]; `sin` has the sign of each half."""
-    y = _normed(x, plan)[0] * _scale_of(scales, start, len(x), plan)
-    return y * cos + pltpu.roll(y, plan.width // 2, 1) * sin
+    y = _normed(x, tiling)[0] * _scale_of(scales, start, len(x), tiling)
+    return y * cos + pltpu.roll(y, tiling.width // 2, 1) * sin
 
 
-def _unprepare(gradient, x, scales, start, cos, sin, plan):
+def _unprepare(gradient, x, scales, start, cos, sin, tiling):
     """Gradient of what `_prepare` gave -> that of x [n K] and that of the scales [M K]."""
-    y, gain = _normed(x, plan)
-    dscaled = gradient * cos + pltpu.roll(gradient * sin, plan.width // 2, 1)
-    dnormed = dscaled * _scale_of(scales, start, len(x), plan)
-    mean = jnp.sum(dnormed * y, axis=-1, keepdims=True) / plan.channels
+    y, gain = _normed(x, tiling)
+    dscaled = gradient * cos + pltpu.roll(gradient * sin, tiling.width // 2, 1)
+    dnormed = dscaled * _scale_of(scales, start, len(x), tiling)
+    mean = jnp.sum(dnormed * y, axis=-1, keepdims=True) / tiling.channels
     dscale = dscaled * y
-    norm = _norm_of(start, len(x), plan)
-    each = [jnp.where(norm == i, dscale, 0.0) for i in range(scales.shape[0])] if plan.norm_bounds else [dscale]
+    norm = _norm_of(start, len(x), tiling)
+    each = [jnp.where(norm == i, dscale, 0.0) for i in range(scales.shape[0])] if tiling.norm_bounds else [dscale]
     return gain * (dnormed - y * mean), jnp.concatenate([jnp.sum(one, axis=0, keepdims=True) for one in each])
 
 
-def _normed(x, plan):
+def _normed(x, tiling):
     """-> x / rms(x) [n K], 1 / rms(x) [n 1], float32"""
     x = x.astype(jnp.float32)
-    gain = jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) / plan.channels + plan.epsilon)
+    gain = jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) / tiling.channels + tiling.epsilon)
     return x * gain, gain
 
 
-def _norm_of(start, length, plan):
+def _norm_of(start, length, tiling):
     """The number of the norm of each position from `start` on. -> int32 [n 1]"""
     position = start + jax.lax.broadcasted_iota(jnp.int32, (length, 1), 0)
-    return sum(((position >= bound).astype(jnp.int32) for bound in plan.norm_bounds), jnp.zeros_like(position))
+    return sum(((position >= bound).astype(jnp.int32) for bound in tiling.norm_bounds), jnp.zeros_like(position))
 
 
-def _scale_of(scales, start, length, plan):
+def _scale_of(scales, start, length, tiling):
     """The scale of each position from `start` on. -> [1 or n, K]"""
     chosen = scales[0:1]
-    for i in range(1, len(plan.norm_bounds) + 1):
-        chosen = jnp.where(_norm_of(start, length, plan) == i, scales[i : i + 1], chosen)
+    for i in range(1, len(tiling.norm_bounds) + 1):
+        chosen = jnp.where(_norm_of(start, length, tiling) == i, scales[i : i + 1], chosen)
     return chosen
 
 
 # ---- logits
 
 
-def _with_bias(products, r, axis: int, plan):
+def _with_bias(products, r, axis: int, tiling):
     """Logits of base 2: products, scaled unless the queries are, and each query's bias; queries lie along `axis`."""
-    logits = products if plan.prepares else products * (plan.scale * LOG2_E)
+    logits = products if tiling.prepares else products * (tiling.scale * LOG2_E)
     if not hasattr(r, "bias"):
         return logits
     bias = r.bias[0]  # of [G 1 S'] or [G S' 1]
-    if not plan.whole:
-        shape = tuple(plan.tile if i == axis else 1 for i in range(2))
-        position = _first_position(r, plan) + jax.lax.broadcasted_iota(jnp.int32, shape, axis)
-        for group, bound in enumerate(plan.bounds, 1):
+    if not tiling.whole:
+        shape = tuple(tiling.tile if i == axis else 1 for i in range(2))
+        position = _first_position(r, tiling) + jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+        for group, bound in enumerate(tiling.bounds, 1):
             bias = jnp.where(position >= bound, r.bias[group], bias)
     return logits + bias
 
 
-def _read(q, k, r, plan):
+def _read(q, k, r, tiling):
     """Adds the tile's share of the attention of the weighted text, a softmax over the first `live` keys without biases."""
-    first, wanted = _first_position(r, plan), r.scalars[1] > 0
+    first, wanted = _first_position(r, tiling), r.scalars[1] > 0
 
     @pl.when(pl.program_id(2) == 0)
     def _():
         r.read[...] = jnp.zeros_like(r.read)
 
-    @pl.when(wanted & (first < plan.text))
+    @pl.when(wanted & (first < tiling.text))
     def _():
-        logits = _dot(q, k[...], _A_BT) * (1.0 if plan.prepares else plan.scale * LOG2_E)
-        live = jax.lax.broadcasted_iota(jnp.int32, (1, logits.shape[1]), 1) < plan.live
+        logits = _dot(q, k[...], _A_BT) * (1.0 if tiling.prepares else tiling.scale * LOG2_E)
+        live = jax.lax.broadcasted_iota(jnp.int32, (1, logits.shape[1]), 1) < tiling.live
         logits = jnp.where(live, logits, -jnp.inf)
         weights = jnp.exp2(logits - jnp.max(logits, axis=-1, keepdims=True))
         weights = weights / jnp.sum(weights, axis=-1, keepdims=True)

@@ -24,7 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
-from editmgt_jax.models.attention.pallas_kernels import LOG2_E, Plan, backward_kernel, forward_kernel
+from editmgt_jax.models.attention.pallas_kernels import LOG2_E, Tiling, backward_kernel, forward_kernel
 
 NO_WEIGHT = -1e30  # as in `editmgt_jax.models.attention`, of keys that fill up a block
 LANES = 128
@@ -109,27 +109,27 @@ def _attend(q, k, v, group_bias, prepared, weights, wanted, start, static):
         group_bias = jnp.zeros((1, 1, keys), jnp.float32) if filled > keys else None
     if group_bias is not None:
         group_bias = jnp.pad(group_bias, ((0, 0), (0, 0), (0, filled - keys)), constant_values=NO_WEIGHT) * LOG2_E
-    plan = Plan(heads, _up(width, LANES), width, bounds, tile, bool(even) or not bounds)
+    tiling = Tiling(heads, _up(width, LANES), width, bounds, tile, bool(even) or not bounds)
     if norms is not None:
-        plan = dataclasses.replace(plan, norm_bounds=_bounds(norms[0]), epsilon=norms[1])
+        tiling = dataclasses.replace(tiling, norm_bounds=_bounds(norms[0]), epsilon=norms[1])
     if reading is not None:
-        plan = dataclasses.replace(plan, text=reading[0], live=reading[1])
+        tiling = dataclasses.replace(tiling, text=reading[0], live=reading[1])
 
     def flat(x, length):
         x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
-        return _wide(x, plan).reshape(batch, length, heads * plan.width)
+        return _wide(x, tiling).reshape(batch, length, heads * tiling.width)
 
     sizes = {"q_cos": queries, "q_sin": queries, "cos": filled, "sin": filled}
     prepared = {
-        name: _wide(jnp.pad(x, ((0, sizes.get(name, len(x)) - len(x)), (0, 0))), plan) for name, x in prepared.items()
+        name: _wide(jnp.pad(x, ((0, sizes.get(name, len(x)) - len(x)), (0, 0))), tiling) for name, x in prepared.items()
     }
     if weights is not None:
         weights = jnp.pad(weights, ((0, 0), (0, 0), (0, queries - length)))
     scalars = jnp.stack([jnp.asarray(start, jnp.int32), wanted])
     q, k, v = flat(q, queries), flat(k, filled), flat(v, filled)
-    out, read = _rows(q, k, v, prepared, group_bias, weights, scalars, plan)
-    out = out.reshape(batch, -1, heads, plan.width)[:, :length]
-    return _narrow(out, plan), read
+    out, read = _fused(q, k, v, prepared, group_bias, weights, scalars, tiling)
+    out = out.reshape(batch, -1, heads, tiling.width)[:, :length]
+    return _narrow(out, tiling), read
 
 
 def _bounds(lengths) -> tuple[int, ...]:
@@ -140,20 +140,20 @@ def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def _wide(x, plan):
+def _wide(x, tiling):
     """[... channels] -> [... width]: each half of the channels is filled up, so that a rotated pair stays half a width apart."""
-    if plan.width == plan.channels:
+    if tiling.width == tiling.channels:
         return x
-    first, second = x[..., : plan.channels // 2], x[..., plan.channels // 2 :]
-    fill = [[(0, 0)] * (x.ndim - 1) + [(0, plan.width // 2 - half.shape[-1])] for half in (first, second)]
+    first, second = x[..., : tiling.channels // 2], x[..., tiling.channels // 2 :]
+    fill = [[(0, 0)] * (x.ndim - 1) + [(0, tiling.width // 2 - half.shape[-1])] for half in (first, second)]
     return jnp.concatenate([jnp.pad(first, fill[0]), jnp.pad(second, fill[1])], axis=-1)
 
 
-def _narrow(x, plan):
-    if plan.width == plan.channels:
+def _narrow(x, tiling):
+    if tiling.width == tiling.channels:
         return x
-    half = plan.channels // 2
-    second = x[..., plan.width // 2 : plan.width // 2 + plan.channels - half]
+    half = tiling.channels // 2
+    second = x[..., tiling.width // 2 : tiling.width // 2 + tiling.channels - half]
     return jnp.concatenate([x[..., :half], second], axis=-1)
 
 
@@ -161,69 +161,69 @@ def _narrow(x, plan):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
-def _rows(q, k, v, prepared, group_bias, weights, scalars, plan):
+def _fused(q, k, v, prepared, group_bias, weights, scalars, tiling):
     """-> (out like q, what is read [B R S'] or None)"""
-    return _forward(q, k, v, prepared, group_bias, weights, scalars, plan)[:2]
+    return _forward(q, k, v, prepared, group_bias, weights, scalars, tiling)[:2]
 
 
-def _rows_forward(q, k, v, prepared, group_bias, weights, scalars, plan):
-    out, read, lse = _forward(q, k, v, prepared, group_bias, weights, scalars, plan)
+def _fused_forward(q, k, v, prepared, group_bias, weights, scalars, tiling):
+    out, read, lse = _forward(q, k, v, prepared, group_bias, weights, scalars, tiling)
     out, lse = checkpoint_name(out, KEPT), checkpoint_name(lse, KEPT)
     return (out, read), (q, k, v, prepared, group_bias, scalars, out, lse)
 
 
-def _rows_backward(plan, kept, gradients):
+def _fused_backward(tiling, kept, gradients):
     q, k, v, prepared, group_bias, scalars, out, lse = kept
-    dq, dk, dv, dtables = _backward(q, k, v, prepared, group_bias, scalars, out, lse, gradients[0], plan)
+    dq, dk, dv, dtables = _backward(q, k, v, prepared, group_bias, scalars, out, lse, gradients[0], tiling)
     return dq, dk, dv, {name: dtables.get(name) for name in prepared}, None, None, None
 
 
-_rows.defvjp(_rows_forward, _rows_backward)
+_fused.defvjp(_fused_forward, _fused_backward)
 
 
-def _forward(q, k, v, prepared, group_bias, weights, scalars, plan):
+def _forward(q, k, v, prepared, group_bias, weights, scalars, tiling):
     """-> out like q, what is read [B R S'] or None, log-sum-exp [B A tiles 1 tile] float32"""
     batch, length, _ = q.shape
-    lse = jax.ShapeDtypeStruct((batch, plan.heads, plan.tiles(length), 1, plan.tile), jnp.float32)
-    inputs = {"q": (q, _tile(plan)), "k": (k, _head(plan, k)), "v": (v, _head(plan, v))}
-    outputs = {"out": (jax.ShapeDtypeStruct(q.shape, q.dtype), _tile(plan)), "lse": (lse, _statistics(plan))}
+    lse = jax.ShapeDtypeStruct((batch, tiling.heads, tiling.tiles(length), 1, tiling.tile), jnp.float32)
+    inputs = {"q": (q, _tile(tiling)), "k": (k, _head(tiling, k)), "v": (v, _head(tiling, v))}
+    outputs = {"out": (jax.ShapeDtypeStruct(q.shape, q.dtype), _tile(tiling)), "lse": (lse, _statistics(tiling))}
     if group_bias is not None:
-        inputs["bias"] = _bias(group_bias[:, :, None], plan)  # [1 or B, Q, 1, S']
+        inputs["bias"] = _bias(group_bias[:, :, None], tiling)  # [1 or B, Q, 1, S']
     if weights is not None:
-        shape = (batch, plan.heads, weights.shape[1], k.shape[1])
+        shape = (batch, tiling.heads, weights.shape[1], k.shape[1])
         inputs["text_weights"] = (
             weights,
-            pl.BlockSpec((None, weights.shape[1], plan.tile), lambda b, h, i, _: (b, 0, i)),
+            pl.BlockSpec((None, weights.shape[1], tiling.tile), lambda b, h, i, _: (b, 0, i)),
         )
         outputs["read"] = jax.ShapeDtypeStruct(shape, jnp.float32), _of_head(*shape[2:])
-    found = _call(forward_kernel, "row_attention", scalars, inputs, prepared, outputs, {}, plan, products=2)
+    found = _call(forward_kernel, "fused_attention", scalars, inputs, prepared, outputs, {}, tiling, products=2)
     return found["out"], found["read"].sum(axis=1) if weights is not None else None, found["lse"]
 
 
-def _backward(q, k, v, prepared, group_bias, scalars, out, lse, gradient, plan):
+def _backward(q, k, v, prepared, group_bias, scalars, out, lse, gradient, tiling):
     """-> gradients of q, k, v, and of the scales by name"""
-    tile, head = _tile(plan), _head(plan, k)
+    tile, head = _tile(tiling), _head(tiling, k)
     inputs = {"q": (q, tile), "k": (k, head), "v": (v, head)}
-    inputs |= {"out": (out, tile), "gradient": (gradient, tile), "lse": (lse, _statistics(plan))}
+    inputs |= {"out": (out, tile), "gradient": (gradient, tile), "lse": (lse, _statistics(tiling))}
     if group_bias is not None:
-        inputs["bias"] = _bias(group_bias[..., None], plan)  # [1 or B, Q, S', 1]
+        inputs["bias"] = _bias(group_bias[..., None], tiling)  # [1 or B, Q, S', 1]
     outputs = {
         f"d{name}": (jax.ShapeDtypeStruct(x.shape, x.dtype), spec)
         for name, x, spec in (("q", q, tile), ("k", k, head), ("v", v, head))
     }
     for name in ("q_scale", "k_scale") if prepared else ():
-        shape = (len(q), plan.heads, *prepared[name].shape)
+        shape = (len(q), tiling.heads, *prepared[name].shape)
         outputs[f"d{name}"] = jax.ShapeDtypeStruct(shape, jnp.float32), _of_head(*shape[2:])
-    sums = pltpu.VMEM((k.shape[1], plan.width), jnp.float32)
+    sums = pltpu.VMEM((k.shape[1], tiling.width), jnp.float32)
     scratch = {"dk_sum": sums, "dv_sum": sums}
     found = _call(
-        backward_kernel, "row_attention_backward", scalars, inputs, prepared, outputs, scratch, plan, products=5
+        backward_kernel, "fused_attention_backward", scalars, inputs, prepared, outputs, scratch, tiling, products=5
     )
     scales = {name: found[f"d{name}"].sum(axis=(0, 1)) for name in ("q_scale", "k_scale") if prepared}
     return found["dq"], found["dk"], found["dv"], scales
 
 
-def _call(kernel, name, scalars, inputs, prepared, outputs, scratch, plan, products):
+def _call(kernel, name, scalars, inputs, prepared, outputs, scratch, tiling, products):
     """A kernel over (sample, head, tile of queries); its blocks are those of named inputs, outputs and scratch.
 
     Args:
@@ -232,25 +232,25 @@ def _call(kernel, name, scalars, inputs, prepared, outputs, scratch, plan, produ
     """
     q, k = inputs["q"][0], inputs["k"][0]
     batch, length, _ = q.shape
-    size = batch * plan.heads * length * k.shape[1]
+    size = batch * tiling.heads * length * k.shape[1]
     moved = [x for x, _ in (*inputs.values(), *outputs.values())]
     for table, x in prepared.items():
         of_tile = table in ("q_cos", "q_sin")
         whole = pl.BlockSpec(x.shape, lambda b, h, i, _: (0, 0))
-        inputs[table] = x, pl.BlockSpec((plan.tile, plan.width), lambda b, h, i, _: (i, 0)) if of_tile else whole
+        inputs[table] = x, pl.BlockSpec((tiling.tile, tiling.width), lambda b, h, i, _: (i, 0)) if of_tile else whole
     if prepared:
-        scratch = scratch | {"ready": pltpu.VMEM((k.shape[1], plan.width), k.dtype)}
+        scratch = scratch | {"ready": pltpu.VMEM((k.shape[1], tiling.width), k.dtype)}
     names = ("scalars", *inputs, *outputs, *scratch)
 
     def body(*refs):
-        kernel(SimpleNamespace(**dict(zip(names, refs, strict=True))), plan)
+        kernel(SimpleNamespace(**dict(zip(names, refs, strict=True))), tiling)
 
     def run(interpret, scalars, *arrays):
         return pl.pallas_call(
             body,
             grid_spec=pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=1,
-                grid=(batch, plan.heads, plan.tiles(length)),
+                grid=(batch, tiling.heads, tiling.tiles(length)),
                 in_specs=[spec for _, spec in inputs.values()],
                 out_specs=[spec for _, spec in outputs.values()],
                 scratch_shapes=list(scratch.values()),
@@ -260,7 +260,7 @@ def _call(kernel, name, scalars, inputs, prepared, outputs, scratch, plan, produ
                 dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=96 * 2**20
             ),
             cost_estimate=pl.CostEstimate(
-                flops=2 * products * size * plan.width,
+                flops=2 * products * size * tiling.width,
                 bytes_accessed=sum(x.size * x.dtype.itemsize for x in moved),
                 transcendentals=size,
             ),
@@ -280,12 +280,12 @@ def _call(kernel, name, scalars, inputs, prepared, outputs, scratch, plan, produ
 # ---- blocks of arrays, by grid indices (sample, head, tile) and the scalars
 
 
-def _tile(plan):
-    return pl.BlockSpec((None, plan.tile, plan.width), lambda b, h, i, _: (b, i, h))
+def _tile(tiling):
+    return pl.BlockSpec((None, tiling.tile, tiling.width), lambda b, h, i, _: (b, i, h))
 
 
-def _head(plan, x):
-    return pl.BlockSpec((None, x.shape[1], plan.width), lambda b, h, i, _: (b, 0, h))
+def _head(tiling, x):
+    return pl.BlockSpec((None, x.shape[1], tiling.width), lambda b, h, i, _: (b, 0, h))
 
 
 def _of_head(*shape):
@@ -293,15 +293,15 @@ def _of_head(*shape):
     return pl.BlockSpec((None, None, *shape), lambda b, h, i, _: (b, h, *[0] * len(shape)))
 
 
-def _statistics(plan):
-    return pl.BlockSpec((None, None, None, 1, plan.tile), lambda b, h, i, _: (b, h, i, 0, 0))
+def _statistics(tiling):
+    return pl.BlockSpec((None, None, None, 1, tiling.tile), lambda b, h, i, _: (b, h, i, 0, 0))
 
 
-def _bias(biases, plan):
+def _bias(biases, tiling):
     """Biases [1 or B, Q, ...] with their block: of the tile's group, or of all groups."""
     batch, groups, *rest = biases.shape
 
     def index(b, h, i, scalars):
-        return b if batch > 1 else 0, plan.group(i, scalars[0]) if plan.whole and groups > 1 else 0, 0, 0
+        return b if batch > 1 else 0, tiling.group(i, scalars[0]) if tiling.whole and groups > 1 else 0, 0, 0
 
-    return biases, pl.BlockSpec((None, 1 if plan.whole else groups, *rest), index)
+    return biases, pl.BlockSpec((None, 1 if tiling.whole else groups, *rest), index)

@@ -58,7 +58,7 @@ def prepare(q: jax.Array, k: jax.Array, preparation: Preparation | None) -> tupl
 
     def one(x, scale):
         scales = per_segment(scale[None], preparation.lengths)[0]  # [S K]
-        return rotate(rms_normed(x, scales[:, None], preparation.epsilon), preparation.cos, preparation.sin)
+        return rotate(rms_normed(x, scales[None, :, None], preparation.epsilon), preparation.cos, preparation.sin)
 
     return one(q, preparation.q_scale), one(k, preparation.k_scale)
 
@@ -71,8 +71,8 @@ def text_to_image_attention(q: jax.Array, k: jax.Array, text_weights: jax.Array,
     Returns: [B' R N] float32. Uniform weights give the mean over the instruction, the identity the full T x N part.
     """
     logits = jnp.einsum("btak,bsak->bats", q[:, :num_text], k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    attention = jax.nn.softmax(logits, axis=-1)[..., num_text:]  # [B' A T N]
-    return jnp.einsum("brt,btn->brn", text_weights.astype(jnp.float32), attention.mean(axis=1))
+    weights = jax.nn.softmax(logits, axis=-1)[..., num_text:]  # [B' A T N]
+    return jnp.einsum("brt,btn->brn", text_weights.astype(jnp.float32), weights.mean(axis=1))
 
 
 def read(q: jax.Array, k: jax.Array, reading: Reading | None) -> jax.Array | None:

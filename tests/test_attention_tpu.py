@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from editmgt_jax.models import attention
 from editmgt_jax.models.attention import pallas_tpu
+from editmgt_jax.models.blocks import REMAT_POLICIES
 from editmgt_jax.training.sharding import ACTIVATIONS, make_mesh
 
 BACKENDS = ("xla", "pallas_tpu")
@@ -204,6 +205,22 @@ def test_auto_takes_the_kernels_when_lowered_for_a_tpu():
 
     assert kernels("tpu", "auto") == kernels("tpu", "pallas_tpu") == 2  # forward and backward
     assert kernels("cpu", "auto") == kernels("cpu", "pallas_tpu") == kernels("tpu", "xla") == 0
+
+
+@pytest.mark.parametrize("kept, calls", [("full", 3), ("products", 2)])
+def test_the_backward_pass_may_keep_what_it_needs_of_the_forward_pass(kept, calls):
+    """Without the forward kernel a second time."""
+    attend = partial(attention.attend, group_bias=None, lengths=(256, 128), backend="pallas_tpu")
+
+    @partial(jax.checkpoint, policy=REMAT_POLICIES[kept])
+    def block(q, k, v):
+        return attend(2 * q, k, v)
+
+    def total(*x):
+        return (block(*x) * x[0].reshape(2, 384, -1)).astype(jnp.float32).sum()
+
+    program = jax.jit(jax.grad(total, (0, 1, 2))).trace(*_inputs((256, 128), dtype=jnp.bfloat16)[:3])
+    assert program.lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call") == calls
 
 
 def test_no_weights_and_no_biases_of_all_pairs():

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from editmgt_jax.config import LoRAConfig, MGTConfig
-from editmgt_jax.models.attention import Preparation, Reading, attend_and_read
-from editmgt_jax.models.layers import Linear, NormScale, constrain, layer_norm, per_segment
+from editmgt_jax.models.attention import ATTENTION, Preparation, Reading, attend_and_read
+from editmgt_jax.models.layers import PRODUCT, Linear, NormScale, constrain, layer_norm, per_segment
 
 REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "products": jax.checkpoint_policies.save_only_these_names(PRODUCT, ATTENTION),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

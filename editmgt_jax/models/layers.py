@@ -11,8 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 SINUSOID_WIDTH = 256
+PRODUCT = "product"  # the name by which rematerialisation may keep the results of `Linear`
 
 
 class RMSNorm(nn.Module):
@@ -212,7 +214,7 @@ class Linear(nn.Module):
             low = _product(adapted, self.get_variable("lora", "lora_a"), self.dtype).astype(self.dtype)
             update = _product([low], self.get_variable("lora", "lora_b"), self.dtype)
             out = out.at[:, adapted_from:].add(self.lora_scale * update)
-        return out.astype(self.dtype)
+        return checkpoint_name(out.astype(self.dtype), PRODUCT)
 
 
 def _product(parts, kernel, dtype):

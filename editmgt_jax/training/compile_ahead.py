@@ -1,7 +1,7 @@
 """Programs of a run and of edits, compiled for TPUs that are not there, and what they would cost there.
 
 libtpu compiles on any machine. It may abort the process, and the platform must be chosen before jax is imported: run this in a
-process of its own, with `ENVIRONMENT`. What follows of its static numbers are estimates.
+process of its own (`compile_job`). What follows of its static numbers are estimates.
 
 Axes    as in `editmgt_jax.config`
 """
@@ -29,21 +29,13 @@ from editmgt_jax.training import declare, hlo_cost
 from editmgt_jax.training.config import MGTRun
 from editmgt_jax.training.optimizer import make_optimizer
 from editmgt_jax.training.programs import jitted_steps
-from editmgt_jax.training.sharding import Layout, make_mesh, path_name, with_shardings
+from editmgt_jax.training.sharding import BATCH, Layout, make_mesh, path_name, with_shardings
 from editmgt_jax.training.step import new_state
 from editmgt_jax.training.tasks.table import make_task
 from editmgt_jax.training.topologies import Chip, devices_of
 from editmgt_jax.weights.random_model import make_random
 
-ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "JAX_PLATFORMS": "cpu",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_LOG_DIR": "disabled",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-}
 STAND_IN = "editmgt-1024"  # what a model directory that is not there is taken to hold
-PROGRAMS = ("train", "evaluate", "tokenize", "decode")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +87,41 @@ class Ahead:
         self.layout.check_batch(config.batch_size, config.accumulate)
 
     def program(self, name: str) -> Program:
-        """A program of `PROGRAMS`."""
+        """A program of `compile_job.NAMES`."""
         return getattr(self, f"_{name}")()
+
+    def sizes(self) -> tuple:
+        """(bytes of the state on a device, chip, samples of a step, devices that a batch is spread over, remat, fsdp)"""
+        state, shardings, _ = self._state
+        leaves = zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True)
+        total = sum(math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize for x, sharding in leaves)
+        share = math.prod(self.layout.mesh.shape[axis] for axis in BATCH)
+        mesh = self.layout.mesh.shape
+        return total, self.chip, self.config.batch_size, share, self.config.model.remat, mesh["fsdp"]
+
+    def attention(self, name: str) -> tuple:
+        """The shape of a device's attention in a program, see `kernel_cost.Shape`."""
+        mesh, mgt, side = self.layout.mesh.shape, self.task.mgt_config, self._side // self.task.mgt_config.stride
+        text = self._text_states(1)[0].shape[1]
+        if name == "decode":
+            return (
+                2,
+                mgt.num_attention_heads,
+                mgt.attention_head_dim,
+                text,
+                side**2,
+                side**2,
+                True,
+                self.config.model.dtype,
+            )
+        batch = self.config.batch_size // self.config.accumulate // (mesh["data"] * mesh["fsdp"])
+        heads, reference = mgt.num_attention_heads // mesh["tensor"], side**2 if self.config.model.reference else 0
+        return batch, heads, mgt.attention_head_dim, text, side**2, reference, False, self.config.model.dtype
+
+    @property
+    def _side(self) -> int:
+        """Tokens a side of a picture of the config's size."""
+        return self.config.data.size // self.task.vq_config.factor
 
     # ---- shapes
 
@@ -149,7 +174,7 @@ class Ahead:
         return jax.eval_shape(self.task.text.encoder.apply, self._text_params, self._text_ids(batch))
 
     def _batch(self):
-        size, side = self.config.batch_size, self.config.data.size // self.task.vq_config.factor
+        size, side = self.config.batch_size, self._side
         shapes = {f"{name}_ids": ((side, side), np.uint16) for name in ("source", "target")}
         shapes["micro"] = (5,), np.float32
         if self.states:
@@ -238,7 +263,7 @@ class Ahead:
         on = jax.sharding.SingleDeviceSharding(self.devices[0])
         dtype = jnp.dtype(self.config.model.dtype)
         params = _as_loaded(jax.eval_shape(lambda: init_mgt(mgt, jax.random.key(0))), dtype)
-        side = self.config.data.size // self.task.vq_config.factor
+        side = self._side
         scheduler = self.task.scheduler
         settings = Settings.resolve(scheduler, mgt.config.num_blocks)
         static = None
@@ -255,7 +280,7 @@ class Ahead:
         ids = jax.ShapeDtypeStruct((batch, side, side), jnp.int32)
         made = jax.eval_shape(request, ids, text, text)
         place = functools.partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on))
-        function = jax.jit(functools.partial(decode_edit, mgt=mgt, **{_static_name(): static}))
+        function = jax.jit(functools.partial(decode_edit, mgt=mgt, static=static))
         passes = settings.steps * (3 if settings.image_guided else 2 if settings.guided else 1)
         flops = passes * self._forward_flops(batch, side)
         share = len(settings.layers) / mgt.config.num_blocks
@@ -264,13 +289,6 @@ class Ahead:
     def _forward_flops(self, batch, side):
         shapes = {"target_ids": jax.ShapeDtypeStruct((batch, side, side), jnp.uint16)} | self._text_ids(batch)
         return self.task.flops(shapes) // (2 if self.config.lora.rank else 3)
-
-
-def _static_name() -> str:
-    """The name of `decode_edit`'s static argument besides the model."""
-    import inspect
-
-    return list(inspect.signature(decode_edit).parameters)[-1]
 
 
 def _as_loaded(shapes, dtype):
@@ -324,6 +342,7 @@ def compile_program(ahead: Ahead, name: str, save_text: Path | None = None) -> d
         "top": [[*key, cycles] for key, cycles in cost.top(40)],
         "moved": [[*key, size] for key, size in cost.moved.most_common(20)],
         "unknown_loops": cost.unknown,
+        "attention": ahead.attention(name),
     }
 
 

@@ -223,7 +223,10 @@ class MGTModel:
     copy_friendly: bool = key(False, "whether training starts from a model that copies its source", change=FREE)
     attention: str = key("auto", "the backend of attention, see `models/attention/`", change=FREE)
     remat: str = key(
-        "none", "the activations that the backward pass computes again", one_of("none", "dots", "full"), FREE
+        "none",
+        "the activations that the backward pass computes again",
+        one_of("none", "dots", "products", "full"),
+        FREE,
     )
     unroll: int = key(1, "the number of blocks that are compiled as one", at_least(1), FREE)
 

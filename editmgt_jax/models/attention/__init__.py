@@ -19,9 +19,10 @@ from jax.extend.backend import get_backend
 
 from editmgt_jax.errors import UserError
 from editmgt_jax.models.attention import cudnn, xla
-from editmgt_jax.models.attention.preparation import Preparation, Reading, prepare, text_to_image_attention
+from editmgt_jax.models.attention.preparation import ATTENTION, Preparation, Reading, prepare, text_to_image_attention
 
 __all__ = [
+    "ATTENTION",
     "BACKENDS",
     "NO_WEIGHT",
     "Preparation",

@@ -25,11 +25,11 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
 from editmgt_jax.models.attention.pallas_kernels import LOG2_E, Tiling, backward_kernel, forward_kernel
+from editmgt_jax.models.attention.preparation import ATTENTION
 
 NO_WEIGHT = -1e30  # as in `editmgt_jax.models.attention`, of keys that fill up a block
 LANES = 128
 TILES = (256, 128)  # queries at a time, the dearest first
-KEPT = "attention"  # the name by which rematerialisation may keep what the backward pass needs of the forward pass
 
 
 def attend(q, k, v, group_bias, lengths, preparation=None, reading=None):
@@ -168,7 +168,7 @@ def _fused(q, k, v, prepared, group_bias, weights, scalars, tiling):
 
 def _fused_forward(q, k, v, prepared, group_bias, weights, scalars, tiling):
     out, read, lse = _forward(q, k, v, prepared, group_bias, weights, scalars, tiling)
-    out, lse = checkpoint_name(out, KEPT), checkpoint_name(lse, KEPT)
+    out, lse = checkpoint_name(out, ATTENTION), checkpoint_name(lse, ATTENTION)
     return (out, read), (q, k, v, prepared, group_bias, scalars, out, lse)
 
 

@@ -9,6 +9,8 @@ from flax import struct
 
 from editmgt_jax.models.layers import per_segment, rms_normed, rotate
 
+ATTENTION = "attention"  # the name by which rematerialisation may keep what a fused kernel's backward pass needs
+
 
 @struct.dataclass
 class Preparation:

@@ -14,12 +14,13 @@ from flax import struct
 from jax.typing import DTypeLike
 
 from editmgt_jax.config import LoRAConfig, MGTConfig
-from editmgt_jax.models.attention import attend, text_to_image_attention
-from editmgt_jax.models.layers import Linear, RMSNorm, constrain, layer_norm, per_segment, rotate
+from editmgt_jax.models.attention import ATTENTION, Preparation, Reading, attend_and_read
+from editmgt_jax.models.layers import PRODUCT, Linear, NormScale, constrain, layer_norm, per_segment
 
 REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "products": jax.checkpoint_policies.save_only_these_names(PRODUCT, ATTENTION),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -58,7 +59,7 @@ def _activated(x):
 
 
 class _Block(nn.Module):
-    """What both kinds of block do: normalised heads, joint attention, attention to read."""
+    """What both kinds of block do: joint attention, with the norms and the rotation of its heads."""
 
     config: MGTConfig
     dtype: DTypeLike
@@ -72,28 +73,20 @@ class _Block(nn.Module):
         start = 0 if self.lora.scope == "all" else reference_from
         return functools.partial(Linear(features, self.dtype, self.lora.scale, name=name), adapted_from=start)
 
-    def heads(self, x, norm=None):
-        x = x.reshape(*x.shape[:2], self.config.num_attention_heads, self.config.attention_head_dim)
-        return x if norm is None else norm(x)
+    def joint_attention(self, q, k, v, shared: Shared, wanted, preparation: Preparation):
+        """Projections q, k, v [B S D] -> ([B S D], attention of text to image [B' R N] or None)."""
+        live, heads = shared.num_live, self.config.num_attention_heads
+        q = constrain(q.reshape(*q.shape[:2], heads, -1), "batch", "length", "heads", None)
+        k, v = (constrain(x.reshape(*x.shape[:2], heads, -1), "batch", None, "heads", None) for x in (k, v))
+        reading = None
+        if shared.text_weights is not None:
+            reading = Reading(shared.text_weights, wanted, shared.num_image)
+        lengths = live, q.shape[1] - live
+        return attend_and_read(q, k, v, shared.group_bias, lengths, self.attention, preparation, reading)
 
-    def joint_attention(self, q, k, v, shared: Shared, wanted):
-        """q, k, v [B S A K] before rotary -> ([B S D], attention [B' R N] or None)."""
-        live = shared.num_live
-        q, k = rotate(q, shared.cos, shared.sin), rotate(k, shared.cos, shared.sin)
-        q = constrain(q, "batch", "length", "heads", None)
-        k, v = (constrain(x, "batch", None, "heads", None) for x in (k, v))
-        out = attend(q, k, v, shared.group_bias, (live, q.shape[1] - live), self.attention)
-        if shared.text_weights is None:
-            return out, None
-        last = slice(q.shape[0] - len(shared.text_weights), None)
-
-        def measure(q, k):
-            return text_to_image_attention(q, k, shared.text_weights, shared.num_text)
-
-        def skip(q, k):
-            return jnp.zeros((*shared.text_weights.shape[:2], shared.num_image), jnp.float32)
-
-        return out, jax.lax.cond(wanted, measure, skip, q[last, :live], k[last, :live])
+    def scales(self, *names):
+        """Scales of the norms of these names. -> [M K]"""
+        return jnp.stack([NormScale(name=name)(self.config.attention_head_dim) for name in names])
 
 
 class DoubleBlock(_Block):
@@ -123,19 +116,18 @@ class DoubleBlock(_Block):
 
         x = layer_norm(visual) * (1 + scale_attn) + shift_attn
         t = layer_norm(text) * (1 + t_scale_attn) + t_shift_attn
-        q = self.heads(visual_linear(width, "to_q")(x), RMSNorm(name="norm_q"))
-        k = self.heads(visual_linear(width, "to_k")(x), RMSNorm(name="norm_k"))
-        v = self.heads(visual_linear(width, "to_v")(x))
-        tq = self.heads(text_linear(width, "text_to_q")(t), RMSNorm(name="text_norm_q"))
-        tk = self.heads(text_linear(width, "text_to_k")(t), RMSNorm(name="text_norm_k"))
-        tv = self.heads(text_linear(width, "text_to_v")(t))
-        out, attention = self.joint_attention(
-            jnp.concatenate([tq, q], axis=1),
-            jnp.concatenate([tk, k], axis=1),
-            jnp.concatenate([tv, v], axis=1),
-            shared,
-            wanted,
+        q, k, v = (
+            jnp.concatenate([text_linear(width, f"text_{name}")(t), visual_linear(width, name)(x)], axis=1)
+            for name in ("to_q", "to_k", "to_v")
         )
+        preparation = Preparation(
+            q_scale=self.scales("text_norm_q", "norm_q"),
+            k_scale=self.scales("text_norm_k", "norm_k"),
+            cos=shared.cos,
+            sin=shared.sin,
+            lengths=(length, visual.shape[1]),
+        )
+        out, attention = self.joint_attention(q, k, v, shared, wanted, preparation)
         text_out, visual_out = out[:, :length], out[:, length:]
 
         visual = visual + gate_attn * visual_linear(width, "to_out")(visual_out)
@@ -163,10 +155,11 @@ class SingleBlock(_Block):
             return self.linear(features, name, shared.num_live)
 
         x = layer_norm(sequence) * (1 + scale) + shift
-        q = self.heads(linear(width, "to_q")(x), RMSNorm(name="norm_q"))
-        k = self.heads(linear(width, "to_k")(x), RMSNorm(name="norm_k"))
-        v = self.heads(linear(width, "to_v")(x))
-        out, attention = self.joint_attention(q, k, v, shared, wanted)
+        q, k, v = (linear(width, name)(x) for name in ("to_q", "to_k", "to_v"))
+        preparation = Preparation(
+            self.scales("norm_q"), self.scales("norm_k"), shared.cos, shared.sin, (sequence.shape[1],)
+        )
+        out, attention = self.joint_attention(q, k, v, shared, wanted, preparation)
         hidden = _activated(linear(4 * width, "mlp_in")(x))
         update = linear(width, "proj_out")(out, hidden)
         return spread(sequence + gate * update), attention

@@ -71,7 +71,7 @@ def filter_scores(
         return scores
     smooth = FILTERS[kind](scores, strength)
     if keep_peaks:
-        peak = jnp.quantile(scores, 0.9, axis=(1, 2), keepdims=True)
+        peak = _upper_quantile(scores, 0.9)
         smooth = jnp.where(scores > peak, 0.7 * scores + 0.3 * smooth, smooth)
     low, high = _range(scores)
     smooth_low, smooth_high = _range(smooth)
@@ -97,8 +97,14 @@ def blur(scores: jax.Array, sigma: float) -> jax.Array:
 def local_variance(scores: jax.Array) -> jax.Array:
     """Population variance in the window around each position, same edges as `blur`. [B h w] -> [B h w]"""
     height, width = scores.shape[1:]
-    windows = scores[:, _reflected(height, WINDOW // 2)][..., _reflected(width, WINDOW // 2)]  # [B h 5 w 5]
-    return jnp.var(windows, axis=(2, 4))
+    mean = _separable(scores, _window_matrix(height), _window_matrix(width))
+    rows, columns = (_extended(side, WINDOW // 2) for side in (height, width))
+    wide = scores[:, rows][..., columns]  # [B h+4 w+4]
+    total = jnp.zeros_like(scores)
+    for top in range(WINDOW):  # sums of slices: on CPUs 20 times as fast as a gather of all windows
+        for left in range(WINDOW):
+            total += jnp.square(wide[:, top : top + height, left : left + width] - mean)
+    return total / WINDOW**2
 
 
 def upsample(scores: jax.Array, grid: tuple[int, int]) -> jax.Array:
@@ -124,6 +130,18 @@ def _separable(scores, rows, columns):
     return jnp.einsum("Hh,bhw,Ww->bHW", rows, scores, columns, precision=_EXACT)
 
 
+def _upper_quantile(scores, share: float):
+    """jnp.quantile of each sample, of which only the highest scores are sorted. [B h w] -> [B 1 1]"""
+    flat = scores.reshape(len(scores), -1)
+    rank = share * (flat.shape[1] - 1)
+    low = int(rank)
+    count = flat.shape[1] - low
+    top = jax.lax.optimization_barrier(jax.lax.top_k(flat, count)[0])  # [B count], descending; else CPUs sort all
+    below, above = top[:, count - 1], top[:, max(count - 2, 0)]
+    part = np.float32(rank - low)
+    return (below * (1 - part) + above * part)[:, None, None]
+
+
 # Small constants, made on the host.
 
 
@@ -131,6 +149,21 @@ def _reflected(size: int, radius: int) -> np.ndarray:
     """Index of each neighbour within `radius`, reflected at the edges as often as it takes. -> int [size, 2 radius + 1]"""
     index = (np.arange(size)[:, None] + np.arange(-radius, radius + 1)) % (2 * size)
     return np.where(index < size, index, 2 * size - 1 - index)
+
+
+def _extended(size: int, radius: int) -> np.ndarray:
+    """Positions -radius ... size + radius - 1, reflected at the edges. -> int [size + 2 radius]"""
+    return np.concatenate(
+        [_reflected(size, radius)[0, :radius], np.arange(size), _reflected(size, radius)[-1, -radius:]]
+    )
+
+
+@lru_cache
+def _window_matrix(size: int) -> np.ndarray:
+    """Means over the window around each position. -> float32 [size size]"""
+    matrix = np.zeros((size, size))
+    np.add.at(matrix, (np.arange(size)[:, None], _reflected(size, WINDOW // 2)), 1 / WINDOW)
+    return matrix.astype(np.float32)
 
 
 @lru_cache

@@ -6,6 +6,7 @@ Differs a modulation row per segment; blocks are scanned, and their relevance is
 """
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ from flax import struct
 
 from editmgt_jax.config import LoRAConfig, MGTConfig
 from editmgt_jax.models import attention
+from editmgt_jax.models.attention import signals as attention_signals
 from editmgt_jax.models.layers import Linear, RMSNorm, constrain, layer_norm, per_segment, rotate
 
 REMAT_POLICIES = {
@@ -21,6 +23,20 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+class Interventions(NamedTuple):
+    """What is done to blocks, for research; [J B] of a model, [B] of one block."""
+
+    bypass: jax.Array  # bool: the block changes nothing
+    muted: jax.Array  # bool [... 3]: off are text queries to image keys, image to text, image to reference
+
+
+class Visit(NamedTuple):
+    """What a forward pass wants of a block; stacked over blocks."""
+
+    wanted: jax.Array  # bool: whether its attention is read
+    interventions: Interventions | None = None
 
 
 @struct.dataclass
@@ -34,6 +50,8 @@ class Shared:
     rows: jax.Array | None  # [B' R T] text rows whose relevance is wanted, of the last B' samples
     num_text: int = struct.field(pytree_node=False)
     num_image: int = struct.field(pytree_node=False)
+    signals: tuple[str, ...] = struct.field(pytree_node=False, default=())  # () reads text to image, as released
+    each_head: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def num_live(self) -> int:
@@ -49,6 +67,14 @@ def spread(x: jax.Array) -> jax.Array:
 def spread_grid(x: jax.Array) -> jax.Array:
     """Ids [B H W] or activations [B H W D] of a grid, spread over batch and rows."""
     return constrain(x, "batch", "length", *(None,) * (x.ndim - 2))
+
+
+def bypassed(visit: Visit, before, after):
+    """Activations of samples that bypass the block as they were before it."""
+    if visit.interventions is None:
+        return after
+    off = visit.interventions.bypass[:, None, None]
+    return jax.tree.map(lambda old, new: jnp.where(off, old, new), before, after)
 
 
 def _activated(x):
@@ -75,16 +101,22 @@ class _Block(nn.Module):
         x = x.reshape(*x.shape[:2], self.config.num_attention_heads, self.config.attention_head_dim)
         return x if norm is None else norm(x)
 
-    def joint_attention(self, q, k, v, shared: Shared, wanted):
-        """q, k, v [B S A K] before rotary -> ([B S D], relevance [B' R N] or None)."""
+    def joint_attention(self, q, k, v, shared: Shared, visit: Visit):
+        """q, k, v [B S A K] before rotary -> ([B S D], relevance [B' R N], signals [B' F A' R N] or None)."""
         live = shared.num_live
+        bias, lengths = shared.bias_rows, (live, q.shape[1] - live)
+        if visit.interventions is not None:
+            lengths = (shared.num_text, shared.num_image, lengths[1])
+            bias = attention_signals.muted_bias(bias, visit.interventions.muted, lengths, attention.NO_WEIGHT)
         q, k = rotate(q, shared.cos, shared.sin), rotate(k, shared.cos, shared.sin)
         q = constrain(q, "batch", "length", "heads", None)
         k, v = (constrain(x, "batch", None, "heads", None) for x in (k, v))
-        out = attention.attend(q, k, v, shared.bias_rows, (live, q.shape[1] - live), self.attention)
+        out = attention.attend(q, k, v, bias, lengths, self.attention)
         if shared.rows is None:
             return out, None
         last = slice(q.shape[0] - shared.rows.shape[0], None)
+        if shared.signals:
+            return out, self.measure_signals(q, k, out, shared, last)
 
         def measure(q, k):
             return attention.text_to_image_relevance(q, k, shared.rows, shared.num_text)
@@ -92,14 +124,22 @@ class _Block(nn.Module):
         def skip(q, k):
             return jnp.zeros((*shared.rows.shape[:2], shared.num_image), jnp.float32)
 
-        return out, jax.lax.cond(wanted, measure, skip, q[last, :live], k[last, :live])
+        return out, jax.lax.cond(visit.wanted, measure, skip, q[last, :live], k[last, :live])
+
+    def measure_signals(self, q, k, out, shared: Shared, last: slice):
+        """The signals of the last samples -> [B' F A' R N]."""
+        lengths = (shared.num_text, shared.num_image, q.shape[1] - shared.num_live)
+        bias = shared.bias_rows if shared.bias_rows is None or len(shared.bias_rows) == 1 else shared.bias_rows[last]
+        return attention_signals.measure(
+            q[last], k[last], out[last], bias, shared.rows, lengths, shared.signals, shared.each_head
+        )
 
 
 class DoubleBlock(_Block):
     """Text has its own weights; image and reference share theirs and differ in their modulation row only."""
 
     @nn.compact
-    def __call__(self, carry, wanted, shared: Shared):
+    def __call__(self, carry, visit: Visit, shared: Shared):
         text, visual = carry
         width, length = self.config.width, text.shape[1]
         lengths = (shared.num_image, visual.shape[1] - shared.num_image)
@@ -131,7 +171,7 @@ class DoubleBlock(_Block):
             jnp.concatenate([tk, k], axis=1),
             jnp.concatenate([tv, v], axis=1),
             shared,
-            wanted,
+            visit,
         )
         text_out, visual_out = out[:, :length], out[:, length:]
 
@@ -143,6 +183,7 @@ class DoubleBlock(_Block):
         text_hidden = _activated(text_linear(4 * width, "text_mlp_in")(t))
         visual = visual + gate_mlp * visual_linear(width, "mlp_out")(hidden)
         text = text + t_gate_mlp * text_linear(width, "text_mlp_out")(text_hidden)
+        text, visual = bypassed(visit, carry, (text, visual))
         return (spread(text), spread(visual)), relevance
 
 
@@ -150,7 +191,7 @@ class SingleBlock(_Block):
     """One set of weights for the whole sequence; attention and feed-forward in parallel."""
 
     @nn.compact
-    def __call__(self, sequence, wanted, shared: Shared):
+    def __call__(self, sequence, visit: Visit, shared: Shared):
         width = self.config.width
         rows = self.linear(3 * width, "modulation", 1)(nn.silu(shared.modulation))  # [B 2 3D]
         lengths = (shared.num_live, sequence.shape[1] - shared.num_live)
@@ -163,10 +204,10 @@ class SingleBlock(_Block):
         q = self.heads(linear(width, "to_q")(x), RMSNorm(name="norm_q"))
         k = self.heads(linear(width, "to_k")(x), RMSNorm(name="norm_k"))
         v = self.heads(linear(width, "to_v")(x))
-        out, relevance = self.joint_attention(q, k, v, shared, wanted)
+        out, relevance = self.joint_attention(q, k, v, shared, visit)
         hidden = _activated(linear(4 * width, "mlp_in")(x))
         update = linear(width, "proj_out")(out, hidden)
-        return spread(sequence + gate * update), relevance
+        return spread(bypassed(visit, sequence, sequence + gate * update)), relevance
 
 
 def scanned(block: type[nn.Module], length: int, policy: str, unroll: int) -> type[nn.Module]:

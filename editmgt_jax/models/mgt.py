@@ -16,7 +16,18 @@ from flax import struct
 from editmgt_jax.config import LoRAConfig, MGTConfig
 from editmgt_jax.errors import UserError
 from editmgt_jax.models import attention
-from editmgt_jax.models.blocks import REMAT_POLICIES, DoubleBlock, Shared, SingleBlock, scanned, spread, spread_grid
+from editmgt_jax.models.attention.signals import check_signals
+from editmgt_jax.models.blocks import (
+    REMAT_POLICIES,
+    DoubleBlock,
+    Interventions,
+    Shared,
+    SingleBlock,
+    Visit,
+    scanned,
+    spread,
+    spread_grid,
+)
 from editmgt_jax.models.layers import RMSNorm, TokenEmbedding, TwoLayerMLP, rotary_table, sinusoid
 
 
@@ -156,14 +167,27 @@ class MGT(nn.Module):
     def _modulation(self, time, pooled):
         return self.time_embedder(sinusoid(time * 1000.0)) + pooled  # [B D]
 
-    def _blocks(self, text, visual, wanted, shared: Shared):
+    def _blocks(self, text, visual, visits: Visit, shared: Shared):
         """Runs both stacks -> ([B S D], relevance [blocks B' R N] or None)."""
-        double, single = wanted[: self.config.num_layers], wanted[self.config.num_layers :]
+        double, single = (
+            jax.tree.map(lambda x, part=part: x[part], visits)
+            for part in (slice(self.config.num_layers), slice(self.config.num_layers, None))
+        )
         (text, visual), first = self.double_blocks((text, visual), double, shared)
         sequence, second = self.single_blocks(jnp.concatenate([text, visual], axis=1), single, shared)
         return sequence, None if shared.rows is None else jnp.concatenate([first, second])
 
-    def __call__(self, tokens, time, condition: Condition, rows=None, layers: tuple[int, ...] = ()):
+    def __call__(
+        self,
+        tokens,
+        time,
+        condition: Condition,
+        rows=None,
+        layers: tuple[int, ...] = (),
+        signals: tuple[str, ...] = (),
+        each_head: bool = False,
+        interventions: Interventions | None = None,
+    ):
         """One forward pass.
 
         Args:
@@ -173,8 +197,12 @@ class MGT(nn.Module):
           rows: [B' R T] weights over text positions whose attention to the image is wanted, or None. B' <= B: they
             belong to the last B' samples (the conditional half under guidance).
           layers: static block numbers, 0 .. num_blocks-1, double-stream first; needed when `rows` is given.
+          signals: static names of `attention.signals.SIGNALS` to measure in every block instead; each_head: whether heads are
+            kept apart.
+          interventions: arrays [J B] of all blocks, or None.
         Returns:
-          logits [B H W C] float32 and relevance [B' len(layers) R N] float32 (None without rows).
+          logits [B H W C] float32 and relevance [B' len(layers) R N] float32 (None without rows), or signals
+          [B' len(layers) F A' R N].
         """
         config = self.config
         self._check_grid("tokens", tokens)
@@ -202,10 +230,13 @@ class MGT(nn.Module):
             rows=rows,
             num_text=num_text,
             num_image=num_image,
+            signals=signals,
+            each_head=each_head,
         )
+        check_signals(signals)
         wanted = jnp.isin(jnp.arange(config.num_blocks), jnp.array(layers, jnp.int32))
         visual = jnp.concatenate([image, condition.reference], axis=1)
-        sequence, relevance = self._blocks(condition.text, visual, wanted, shared)
+        sequence, relevance = self._blocks(condition.text, visual, Visit(wanted, interventions), shared)
         logits = self._head(sequence[:, num_text : num_text + num_image], grid)
         if rows is not None:
             relevance = relevance[jnp.array(layers, jnp.int32)].swapaxes(0, 1)  # [B' layers R N]

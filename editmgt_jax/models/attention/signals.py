@@ -26,7 +26,7 @@ def check_signals(signals: tuple[str, ...]) -> None:
         raise UserError(f"signals must be of {', '.join(SIGNALS)}; got {', '.join(unknown)}")
 
 
-def measure(
+def measure_signals(
     q: jax.Array,
     k: jax.Array,
     out: jax.Array,

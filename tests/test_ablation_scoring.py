@@ -14,7 +14,7 @@ from editmgt_jax.ablation.records import RecordError, Records
 from editmgt_jax.sampling import localize
 
 STRENGTH = (0, 0, 2, 2, 0, 0)
-READING = choices.Reading("text_to_image", "all", "rate 1.0", "mean", "adaptive", "bicubic")
+VIEW = choices.View("text_to_image", "all", "rate 1.0", "mean", "adaptive", "bicubic")
 
 
 @pytest.fixture(scope="module")
@@ -23,16 +23,16 @@ def planted(tmp_path_factory):
     return planted_records.write(tmp_path_factory.mktemp("run") / "records", STRENGTH, dtype="float32")
 
 
-def slow_map(planted, reading, layers, example, seed):
+def slow_map(planted, view, layers, example, seed):
     """The map of one set of one example, by what a decode calls. -> [H W]"""
     m = planted.manifest
     raw = [
-        planted.maps(seed, moment, signal, reading.head, reading.group, slice(example, example + 1))
-        for moment, signal in itertools.product(reading.moments, reading.signals)
+        planted.maps(seed, moment, signal, view.head, view.group, slice(example, example + 1))
+        for moment, signal in itertools.product(view.moments, view.signals)
     ]
     attention = np.mean(raw, axis=0)[:, list(layers)]  # [1 J N]
-    bicubic = reading.upsampling == "bicubic"
-    found = localize.localize(jnp.asarray(attention), m.grid, m.token_grid if bicubic else None, kind=reading.filter)[0]
+    bicubic = view.upsampling == "bicubic"
+    found = localize.localize(jnp.asarray(attention), m.grid, m.token_grid if bicubic else None, kind=view.filter)[0]
     return np.asarray(found) if bicubic else np.kron(np.asarray(found), np.ones((2, 2), np.float32))
 
 
@@ -46,12 +46,12 @@ def slow_map(planted, reading, layers, example, seed):
     ],
 )
 def test_scores_are_those_of_one_map_at_a_time(planted, changes):
-    reading = dataclasses.replace(READING, **changes)
+    view = dataclasses.replace(VIEW, **changes)
     some = sets.named_sets(("singles", "1-3"), 6, (0,))
-    scored = scoring.Scorer(planted, reading).score(some, ("selected", "0.4"))
+    scored = scoring.Scorer(planted, view).score(some, ("selected", "0.4"))
     truth = planted.truth()
     for z, example, seed in itertools.product((2, 6), (0, 1, 7, 19), (0, 1)):
-        relevance = slow_map(planted, reading, some[z].blocks, example, seed).reshape(1, -1)
+        relevance = slow_map(planted, view, some[z].blocks, example, seed).reshape(1, -1)
         keys = np.asarray(measures.to_keys(relevance, truth[example]))
         ranked = measures.ranked(keys, int(truth[example].sum()))
         expected = measures.rank_measures(ranked)
@@ -63,7 +63,7 @@ def test_scores_are_those_of_one_map_at_a_time(planted, changes):
 
 
 def test_the_threshold_is_the_best_of_the_even_examples(planted):
-    scorer, some = scoring.Scorer(planted, READING), sets.named_sets(("2-3",), 6, (0,))
+    scorer, some = scoring.Scorer(planted, VIEW), sets.named_sets(("2-3",), 6, (0,))
     every = scorer.score(some, tuple(map(str, measures.GRID)))
     means = every.columns["iou"][0, :, ::2].mean(axis=(1, 2))
     chosen = scorer.score(some, ("selected",)).columns
@@ -73,10 +73,10 @@ def test_the_threshold_is_the_best_of_the_even_examples(planted):
 
 def test_scores_do_not_depend_on_the_size_of_blocks(planted, monkeypatch):
     some = sets.named_sets(("singles",), 6, (0,))
-    one = scoring.Scorer(planted, READING).score(some, ("selected",)).columns
+    one = scoring.Scorer(planted, VIEW).score(some, ("selected",)).columns
     monkeypatch.setattr(scoring, "KEYS_AT_ONCE", 3 * 6 * 64)
     monkeypatch.setattr(scoring, "KEPT", 0)
-    other = scoring.Scorer(planted, READING).score(some, ("selected",)).columns
+    other = scoring.Scorer(planted, VIEW).score(some, ("selected",)).columns
     for name, values in one.items():
         np.testing.assert_array_equal(values, other[name])
 
@@ -85,7 +85,7 @@ def test_readings_are_all_combinations():
     config = Score(
         signals=("text_to_image", "text_to_image+image_to_text"), groups=("all", "query"), windows=("each", "all")
     )
-    found = choices.readings(config, planted_records.manifest())
+    found = choices.views(config, planted_records.manifest())
     assert len(found) == 2 * 2 * 3 and len(set(found)) == 12
     parts = choices.parts(dataclasses.replace(config, sets=("singles",), part=4, thresholds=("selected", "0.2")),
                           planted_records.manifest(), 0)  # fmt: skip

@@ -16,7 +16,7 @@ SELECTED = "selected"
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class View:
     """How attention of a set of blocks becomes a map: everything but the set and the threshold."""
 
     signal: str  # one that was recorded, or several with '+': their mean
@@ -28,10 +28,12 @@ class Reading:
 
     @property
     def signals(self) -> tuple[str, ...]:
+        """Those that are averaged."""
         return tuple(self.signal.split("+"))
 
     @property
     def moments(self) -> tuple[str, ...]:
+        """Those that are averaged."""
         return tuple(self.window.split("+"))
 
 
@@ -41,7 +43,7 @@ class Setting:
 
     number: int
     blocks: BlockSet
-    reading: Reading
+    view: View
     threshold: str  # 'selected' or a number
 
     def columns(self) -> dict:
@@ -52,40 +54,40 @@ class Setting:
             "kind": self.blocks.kind,
             "blocks": list(self.blocks.blocks),
             "weights": list(self.blocks.weights),
-            **dataclasses.asdict(self.reading),
+            **dataclasses.asdict(self.view),
             "threshold_rule": self.threshold,
         }
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Settings that are scored together and written to one file: sets x thresholds, of one reading."""
+    """Settings that are scored together and written to one file: sets x thresholds, of one view."""
 
     number: int
     first: int  # number of its first setting
-    reading: Reading
+    view: View
     sets: tuple[BlockSet, ...]
     thresholds: tuple[str, ...]
 
     def settings(self) -> list[Setting]:
         """Sets are the slower axis."""
         pairs = itertools.product(self.sets, self.thresholds)
-        return [Setting(self.first + i, blocks, self.reading, rule) for i, (blocks, rule) in enumerate(pairs)]
+        return [Setting(self.first + i, blocks, self.view, rule) for i, (blocks, rule) in enumerate(pairs)]
 
 
 def parts(score: Score, manifest: Manifest, seed: int) -> list[Part]:
     """All that a config asks to score of some records, in its order. Errors: UserError, RecordError."""
     sets = named_sets(score.sets, manifest.num_blocks, manifest.layers, score.random, seed)
     found, first = [], 0
-    for reading in readings(score, manifest):
+    for view in views(score, manifest):
         for start in range(0, len(sets), score.part):
             some = tuple(sets[start : start + score.part])
-            found.append(Part(len(found), first, reading, some, checked_thresholds(score.thresholds)))
+            found.append(Part(len(found), first, view, some, checked_thresholds(score.thresholds)))
             first += len(some) * len(score.thresholds)
     return found
 
 
-def readings(score: Score, manifest: Manifest) -> list[Reading]:
+def views(score: Score, manifest: Manifest) -> list[View]:
     """Every combination of the other axes. Errors: RecordError for what was not recorded."""
     for signal in score.signals:
         _check("signal", signal.split("+"), manifest.signals)
@@ -94,7 +96,7 @@ def readings(score: Score, manifest: Manifest) -> list[Reading]:
     heads = _expanded(score.heads, EACH_HEAD, [head for head in manifest.heads if head != "mean"])
     _check("head", [head for head in heads if head != "mean"], manifest.heads)
     axes = (score.signals, score.groups, windows, heads, score.filters, score.upsamplings)
-    return [Reading(*one) for one in itertools.product(*axes)]
+    return [View(*one) for one in itertools.product(*axes)]
 
 
 def _windows(names, moments) -> list[str]:

@@ -34,12 +34,12 @@ def distinct(*choices: str) -> Rule:
 SOME = Rule(", at least one", lambda value: len(value) > 0)
 
 
-def read_settings(value) -> tuple[tuple[str, object], ...]:
+def read_settings(value: object) -> tuple[tuple[str, object], ...]:
     """{'steps': 4} -> (('steps', 4),), checked. Errors: Misfit."""
     return tuple((name, _value(name, one)) for name, one in _mapping(value).items())
 
 
-def read_grid(value) -> tuple[tuple[str, tuple], ...]:
+def read_grid(value: object) -> tuple[tuple[str, tuple], ...]:
     """{'hold_threshold': (0.0, 0.2)} -> the values of each setting, checked. Errors: Misfit."""
     found = []
     for name, several in _mapping(value).items():

@@ -63,10 +63,12 @@ class Manifest:
 
     @property
     def num_chunks(self) -> int:
+        """Files of the attention."""
         return -(-self.examples // self.chunk)
 
     @property
     def bytes_per_example(self) -> int:
+        """Of the attention, all seeds."""
         return int(np.prod(self.shape[1:])) * np.dtype(self.dtype).itemsize
 
     def examples_of(self, chunk: int) -> range:
@@ -154,7 +156,7 @@ class Records:
             one for chunk in range(self.manifest.num_chunks) for one in json.loads(self._texts_path(chunk).read_text())
         ]
 
-    def maps(self, seed: int, moment: str, signal: str, head: str, group: str, rows=slice(None)) -> np.ndarray:
+    def maps(self, seed: int, moment: str, signal: str, head: str, group: str, rows: slice = slice(None)) -> np.ndarray:
         """Raw attention of every block, with one of each other axis. -> float32 [n J N]
 
         Args:

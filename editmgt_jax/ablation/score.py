@@ -41,8 +41,8 @@ def score(config: AblationConfig, workdir: Path, progress: Callable[[Iterable], 
     mine = [part for part in every if part.number % processes.count() == processes.number()]
     scorer = None
     for part in progress([part for part in mine if not _path(folder, part).exists()]):
-        if scorer is None or scorer.reading != part.reading:
-            scorer = Scorer(records, part.reading)
+        if scorer is None or scorer.view != part.view:
+            scorer = Scorer(records, part.view)
         scored = scorer.score(part.sets, part.thresholds)
         write_table(_path(folder, part), _table(part, scored, records.manifest.seeds))
     processes.wait_for_all()

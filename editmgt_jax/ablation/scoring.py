@@ -16,13 +16,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from editmgt_jax.ablation import measures
-from editmgt_jax.ablation.choices import SELECTED, Reading
+from editmgt_jax.ablation.choices import SELECTED, View
 from editmgt_jax.ablation.records import Records
 from editmgt_jax.ablation.sets import BlockSet
 from editmgt_jax.sampling import localize
 
 KEYS_AT_ONCE = 2**23  # integers of maps in memory together
-KEPT = 2**30  # bytes of attention of one reading that are kept in memory; more is read again for each part
+KEPT = 2**30  # bytes of attention of one view that are kept in memory; more is read again for each part
 NAMES = ("ap", "auroc", "iou_best", "pointing", "threshold", "iou", "f1", "kept_wrongly", "released_wrongly")
 
 
@@ -34,20 +34,20 @@ class Scored(NamedTuple):
 
 
 class Scorer:
-    """Scores sets of blocks of one reading.
+    """Scores sets of blocks of one view.
 
     Args:
-      records: opened; reading: how maps are made.
+      records: opened; view: how maps are made.
     """
 
-    def __init__(self, records: Records, reading: Reading):
-        self.records, self.reading, self.manifest = records, reading, records.manifest
+    def __init__(self, records: Records, view: View):
+        self.records, self.view, self.manifest = records, view, records.manifest
         self.truth = records.truth()  # [n L]
         self._kept: dict[tuple, np.ndarray] = {}
         self._mesh = Mesh(np.array(jax.local_devices()), ("data",))
 
     def attention(self, rows: Sequence[int], seed: int) -> np.ndarray:
-        """The mean over the reading's moments and signals. -> float32 [b J N]"""
+        """The mean over the view's moments and signals. -> float32 [b J N]"""
         bounds = rows[0], rows[-1] + 1, rows[1] - rows[0] if len(rows) > 1 else 1
         key = (*bounds, seed)
         if key not in self._kept:
@@ -58,11 +58,11 @@ class Scorer:
         return self._kept[key]
 
     def _read(self, rows, seed) -> np.ndarray:
-        reading = self.reading
+        view = self.view
         several = [
-            self.records.maps(seed, moment, signal, reading.head, reading.group, rows)
-            for moment in reading.moments
-            for signal in reading.signals
+            self.records.maps(seed, moment, signal, view.head, view.group, rows)
+            for moment in view.moments
+            for signal in view.signals
         ]
         return several[0] if len(several) == 1 else np.mean(several, axis=0, dtype=np.float32)
 
@@ -138,19 +138,29 @@ class Scorer:
         split = NamedSharding(self._mesh, P("data"))
         attention = jax.device_put(self.attention(rows, seed)[padded], split)
         truth = jax.device_put(self.truth[np.asarray(rows)[padded]], split)
-        m, reading = self.manifest, self.reading
-        return map_keys(attention, weights, truth, m.grid, m.token_grid, reading.filter, reading.upsampling)
+        m, view = self.manifest, self.view
+        return map_keys(attention, weights, truth, m.grid, m.token_grid, view.filter, view.upsampling)
 
 
 @functools.partial(jax.jit, static_argnames=("grid", "token_grid", "kind", "upsampling"))
-def map_keys(attention, weights, truth, grid, token_grid, kind: str, upsampling: str) -> jax.Array:
+def map_keys(
+    attention: jax.Array,
+    weights: jax.Array,
+    truth: jax.Array,
+    grid: tuple,
+    token_grid: tuple,
+    kind: str,
+    upsampling: str,
+) -> jax.Array:
     """Sortable integers of the maps of every set: attention [b J N], weights [Z J], truth bool [b L] -> int32 [b Z L]"""
     batch, sets = len(attention), len(weights)
     maps = relevance_maps(attention, weights, grid, token_grid, kind, upsampling)
     return measures.to_keys(maps.reshape(batch, sets, -1), truth[:, None])
 
 
-def relevance_maps(attention, weights, grid, token_grid, kind: str, upsampling: str) -> jax.Array:
+def relevance_maps(
+    attention: jax.Array, weights: jax.Array, grid: tuple, token_grid: tuple, kind: str, upsampling: str
+) -> jax.Array:
     """What `localize.localize` makes of the weighted mean over blocks. -> float32 [b*Z H W]"""
     mixed = jnp.einsum("zj,bjn->bzn", weights, attention, precision=jax.lax.Precision.HIGHEST)
     mixed = mixed.reshape(-1, 1, mixed.shape[-1])

@@ -32,6 +32,17 @@ class Interventions(NamedTuple):
     muted: jax.Array  # bool [... 3]: off are text queries to image keys, image to text, image to reference
 
 
+class Probe(NamedTuple):
+    """What research wants of every block, besides what an edit needs."""
+
+    signals: tuple[str, ...] = ()  # static names of `attention.signals.SIGNALS`, measured instead of what an edit reads
+    each_head: bool = False  # whether their heads are kept apart
+    interventions: Interventions | None = None  # arrays [J B]
+
+
+NO_PROBE = Probe()
+
+
 class Visit(NamedTuple):
     """What a forward pass wants of a block; stacked over blocks."""
 
@@ -69,7 +80,7 @@ def spread_grid(x: jax.Array) -> jax.Array:
     return constrain(x, "batch", "length", *(None,) * (x.ndim - 2))
 
 
-def bypassed(visit: Visit, before, after):
+def _bypassed(visit: Visit, before, after):
     """Activations of samples that bypass the block as they were before it."""
     if visit.interventions is None:
         return after
@@ -184,7 +195,7 @@ class DoubleBlock(_Block):
         text_hidden = _activated(text_linear(4 * width, "text_mlp_in")(t))
         visual = visual + gate_mlp * visual_linear(width, "mlp_out")(hidden)
         text = text + t_gate_mlp * text_linear(width, "text_mlp_out")(text_hidden)
-        text, visual = bypassed(visit, carry, (text, visual))
+        text, visual = _bypassed(visit, carry, (text, visual))
         return (spread(text), spread(visual)), attention
 
 
@@ -208,7 +219,7 @@ class SingleBlock(_Block):
         out, attention = self.joint_attention(q, k, v, shared, visit)
         hidden = _activated(linear(4 * width, "mlp_in")(x))
         update = linear(width, "proj_out")(out, hidden)
-        return spread(bypassed(visit, sequence, sequence + gate * update)), attention
+        return spread(_bypassed(visit, sequence, sequence + gate * update)), attention
 
 
 def scanned(block: type[nn.Module], length: int, policy: str, unroll: int) -> type[nn.Module]:

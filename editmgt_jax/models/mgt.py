@@ -18,9 +18,10 @@ from editmgt_jax.errors import UserError
 from editmgt_jax.models.attention import check_backend, strength_bias
 from editmgt_jax.models.attention.signals import check_signals
 from editmgt_jax.models.blocks import (
+    NO_PROBE,
     REMAT_POLICIES,
     DoubleBlock,
-    Interventions,
+    Probe,
     Shared,
     SingleBlock,
     Visit,
@@ -175,6 +176,13 @@ class MGT(nn.Module):
         sequence, second = self.single_blocks(jnp.concatenate([text, visual], axis=1), single, shared)
         return sequence, None if shared.text_weights is None else jnp.concatenate([first, second])
 
+    def _check_layers(self, layers, text_weights):
+        if text_weights is not None and not layers:
+            raise ValueError("text_weights need layers, the blocks whose attention is read; got none")
+        bad = [layer for layer in layers if not 0 <= layer < self.config.num_blocks]
+        if bad:
+            raise ValueError(f"layers must lie in 0..{self.config.num_blocks - 1} (this model's blocks); got {bad}")
+
     def __call__(
         self,
         tokens,
@@ -182,9 +190,7 @@ class MGT(nn.Module):
         condition: Condition,
         text_weights=None,
         layers: tuple[int, ...] = (),
-        signals: tuple[str, ...] = (),
-        each_head: bool = False,
-        interventions: Interventions | None = None,
+        probe: Probe = NO_PROBE,
     ):
         """One forward pass.
 
@@ -195,19 +201,14 @@ class MGT(nn.Module):
           text_weights: [B' R T] of the text tokens whose attention to the image is wanted, or None. B' <= B: they
             belong to the last B' samples (the conditional half under guidance).
           layers: static block numbers, 0 .. num_blocks-1, double-stream first; needed when `text_weights` are given.
-          signals: static names of `attention.signals.SIGNALS`, measured in every block instead; each_head: whether heads are
-            kept apart.
-          interventions: arrays [J B] of all blocks, or None.
+          probe: what else research wants of every block.
         Returns:
-          logits [B H W C] float32 and attention [B' J R N] float32 (None without text_weights), or signals [B' J F A' R N].
+          logits [B H W C] float32 and attention [B' J R N] float32 (None without text_weights), or the
+          probe's signals [B' J F A' R N].
         """
         config = self.config
         self._check_grid("tokens", tokens)
-        if text_weights is not None and not layers:
-            raise ValueError("text_weights need layers, the blocks whose attention is read; got none")
-        bad = [layer for layer in layers if not 0 <= layer < config.num_blocks]
-        if bad:
-            raise ValueError(f"layers must lie in 0..{config.num_blocks - 1} (this model's blocks); got {bad}")
+        self._check_layers(layers, text_weights)
         batch, grid = tokens.shape[0], tuple(side // config.stride for side in tokens.shape[1:])
         image = self._trunk_tokens(tokens)
         num_text, num_image = condition.text.shape[1], image.shape[1]
@@ -227,13 +228,12 @@ class MGT(nn.Module):
             text_weights=text_weights,
             num_text=num_text,
             num_image=num_image,
-            signals=signals,
-            each_head=each_head,
+            signals=check_signals(probe.signals),
+            each_head=probe.each_head,
         )
-        check_signals(signals)
         wanted = jnp.isin(jnp.arange(config.num_blocks), jnp.array(layers, jnp.int32))
         visual = jnp.concatenate([image, condition.reference], axis=1)
-        sequence, attention = self._blocks(condition.text, visual, Visit(wanted, interventions), shared)
+        sequence, attention = self._blocks(condition.text, visual, Visit(wanted, probe.interventions), shared)
         logits = self._head(sequence[:, num_text : num_text + num_image], grid)
         if text_weights is not None:
             attention = attention[jnp.array(layers, jnp.int32)].swapaxes(0, 1)  # [B' J R N]

@@ -30,13 +30,18 @@ def load_config(config, overrides: Sequence[str] = (), kinds: Mapping[str, type]
     values = plain(_run(_find(config)))
     if not isinstance(values, dict):
         raise ConfigError(f"get_config() must return a ConfigDict; {config} gives a {type(values).__name__}")
+    return read_config(overridden(values, overrides, kinds), kinds)
+
+
+def overridden(values: dict, overrides: Sequence[str], kinds: Mapping[str, type] = RUNS) -> dict:
+    """Plain values with overrides, such as '--config.steps=100', applied in turn. Errors: ConfigError."""
     for text in overrides:
         name, equals, value = text.partition("=")
         if not name.startswith(PREFIX) or not equals:
             raise ConfigError(f"an override must read {PREFIX}KEY=VALUE; got {text!r}")
         name = name.removeprefix(PREFIX)
         declare.override(run_type(values | {"task": value} if name == "task" else values, kinds), values, name, value)
-    return read_config(values, kinds)
+    return values
 
 
 def checked(config) -> TrainConfig:

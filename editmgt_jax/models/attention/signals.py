@@ -20,10 +20,11 @@ SIGNALS = (
 )  # fmt: skip
 
 
-def check_signals(signals: tuple[str, ...]) -> None:
-    """Errors: UserError for a signal that there is not."""
+def check_signals(signals: tuple[str, ...]) -> tuple[str, ...]:
+    """The same. Errors: UserError for a signal that there is not."""
     if unknown := [name for name in signals if name not in SIGNALS]:
         raise UserError(f"signals must be of {', '.join(SIGNALS)}; got {', '.join(unknown)}")
+    return signals
 
 
 def measure_signals(

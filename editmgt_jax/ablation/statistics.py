@@ -25,8 +25,8 @@ class Interval(NamedTuple):
 
 
 def seed_means(values: np.ndarray) -> np.ndarray:
-    """values [n seeds ...] -> [n ...]; what is not a number in any seed is none."""
-    return values.mean(axis=1)
+    """values [... n seeds] -> float64 [... n]; what is not a number in any seed is none."""
+    return np.asarray(values, np.float64).mean(axis=-1)
 
 
 def interval(values: np.ndarray, how: Statistics) -> Interval:

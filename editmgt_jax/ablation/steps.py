@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from editmgt_jax.ablation import record, score
+from editmgt_jax.ablation import record, score, search
 from editmgt_jax.ablation.config import AblationConfig
 from editmgt_jax.ablation.workdir import write_workdir
 from editmgt_jax.training import processes
@@ -18,6 +18,7 @@ def _progress(items):
 STEPS = {
     "record": lambda config, folder: record.record(config, folder, _progress),
     "score": lambda config, folder: score.score(config, folder, _progress),
+    "search": lambda config, folder: search.search(config, folder),
 }
 
 

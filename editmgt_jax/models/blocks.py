@@ -6,6 +6,7 @@ Differs a modulation vector per segment; blocks are scanned, and their attention
 """
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,8 @@ from flax import struct
 from jax.typing import DTypeLike
 
 from editmgt_jax.config import LoRAConfig, MGTConfig
-from editmgt_jax.models.attention import ATTENTION, Preparation, Reading, attend_and_read
+from editmgt_jax.models.attention import ATTENTION, NO_WEIGHT, Preparation, Reading, attend_and_read, prepare
+from editmgt_jax.models.attention.signals import measure_signals, muted_bias
 from editmgt_jax.models.layers import PRODUCT, Linear, NormScale, constrain, layer_norm, per_segment
 
 REMAT_POLICIES = {
@@ -23,6 +25,31 @@ REMAT_POLICIES = {
     "products": jax.checkpoint_policies.save_only_these_names(PRODUCT, ATTENTION),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+class Interventions(NamedTuple):
+    """What is done to blocks, for research; [J B] of a model, [B] of one block."""
+
+    bypass: jax.Array  # bool: the block changes nothing
+    muted: jax.Array  # bool [... 3]: off are text queries to image keys, image to text, image to reference
+
+
+class Probe(NamedTuple):
+    """What research wants of every block, besides what an edit needs."""
+
+    signals: tuple[str, ...] = ()  # static names of `attention.signals.SIGNALS`, measured instead of what an edit reads
+    each_head: bool = False  # whether their heads are kept apart
+    interventions: Interventions | None = None  # arrays [J B]
+
+
+NO_PROBE = Probe()
+
+
+class Visit(NamedTuple):
+    """What a forward pass wants of a block; stacked over blocks."""
+
+    wanted: jax.Array  # bool: whether its attention is read
+    interventions: Interventions | None = None
 
 
 @struct.dataclass
@@ -36,6 +63,8 @@ class Shared:
     text_weights: jax.Array | None  # [B' R T] weightings of the text whose attention is wanted, of the last B' samples
     num_text: int = struct.field(pytree_node=False)
     num_image: int = struct.field(pytree_node=False)
+    signals: tuple[str, ...] = struct.field(pytree_node=False, default=())  # () reads text to image, as released
+    each_head: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def num_live(self) -> int:
@@ -51,6 +80,14 @@ def spread(x: jax.Array) -> jax.Array:
 def spread_grid(x: jax.Array) -> jax.Array:
     """Ids [B H W] or activations [B H W D] of a grid, spread over batch and rows of the grid."""
     return constrain(x, "batch", "length", *(None,) * (x.ndim - 2))
+
+
+def _bypassed(visit: Visit, before, after):
+    """Activations of samples that bypass the block as they were before it."""
+    if visit.interventions is None:
+        return after
+    off = visit.interventions.bypass[:, None, None]
+    return jax.tree.map(lambda old, new: jnp.where(off, old, new), before, after)
 
 
 def _activated(x):
@@ -73,27 +110,42 @@ class _Block(nn.Module):
         start = 0 if self.lora.scope == "all" else reference_from
         return functools.partial(Linear(features, self.dtype, self.lora.scale, name=name), adapted_from=start)
 
-    def joint_attention(self, q, k, v, shared: Shared, wanted, preparation: Preparation):
-        """Projections q, k, v [B S D] -> ([B S D], attention of text to image [B' R N] or None)."""
+    def joint_attention(self, q, k, v, shared: Shared, visit: Visit, preparation: Preparation):
+        """Projections q, k, v [B S D] -> ([B S D], attention [B' R N] or signals [B' F A' R N] or None)."""
         live, heads = shared.num_live, self.config.num_attention_heads
+        bias, lengths = shared.group_bias, (live, q.shape[1] - live)
+        if visit.interventions is not None:
+            lengths = (shared.num_text, shared.num_image, lengths[1])
+            bias = muted_bias(bias, visit.interventions.muted, lengths, NO_WEIGHT)
         q = constrain(q.reshape(*q.shape[:2], heads, -1), "batch", "length", "heads", None)
         k, v = (constrain(x.reshape(*x.shape[:2], heads, -1), "batch", None, "heads", None) for x in (k, v))
         reading = None
-        if shared.text_weights is not None:
-            reading = Reading(shared.text_weights, wanted, shared.num_image)
-        lengths = live, q.shape[1] - live
-        return attend_and_read(q, k, v, shared.group_bias, lengths, self.attention, preparation, reading)
+        if shared.text_weights is not None and not shared.signals:
+            reading = Reading(shared.text_weights, visit.wanted, shared.num_image)
+        out, attention = attend_and_read(q, k, v, bias, lengths, self.attention, preparation, reading)
+        if shared.signals:
+            attention = self.signals(q, k, out, shared, preparation)
+        return out, attention
 
     def scales(self, *names):
         """Scales of the norms of these names. -> [M K]"""
         return jnp.stack([NormScale(name=name)(self.config.attention_head_dim) for name in names])
+
+    def signals(self, q, k, out, shared: Shared, preparation: Preparation):
+        """The signals that are asked for, of the samples with text weights, which are the last -> [B' F A' R N]."""
+        last = slice(len(q) - len(shared.text_weights), None)
+        q, k = prepare(q[last], k[last], preparation)
+        bias = shared.group_bias
+        bias = bias if bias is None or len(bias) == 1 else bias[last]
+        lengths = shared.num_text, shared.num_image, q.shape[1] - shared.num_live
+        return measure_signals(q, k, out[last], bias, shared.text_weights, lengths, shared.signals, shared.each_head)
 
 
 class DoubleBlock(_Block):
     """Text has its own weights; image and reference share theirs and differ in their modulation only."""
 
     @nn.compact
-    def __call__(self, carry, wanted, shared: Shared):
+    def __call__(self, carry, visit: Visit, shared: Shared):
         text, visual = carry
         width, length = self.config.width, text.shape[1]
         lengths = (shared.num_image, visual.shape[1] - shared.num_image)
@@ -127,7 +179,7 @@ class DoubleBlock(_Block):
             sin=shared.sin,
             lengths=(length, visual.shape[1]),
         )
-        out, attention = self.joint_attention(q, k, v, shared, wanted, preparation)
+        out, attention = self.joint_attention(q, k, v, shared, visit, preparation)
         text_out, visual_out = out[:, :length], out[:, length:]
 
         visual = visual + gate_attn * visual_linear(width, "to_out")(visual_out)
@@ -138,6 +190,7 @@ class DoubleBlock(_Block):
         text_hidden = _activated(text_linear(4 * width, "text_mlp_in")(t))
         visual = visual + gate_mlp * visual_linear(width, "mlp_out")(hidden)
         text = text + t_gate_mlp * text_linear(width, "text_mlp_out")(text_hidden)
+        text, visual = _bypassed(visit, carry, (text, visual))
         return (spread(text), spread(visual)), attention
 
 
@@ -145,7 +198,7 @@ class SingleBlock(_Block):
     """One set of weights for the whole sequence; attention and feed-forward in parallel."""
 
     @nn.compact
-    def __call__(self, sequence, wanted, shared: Shared):
+    def __call__(self, sequence, visit: Visit, shared: Shared):
         width = self.config.width
         modulation = self.linear(3 * width, "modulation", 1)(nn.silu(shared.modulation))  # [B 2 3D]
         lengths = (shared.num_live, sequence.shape[1] - shared.num_live)
@@ -159,10 +212,10 @@ class SingleBlock(_Block):
         preparation = Preparation(
             self.scales("norm_q"), self.scales("norm_k"), shared.cos, shared.sin, (sequence.shape[1],)
         )
-        out, attention = self.joint_attention(q, k, v, shared, wanted, preparation)
+        out, attention = self.joint_attention(q, k, v, shared, visit, preparation)
         hidden = _activated(linear(4 * width, "mlp_in")(x))
         update = linear(width, "proj_out")(out, hidden)
-        return spread(sequence + gate * update), attention
+        return spread(_bypassed(visit, sequence, sequence + gate * update)), attention
 
 
 def scanned(block: type[nn.Module], length: int, policy: str, unroll: int) -> type[nn.Module]:

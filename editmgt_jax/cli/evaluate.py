@@ -24,7 +24,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 def evaluate_scenes(args: argparse.Namespace) -> None:
     """Runs the protocol `scenes`."""
     shared.use_disk_cache()
-    from editmgt_jax.evaluation import protocols
+    from editmgt_jax.evaluation.protocols import scenes
 
     names = ("model", "output", "gallery", "count", "batch_size", "seed", "split", "objects")
-    protocols.evaluate_scenes(**{name: getattr(args, name) for name in names}, **shared.settings_of(args))
+    scenes.evaluate_scenes(**{name: getattr(args, name) for name in names}, **shared.settings_of(args))

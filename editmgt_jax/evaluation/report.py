@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from editmgt_jax import images
 
 if TYPE_CHECKING:
-    from editmgt_jax.evaluation.protocols import Pairs
+    from editmgt_jax.evaluation.protocols.scenes import Pairs
 
 _TITLES = {"free": "without region hold", "held": "with region hold, lambda {hold_threshold:.3f}"}
 

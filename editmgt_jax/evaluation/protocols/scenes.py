@@ -1,4 +1,4 @@
-"""Evaluation protocols. `scenes`: procedural edits, where the right answer is known.
+"""The protocol `scenes`: procedural edits, where the right answer is known.
 
 Success is measured, by category:
 

@@ -38,6 +38,14 @@ def join(args: argparse.Namespace) -> None:
         args.end_job = processes.end_job
 
 
+def leave(args: argparse.Namespace) -> None:
+    """Waits until every process of the job has come here."""
+    if args.distributed:
+        from editmgt_jax.training import processes
+
+        processes.wait_for_all()
+
+
 def add_exported(command: argparse.ArgumentParser) -> None:
     """Flags that choose the parameters of a training run to write."""
     command.add_argument("--step", type=int, help="checkpoint to write (default: the best one)")

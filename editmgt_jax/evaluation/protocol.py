@@ -1,0 +1,83 @@
+"""What a protocol is: a benchmark's examples, the layout of edited pictures, its metrics, and how they become one table.
+
+A protocol has one file in `protocols/` and one entry in `protocols/table.py`. Its version changes with every rule that can
+change a number; name and version are in every file that an evaluation writes.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from editmgt_jax.evaluation import stats
+from editmgt_jax.evaluation.examples import Example, Skipped
+from editmgt_jax.evaluation.features import Models
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a reader may be asked for, besides the folder. None is the benchmark's own choice."""
+
+    split: str | None = None
+    language: str | None = None
+    limit: int | None = None  # the first examples only: for a try, never for a number
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Traces:
+    """What a token editor tells besides its picture, for the leakage suite."""
+
+    ids: np.ndarray  # int32 [H W] of the edit
+    source_ids: np.ndarray  # int32 [H W]
+    ceiling: Image.Image  # the source as the image tokenizer shows it, of the source's size
+
+
+class Protocol(abc.ABC):
+    """A benchmark and how it is scored."""
+
+    name: ClassVar[str]
+    version: ClassVar[str]
+    title: ClassVar[str]  # one line, for the command's help
+    reference: ClassVar[str]  # the code or paper that these rules come from
+    examples: ClassVar[int | None]  # of the complete data set
+    clip: ClassVar[str | None] = None  # the CLIP that the reference uses, by its name on the hub
+    dino: ClassVar[str | None] = None
+    judged: ClassVar[bool] = False
+    directions: ClassVar[dict[str, int]] = {}  # 1: more is better, -1: less is better, by metric
+    resizes: ClassVar[bool] = True  # whether the reference resizes an edited picture of another size
+
+    @abc.abstractmethod
+    def read(self, data: Path, request: Request) -> Iterable[Example | Skipped]:
+        """The examples in the order of the data set. Errors: UserError, FileNotFoundError for another layout."""
+
+    @abc.abstractmethod
+    def score(self, example: Example, edited: Image.Image, models: Models, traces: Traces | None) -> dict[str, Any]:
+        """The figures of one edited picture, {metric: float}; other values are kept in its row. Errors: Unreadable."""
+
+    def prepare(self, example: Example, outputs: Path) -> None:  # noqa: B027
+        """Writes what the official layout has beside an edited picture. Nothing by default."""
+
+    def files_of(self, example: Example) -> list[str]:
+        """The files of an example in the folder of outputs, by the official layout."""
+        return [example.output]
+
+    def views(self) -> dict[str, Any]:
+        """{view: predicate of a row}: subsets that the benchmark reports apart. All rows by default."""
+        return {"all": lambda row: True}
+
+    def summary(self, rows: Sequence[dict]) -> dict[str, dict]:
+        """{view: {"all": {metric: figure}, group: ...}}, figures of `stats.mean_of`, from the scored rows."""
+        found = {}
+        for view, chosen in self.views().items():
+            kept = [row for row in rows if chosen(row)]
+            groups = dict.fromkeys(row["group"] for row in kept)
+            tables = {"all": kept} | {group: [row for row in kept if row["group"] == group] for group in groups}
+            found[view] = {group: stats.table(members) for group, members in tables.items() if members}
+        return found
+
+    def finish(self, folder: Path, rows: Sequence[dict]) -> None:  # noqa: B027
+        """Writes the files that the official scorer writes into `folder`. None by default."""

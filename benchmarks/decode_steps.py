@@ -16,7 +16,7 @@ orders    orders of commitment at 4, 8 and 12 steps
 Every decode of a table sees the same pairs and the same draws (those of the package: pair i draws from (seed, i)), so
 figures are paired. The model runs one step at a time and orders are numpy functions, so an order costs no compilation.
 
-Axes    n pairs, L image tokens, S steps, C codebook, E channels of a latent
+Axes    n pairs, L image tokens, I steps, C codebook, E channels of a latent
 """
 
 import argparse
@@ -61,7 +61,7 @@ class Seen(NamedTuple):
 class Trace(NamedTuple):
     """A decode: its tokens after each step, and what the model said before it."""
 
-    tokens: np.ndarray  # int32 [S n L]
+    tokens: np.ndarray  # int32 [I n L]
     seen: list[Seen]
     passes: np.ndarray  # [n] forward passes that a pair needed
 
@@ -117,7 +117,7 @@ class Lab:
         self.inside = self.pairs.token_mask(self.grid).reshape(count, -1)
         self.changed = self.source != self.target
         self.keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(0), index))(jnp.arange(count))
-        self._conditions = [self._condition(rows) for rows in self._batches()]
+        self._conditions = [self._condition(indices) for indices in self._batches()]
 
     def __len__(self):
         return len(self.source)
@@ -127,18 +127,18 @@ class Lab:
         return self.source.shape[1]
 
     def _batches(self):
-        """Rows of each batch; the last is filled with the last pair."""
-        return (np.array(rows) for rows, _ in in_batches(range(len(self)), self.batch_size))
+        """Indices of the pairs of each batch; the last is filled with the last pair."""
+        return (np.array(indices) for indices, _ in in_batches(range(len(self)), self.batch_size))
 
-    def _condition(self, rows):
+    def _condition(self, indices):
         model = self.pipe.model
         request, _ = make_request(
             self.pipe.settings(reference_strength=1.0),
             model.scheduler,
             model.vq.config.factor,
-            stack(self.pipe.encode([self.pairs.instructions[row] for row in rows])),
-            stack([self.pipe.encode(model.scheduler.negative_prompt)] * len(rows)),
-            reference=self.encoded.source_ids[rows],
+            stack(self.pipe.encode([self.pairs.instructions[index] for index in indices])),
+            stack([self.pipe.encode(model.scheduler.negative_prompt)] * len(indices)),
+            reference=self.encoded.source_ids[indices],
             keys=0,
         )
         return _condition(self.pipe._mgt_variables, self.mgt, request)
@@ -149,11 +149,11 @@ class Lab:
         uniform = np.full(tokens.shape, 0.5, np.float32) if uniform is None else uniform
         models = self.pipe._mgt_variables, self.codebook, self.mgt
         parts = []
-        for rows, condition in zip(self._batches(), self._conditions, strict=True):
-            batch = tokens[rows].reshape(-1, *self.grid)
-            sides = self.source[rows], self.target[rows]
+        for indices, condition in zip(self._batches(), self._conditions, strict=True):
+            batch = tokens[indices].reshape(-1, *self.grid)
+            sides = self.source[indices], self.target[indices]
             knobs = jnp.float32(guidance), jnp.float32(sampling_temperature)
-            parts.append(_look(*models, condition, batch, *sides, *knobs, uniform[rows], jnp.float32(copy_bias)))
+            parts.append(_look(*models, condition, batch, *sides, *knobs, uniform[indices], jnp.float32(copy_bias)))
         return Seen(*(np.concatenate(column)[: len(self)] for column in zip(*jax.device_get(parts), strict=True)))
 
     def noise(self, step: int) -> decode.Noise:
@@ -180,7 +180,7 @@ class Lab:
         own, order = self.pipe.settings(), order or confidence
         guidance = own.guidance_scale if guidance is None else guidance
         sampling_temperature = own.sampling_temperature if sampling_temperature is None else sampling_temperature
-        rows = masking.decode_schedule(steps, schedule, own.temperature if temperature is None else temperature)
+        values = masking.decode_schedule(steps, schedule, own.temperature if temperature is None else temperature)
         tokens = np.full_like(self.source, self.mask_id)
         history, seen, passes = [], [], np.zeros(len(self), int)
         for step in range(steps):
@@ -188,11 +188,11 @@ class Lab:
             hidden = tokens == self.mask_id
             passes += hidden.any(axis=1)
             said = self.look(tokens, guidance, sampling_temperature, draws.uniform, copy_bias)
-            priority = np.where(hidden, order(self, said, draws, rows.temperature[step], step), np.inf)
+            priority = np.where(hidden, order(self, said, draws, values.temperature[step], step), np.inf)
             if hasattr(order, "accept") and step < steps - 1:
                 stay = hidden & ~order.accept(self, said, priority, hidden)
             else:
-                stay = _least(priority, hidden, rows.hidden_ratio[step])
+                stay = _least(priority, hidden, values.hidden_ratio[step])
             tokens = np.where(hidden & ~stay, said.candidate, tokens)
             history.append(tokens)
             seen.append(said)
@@ -328,18 +328,18 @@ def table_commits(lab, keep, steps=12):
     before = np.concatenate([np.full_like(trace.tokens[:1], lab.mask_id), trace.tokens[:-1]])
     wanted = lab.changed & lab.inside
     for group in ("all", "add"):
-        rows = np.ones(len(lab), bool) if group == "all" else lab.pairs.categories == group
+        chosen = np.ones(len(lab), bool) if group == "all" else lab.pairs.categories == group
         lines = []
         for step, (old, new, seen) in enumerate(zip(before, trace.tokens, trace.seen, strict=True)):
             hidden = old == lab.mask_id
-            committed = hidden & (new != lab.mask_id) & rows[:, None]
-            copy, hidden = new == lab.source, hidden & rows[:, None]
+            committed = hidden & (new != lab.mask_id) & chosen[:, None]
+            copy, hidden = new == lab.source, hidden & chosen[:, None]
             candidate = seen.candidate == lab.source
             lines.append(
                 (
                     f"step {step + 1}",
                     (
-                        committed.sum() / max(rows.sum(), 1),
+                        committed.sum() / max(chosen.sum(), 1),
                         _mean(lab.inside.astype(float), committed),
                         _mean(copy.astype(float), committed & wanted),
                         _mean(copy.astype(float), committed & ~lab.inside),
@@ -483,7 +483,7 @@ def draw_steps(lab, index: int, steps: int = 8, side: int = 128) -> Image.Image:
     given = [lab.encoded.source[index], lab.encoded.target[index]]
     for place, (name, (count, order)) in enumerate(rows.items()):
         tokens = lab.decode(count, order).tokens[:, index].reshape(-1, *lab.grid)
-        painted = np.asarray(lab.pipe.detokenize(tokens))
+        painted = np.asarray(lab.pipe.decode_image(tokens))
         frames = given + [images.hide(pixels, ids == lab.mask_id) for pixels, ids in zip(painted, tokens, strict=True)]
         top = place * (cell + line + gap)
         words = f"{lab.pairs.instructions[index]}   source, target, {name}" if place == 0 else f"source, target, {name}"

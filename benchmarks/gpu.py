@@ -212,8 +212,8 @@ def _check_one(lengths, width, strength):
     cotangent = cotangent.reshape(2, sum(lengths), -1)
 
     def both(backend, *inputs):
-        rows = attention.strength_bias(None if strength is None else jnp.array(strength), lengths)
-        out, backward = jax.vjp(lambda *x: attention.attend(*x, rows, lengths, backend), *inputs)
+        bias = attention.strength_bias(None if strength is None else jnp.array(strength), lengths)
+        out, backward = jax.vjp(lambda *x: attention.attend(*x, bias, lengths, backend), *inputs)
         return out, *backward(cotangent.astype(out.dtype))
 
     with jax.default_matmul_precision("highest"):
@@ -252,7 +252,7 @@ def decode(report: Report, case: Case, batches, backends, steps: int, repeats: i
 def _decode_one(case, params, batch, backend, steps, repeats, rate):
     mgt, text = case.mgt(backend), case.states(batch, 2)
     scheduler = dataclasses.replace(preset("editmgt-1024")["scheduler"], mask_token_id=case.config.mask_token_id)
-    request, plan = make_request(
+    request, static = make_request(
         Settings.resolve(scheduler, case.config.num_blocks, steps=steps),
         scheduler,
         16,
@@ -261,10 +261,10 @@ def _decode_one(case, params, batch, backend, steps, repeats, rate):
         reference=case.ids(batch, 1),
         keys=3,
     )
-    run = functools.partial(decode_edit.__wrapped__, mgt=mgt, plan=plan)
+    run = functools.partial(decode_edit.__wrapped__, mgt=mgt, static=static)
     program, facts = compiled(run, {"params": params}, request)
     elapsed = seconds_of(lambda: program({"params": params}, request).tokens, repeats)
-    passes = 3 if plan.image_guided else 2 if plan.guided else 1
+    passes = 3 if static.image_guided else 2 if static.guided else 1
     return facts | measured(elapsed, passes * steps * batch * case.forward_flops(), batch, rate)
 
 
@@ -416,8 +416,8 @@ def forms(report: Report, case: Case, batch: int, repeats: int, rate: float) -> 
 
     def one(backend, strength, backward):
         def run(q, k, v):
-            rows = attention.strength_bias(None if strength is None else jnp.array([strength]), (live, length - live))
-            return attention.attend(q, k, v, rows, (live, length - live), backend)
+            bias = attention.strength_bias(None if strength is None else jnp.array([strength]), (live, length - live))
+            return attention.attend(q, k, v, bias, (live, length - live), backend)
 
         def grads(q, k, v):
             return jax.grad(lambda *x: run(*x).astype(jnp.float32).sum(), (0, 1, 2))(q, k, v)

@@ -42,8 +42,8 @@ def compile_one(args) -> None:
     qkv = [array(args.batch, length, args.heads, args.width)] * 3
 
     def total(q, k, v, strength):
-        rows = attention.strength_bias(None if args.no_bias else strength, (live, length - live))
-        out = attention.attend(q, k, v, rows, (live, length - live), "pallas_tpu")
+        bias = attention.strength_bias(None if args.no_bias else strength, (live, length - live))
+        out = attention.attend(q, k, v, bias, (live, length - live), "pallas_tpu")
         return out if args.forward else out.astype(jnp.float32).sum()
 
     program = total if args.forward else jax.grad(total, (0, 1, 2))
@@ -55,7 +55,7 @@ def bundles(folder: Path) -> dict:
     """{kernel: (bundles in one grid step, {unit: busy share})} of a dump."""
     found = {}
     for path in sorted(folder.glob("*schedule-analysis_final_bundles.txt")):
-        name = re.search(r"row_attention\w*?(?=[.-])", path.name)
+        name = re.search(r"fused_attention\w*?(?=[.-])", path.name)
         if name is None:
             continue
         count = int(re.search(r"total scheduled bundles:\s+(\d+)", path.read_text()).group(1))

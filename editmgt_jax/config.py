@@ -5,7 +5,8 @@ Axes used by every module of this package (one letter, one meaning):
     B batch            T text tokens        E width of the text states   P width of the pooled text vector
     H W VQ grid        L = H*W              h w MGT grid                 N = h*w image tokens in the MGT
     D width of the MGT S joint sequence     G segments of a sequence     A attention heads, K head width
-    C codebook size    V vocabulary size    R rows of relevance asked for
+    C codebook size    V vocabulary size    I decoding steps             J blocks whose attention is read
+    R weightings of the text tokens for which attention is read
 
 Source: the config.json of the released checkpoints (diffusers layout). Keys that carry no weight are kept
 out of the dataclasses; unsupported values are errors, never ignored.

@@ -1,7 +1,7 @@
-"""Load a model directory once, then edit pictures, or make them from text: tokenise, decode in one jitted scan, localise,
+"""Load a model directory once, then edit pictures, or make them from text: encode, decode in one jitted scan, localise,
 paint, composite.
 
-Axes    as in `editmgt_jax.config`; n pictures of a result, S steps
+Axes    as in `editmgt_jax.config`; n pictures of a result
 Source  released pipelines (edit, text-to-image, inpainting); model directories in the released diffusers layout
 Differs held regions, and others whose tokens did not change, come back as the input's own pixels; picture i of a seed does not depend on how many are asked for
 """
@@ -31,9 +31,9 @@ from editmgt_jax.sampling.orders import (
     check_prompts,
     each,
     encoded,
+    query_weights,
     read_jobs,
     silent,
-    word_weights,
 )
 from editmgt_jax.sampling.programs import run_decode
 from editmgt_jax.sampling.request import make_request
@@ -57,9 +57,9 @@ class Result:
     token_ids: np.ndarray  # int32 [n H W]
     source_ids: np.ndarray | None  # int32 [H W]; None without a source image
     settings: Settings
-    passes: np.ndarray  # int32 [n]: decoding steps taken; fewer than S when the sampler ended early
-    step_tokens: np.ndarray | None = None  # int32 [S n H W], recorded
-    step_relevance: np.ndarray | None = None  # float32 [S n H W], recorded
+    passes: np.ndarray  # int32 [n]: decoding steps taken; fewer than I when the sampler ended early
+    step_tokens: np.ndarray | None = None  # int32 [I n H W], recorded
+    step_relevance: np.ndarray | None = None  # float32 [I n H W], recorded
 
 
 class EditPipeline:
@@ -151,7 +151,7 @@ class EditPipeline:
         check_prompts(prompts)
         factor = self.model.vq.config.factor
         hidden = np.full((height // factor, width // factor), self.mask_token_id, np.int32)
-        jobs = [Job(text, self.query_row(text)) for text in self.encode(prompts)]
+        jobs = [Job(text, self.query_weights(text)) for text in self.encode(prompts)]
         results = self._results(order, [Canvas(job, None, hidden, None) for job in jobs])
         return results if is_list else results[0]
 
@@ -198,7 +198,7 @@ class EditPipeline:
         scale = min(1.0, FRAME / max(width, height))
         size = max(1, round(width * scale)), max(1, round(height * scale))
         steps = result.step_tokens[: result.passes[index], index]
-        painted = map_batches(self.detokenize, steps, self._painted_at_once(steps.shape[1:]))
+        painted = map_batches(self.decode_image, steps, self._painted_at_once(steps.shape[1:]))
         hidden = steps == self.mask_token_id
         return [images.to_image(images.hide(*frame), size) for frame in zip(painted, hidden, strict=True)]
 
@@ -212,16 +212,16 @@ class EditPipeline:
         """A prompt, or a list of them -> EncodedText, or a list. Errors: PromptError when one is too long."""
         return each(prompt, lambda one: encoded(self.model.text, one))
 
-    def query_row(self, text: EncodedText, phrase: str | None = None) -> np.ndarray:
-        """Weights [T] of the text tokens in the relevance: those of `phrase`, or all the same (Q8)."""
-        return word_weights(self.model.text, text, phrase)
+    def query_weights(self, text: EncodedText, phrase: str | None = None) -> np.ndarray:
+        """Weights [T] of the text tokens in the attention that is read: those of `phrase`, or all the same (Q8)."""
+        return query_weights(self.model.text, text, phrase)
 
-    def tokenize(self, pixels) -> jax.Array:
-        """float [B Y X 3] in [0, 1] -> ids int32 [B H W]"""
+    def encode_image(self, pixels) -> jax.Array:
+        """Pictures to ids. float [B Y X 3] in [0, 1] -> ids int32 [B H W]"""
         return pixels_to_ids(self._vq_params, jnp.asarray(pixels, jnp.float32), self.model.vq)
 
-    def detokenize(self, ids) -> jax.Array:
-        """ids [B H W] -> float32 [B Y X 3] in [0, 1]"""
+    def decode_image(self, ids) -> jax.Array:
+        """Ids to pictures. int32 [B H W] -> float32 [B Y X 3] in [0, 1]"""
         return ids_to_pixels(self._vq_params, jnp.asarray(ids, jnp.int32), self.model.vq)
 
     def edit_tokens(
@@ -232,8 +232,8 @@ class EditPipeline:
         start_ids=None,
         keys=0,
         negative: EncodedText | str | None = None,
-        rows=None,
-        relevance_step: int | None = None,
+        text_weights=None,
+        attention_step: int | None = None,
         progress: Progress | None = None,
         **settings,
     ) -> TokenEdit:
@@ -243,8 +243,8 @@ class EditPipeline:
           reference_ids: int32 [B H W], or None for text-to-image, which needs start_ids; text: B encoded instructions.
           start_ids: int32 [B H W], the mask id where to edit; by default everywhere.
           keys: a seed or a key (sample i draws from fold_in(key, i)), keys [B], or the draws (`decode.Noise`).
-          rows: float [B T], see `query_row`; by default all text tokens weigh the same.
-          relevance_step: the step whose raw relevance is returned; None is the mean over the steps.
+          text_weights: float [B T], see `query_weights`; by default all text tokens weigh the same.
+          attention_step: the step whose attention is returned; None is the mean over the steps.
           settings: as in `__call__`.
         """
         settings = self.settings(**settings)
@@ -256,8 +256,8 @@ class EditPipeline:
             reference=reference_ids,
             start=start_ids,
             keys=keys,
-            rows=rows,
-            relevance_step=relevance_step,
+            text_weights=text_weights,
+            attention_step=attention_step,
         )
 
     # ---- inside
@@ -295,7 +295,7 @@ class EditPipeline:
         return results if is_list else results[0]
 
     def _source_ids(self, jobs) -> list[np.ndarray]:
-        """ids [H W] of each job's image; an image that several jobs share is tokenised once."""
+        """ids [H W] of each job's image; an image that several jobs share is encoded once."""
         model, factor = self.model, self.model.vq.config.factor
 
         def grid(image):
@@ -305,7 +305,7 @@ class EditPipeline:
         known, distinct = {}, {id(job.image): job.image for job in jobs}.values()
         for (rows, columns), batch, count in by_shape(distinct, grid, self._painted_at_once):
             pixels = np.stack([images.to_pixels(image, (columns * factor, rows * factor)) for image in batch])
-            ids = np.asarray(self.tokenize(pixels))
+            ids = np.asarray(self.encode_image(pixels))
             known |= {id(image): ids[i] for i, image in enumerate(batch[:count])}
         return [known[id(job.image)] for job in jobs]
 
@@ -328,7 +328,7 @@ class EditPipeline:
             edits |= {item: output.sample(i) for i, item in enumerate(batch[:count])}
         order.progress("paint")
         for _, batch, count in by_shape(work, lambda item: edits[item].tokens.shape, self._painted_at_once):
-            painted = np.asarray(self.detokenize(np.stack([edits[item].tokens for item in batch])))
+            painted = np.asarray(self.decode_image(np.stack([edits[item].tokens for item in batch])))
             pixels |= {item: painted[i] for i, item in enumerate(batch[:count])}
         copies = range(order.num_images)
         return [
@@ -347,7 +347,7 @@ class EditPipeline:
             reference=np.stack([canvas.reference for canvas in canvases]) if order.attends else None,
             start=np.stack([canvas.start for canvas in canvases]),
             keys=jnp.stack([jax.random.fold_in(jax.random.key(order.seed), copy) for _, copy in batch]),
-            rows=np.stack([canvas.job.words for canvas in canvases]),
+            text_weights=np.stack([canvas.job.text_weights for canvas in canvases]),
         )
         return jax.device_get(output)
 
@@ -356,7 +356,7 @@ class EditPipeline:
         batch = len(inputs["start"] if inputs["reference"] is None else inputs["reference"])
         if len(text) != batch:
             raise UserError(f"each of the {batch} samples needs an encoded instruction; got {len(text)}")
-        request, plan = make_request(
+        request, static = make_request(
             settings,
             self.model.scheduler,
             self.model.vq.config.factor,
@@ -364,10 +364,10 @@ class EditPipeline:
             texts.stack([negative] * batch),
             **inputs,
         )
-        return self._run(request, plan, progress)
+        return self._run(request, static, progress)
 
-    def _run(self, request, plan, progress) -> TokenEdit:
-        return run_decode(self._mgt_variables, request, self.model.mgt, plan, progress)
+    def _run(self, request, static, progress) -> TokenEdit:
+        return run_decode(self._mgt_variables, request, self.model.mgt, static, progress)
 
 
 def _result(order, canvas, edits, pixels) -> Result:
@@ -379,10 +379,10 @@ def _result(order, canvas, edits, pixels) -> Result:
             picture = images.composite(job.image, picture, edit.tokens == canvas.source, job.mask)
         pictures.append(picture)
     together = jax.tree.map(lambda *arrays: np.stack(arrays), *edits)
-    steps = [None if x is None else x.swapaxes(0, 1) for x in (together.step_tokens, together.step_scores)]
+    steps = [None if x is None else x.swapaxes(0, 1) for x in (together.step_tokens, together.step_relevance)]
     return Result(
         images=pictures,
-        relevance=together.scores,
+        relevance=together.relevance,
         keep_mask=together.keep,
         token_ids=together.tokens,
         source_ids=canvas.source,

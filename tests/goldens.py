@@ -16,7 +16,7 @@ from goldens_models import MODEL_CHECKS
 from goldens_results import Result, compare, count_differing
 
 from editmgt_jax.sampling.decode import FREE, MIN_PROBABILITY, choose, commit, stay_hidden
-from editmgt_jax.sampling.localize import filter_scores, hold_mask, rescale, upsample
+from editmgt_jax.sampling.localize import filter_relevance, hold_mask, rescale, upsample
 from editmgt_jax.sampling.masking import decode_schedule, hidden_count
 from editmgt_jax.sampling.samplers import NOTHING_KNOWN, Proposal, confidence
 
@@ -58,7 +58,7 @@ def _of_case(golden, case):
 
 
 def _replay(arrays, schedule):
-    """The tokens [S B L] after each step of a case."""
+    """The tokens [I B L] after each step of a case."""
     tokens = arrays["tokens"]
     steps, batch = tokens.shape[0] - 1, tokens.shape[1]
     draws = {
@@ -70,21 +70,23 @@ def _replay(arrays, schedule):
     start_ratio = jnp.broadcast_to(arrays["starting_mask_ratio"], (batch,))
     mask_id = int(arrays["mask_token_id"])
 
-    def step(tokens, inputs):
-        row, draw = inputs
+    def one_step(tokens, inputs):
+        step, draw = inputs
         probability = jnp.where(pinned == FREE, draw["sampled_prob"], draw["reference_prob"])
         candidate = choose(draw["sampled_ids"], pinned)
-        tokens = commit_surest(tokens, candidate, probability, draw["gumbel"], row, start_ratio, mask_id)
+        tokens = commit_surest(tokens, candidate, probability, draw["gumbel"], step, start_ratio, mask_id)
         return tokens, tokens
 
-    return jax.lax.scan(step, jnp.asarray(tokens[0].reshape(batch, -1)), (schedule, draws))[1]
+    return jax.lax.scan(one_step, jnp.asarray(tokens[0].reshape(batch, -1)), (schedule, draws))[1]
 
 
-def commit_surest(tokens, candidate, probability, gumbel, row, start_ratio, mask_id):
+def commit_surest(tokens, candidate, probability, gumbel, step, start_ratio, mask_id):
     """The released end of a step: the surest candidates [B L] are committed, as many as the schedule says. -> int32 [B L]"""
     hidden, log_p = tokens == mask_id, jnp.log(jnp.maximum(probability, MIN_PROBABILITY))
-    step = Proposal(None, candidate, log_p, row.temperature * gumbel, hidden, None)
-    return commit(tokens, candidate, confidence(step, NOTHING_KNOWN), stay_hidden(hidden, row, start_ratio), mask_id)
+    proposal = Proposal(None, candidate, log_p, step.temperature * gumbel, hidden, None)
+    return commit(
+        tokens, candidate, confidence(proposal, NOTHING_KNOWN), stay_hidden(hidden, step, start_ratio), mask_id
+    )
 
 
 def check_localization(directory: Path) -> Iterator[Result]:
@@ -100,24 +102,24 @@ def check_localization(directory: Path) -> Iterator[Result]:
                 continue
             elif kind in ("gaussian", "adaptive"):
                 _, strength, grid = middle
-                scores = _on_grid(golden[f"rescaled_{grid}"], grid)
-                ours = filter_scores(scores, kind, float(strength), not name.endswith("_no_peaks"))
+                relevance = _on_grid(golden[f"rescaled_{grid}"], grid)
+                ours = filter_relevance(relevance, kind, float(strength), not name.endswith("_no_peaks"))
                 yield compare(f"localize {name}", ours.reshape(golden[name].shape), golden[name], bound)
             elif kind == "bicubic":
                 grid, _, token_grid = middle
-                scores = _on_grid(golden[f"adaptive_strength_1.0_{grid}"], grid)
+                relevance = _on_grid(golden[f"adaptive_strength_1.0_{grid}"], grid)
                 expected = _on_grid(golden[name], token_grid)
-                yield compare(f"localize {name}", upsample(scores, expected.shape[1:]), expected, bound)
+                yield compare(f"localize {name}", upsample(relevance, expected.shape[1:]), expected, bound)
             else:
                 raise ValueError(f"localization.npz holds {name}, which no check reads")
 
 
-def _on_grid(scores, label):
-    """[B h w] from flat scores whose name says the grid: '32' is square, '24x40' is height by width."""
-    if scores.ndim == 3:
-        return scores
+def _on_grid(relevance, label):
+    """[B h w] from flat relevance whose name says the grid: '32' is square, '24x40' is height by width."""
+    if relevance.ndim == 3:
+        return relevance
     height, width = (int(side) for side in (label if "x" in label else f"{label}x{label}").split("x"))
-    return scores.reshape(-1, height, width)
+    return relevance.reshape(-1, height, width)
 
 
 # Each check, and the files that it reads.

@@ -27,8 +27,8 @@ from editmgt_jax.weights import conversion
 from editmgt_jax.weights.loading import load_mgt, load_vq
 
 
-def _forward(model, params, golden, reference, strength, rows=None, layers=()):
-    """-> (logits [B C H W], relevance [B layers R N] or None)"""
+def _forward(model, params, golden, reference, strength, text_weights=None, layers=()):
+    """-> (logits [B C H W], attention [B J R N] or None)"""
 
     @jax.jit
     def run(params, reference):
@@ -41,14 +41,14 @@ def _forward(model, params, golden, reference, strength, rows=None, layers=()):
             strength,
             method="condition",
         )
-        return model.apply({"params": params}, golden["token_ids"], golden["timestep"], condition, rows, layers)
+        return model.apply({"params": params}, golden["token_ids"], golden["timestep"], condition, text_weights, layers)
 
-    logits, relevance = run(params, reference)
-    return jnp.moveaxis(logits, -1, 1), relevance
+    logits, attention = run(params, reference)
+    return jnp.moveaxis(logits, -1, 1), attention
 
 
 def check_forwards(directory: Path) -> Iterator[Result]:
-    """Logits of every stored forward, and the head-mean relevance of its captured blocks."""
+    """Logits of every stored forward, and the head-mean attention of its captured blocks."""
     for folder in sorted(path.parent for path in directory.glob("mgt*/config.json")):
         model, params = load_mgt(folder)
         for path in sorted(folder.glob("forward*.npz")):
@@ -57,14 +57,20 @@ def check_forwards(directory: Path) -> Iterator[Result]:
             case = f"{folder.name}/{path.stem}"
             layers = tuple(int(block) for block in golden.get("capture_blocks", ()))
             batch, length = golden["text_states"].shape[:2]
-            rows = jnp.broadcast_to(jnp.eye(length), (batch, length, length)) if layers else None
-            logits, relevance = _forward(
-                model, params, golden, golden.get("reference_token_ids"), golden["reference_strength"], rows, layers
+            text_weights = jnp.broadcast_to(jnp.eye(length), (batch, length, length)) if layers else None
+            logits, attention = _forward(
+                model,
+                params,
+                golden,
+                golden.get("reference_token_ids"),
+                golden["reference_strength"],
+                text_weights,
+                layers,
             )
             yield compare(f"{case} logits", logits, golden["logits"], 2e-5)
             for index, block in enumerate(layers):
                 expected = golden["text_to_image_head_mean"][:, index]
-                yield compare(f"{case} relevance, block {block}", relevance[:, index], expected, 2e-6)
+                yield compare(f"{case} attention, block {block}", attention[:, index], expected, 2e-6)
 
 
 def check_vq(directory: Path) -> Iterator[Result]:
@@ -117,7 +123,7 @@ def check_training_step(directory: Path) -> Iterator[Result]:
 
 
 def _edit_request(golden, model, factor):
-    """A stored edit as the product decodes it. -> (Request, Plan)"""
+    """A stored edit as the product decodes it. -> (Request, StaticSettings)"""
     steps, batch = golden["tokens"].shape[:2]
     scheduler = SchedulerConfig(mask_token_id=model.config.mask_token_id)
     settings = Settings.resolve(
@@ -142,22 +148,22 @@ def _edit_request(golden, model, factor):
     )
 
 
-@partial(jax.jit, static_argnames=("model", "plan"))
-def _forced_step(params, request, tokens, row, draws, model, plan):
-    """One step from given tokens [B L]. -> (tokens [B L], raw relevance [B K N])"""
+@partial(jax.jit, static_argnames=("model", "static"))
+def _forced_step(params, request, tokens, step, draws, model, static):
+    """One step from given tokens [B L]. -> (tokens [B L], attention [B J N])"""
     batch = len(tokens)
     predict = decode.with_region_hold(
-        guided_model({"params": params}, request, model, plan),
+        guided_model({"params": params}, request, model, static),
         lambda aux: aux.keep.reshape(batch, -1),
         request.reference.reshape(batch, -1),
     )
     state = decode.DecodeState(tokens, jnp.ones(batch))
-    state, prediction = decode.decode_step(predict, state, row, draws, model.config.mask_token_id)
-    return state.tokens, prediction.aux.relevance
+    state, prediction = decode.decode_step(predict, state, step, draws, model.config.mask_token_id)
+    return state.tokens, prediction.aux.attention
 
 
 def check_edits(directory: Path) -> Iterator[Result]:
-    """Whole edits: share of tokens that differ at each step, teacher-forced and free-running; scores; the picture."""
+    """Whole edits: share of tokens that differ at each step, teacher-forced and free-running; relevance; the picture."""
     vq, vq_params = load_vq(directory / "vqvae")
     pixels = jnp.asarray(np.asarray(Image.open(directory / "reference_image.png").convert("RGB")), jnp.float32) / 255
     reference_ids = pixels_to_ids(vq_params, pixels[None], vq)
@@ -166,21 +172,21 @@ def check_edits(directory: Path) -> Iterator[Result]:
             golden = dict(file)
         yield count_differing(f"{path.stem} reference ids", reference_ids, golden["reference_token_ids"])
         model, params = load_mgt(directory / f"mgt_{path.stem.split('_')[1]}")
-        request, plan = _edit_request(golden, model, vq.config.factor)
+        request, static = _edit_request(golden, model, vq.config.factor)
         steps, batch = golden["tokens"].shape[:2]
         expected = golden["tokens"].reshape(steps, batch, -1)
-        free = decode_edit({"params": params}, request, model, plan).step_tokens.reshape(expected.shape)
+        free = decode_edit({"params": params}, request, model, static).step_tokens.reshape(expected.shape)
         mgt_grid = tuple(side // model.config.stride for side in golden["tokens"].shape[2:])
         for step in range(steps):
             before = expected[step - 1] if step else request.start.reshape(batch, -1)
-            row, draws = (jax.tree.map(lambda x, i=step: x[i], tree) for tree in (request.knobs.schedule, request.keys))
-            tokens, relevance = _forced_step(params, request, before, row, draws, model, plan)
+            at, draws = (jax.tree.map(lambda x, i=step: x[i], tree) for tree in (request.knobs.schedule, request.keys))
+            tokens, attention = _forced_step(params, request, before, at, draws, model, static)
             for kind, ids in (("forced", tokens), ("free", free[step])):
                 differing = float(np.mean(np.asarray(ids) != expected[step]))
                 yield Result(f"{path.stem} step {step}, {kind}: share differing", differing, 1e-3)
             if "smoothed_scores" in golden:
-                scores, smoothed = localize.localize(relevance, mgt_grid), golden["smoothed_scores"][step]
-                yield compare(f"{path.stem} step {step} scores", scores.reshape(smoothed.shape), smoothed, 1e-5)
+                relevance, smoothed = localize.localize(attention, mgt_grid), golden["smoothed_scores"][step]
+                yield compare(f"{path.stem} step {step} relevance", relevance.reshape(smoothed.shape), smoothed, 1e-5)
         picture = np.asarray(ids_to_pixels(vq_params, golden["tokens"][-1], vq))[0]
         picture = np.round(picture * 255).astype(np.uint8)
         side = golden["image_64"].shape[1::-1]

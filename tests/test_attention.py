@@ -43,15 +43,15 @@ def test_no_bias_is_a_bias_of_zeros(inner):
 @pytest.mark.parametrize("strength", [0.0, 0.1, 1.0, 3.0])
 def test_both_forms_of_xla_weigh_the_other_group_by_the_strength(strength):
     q, k, v = _qkv()
-    rows = attention.strength_bias(jnp.array([strength]), LENGTHS)
+    bias = attention.strength_bias(jnp.array([strength]), LENGTHS)
     logits = np.einsum("bqak,bsak->baqs", q, k) / np.sqrt(8)
     group = np.arange(9) >= 5
     weights = np.exp(logits) * np.where(group[:, None] != group, strength, 1.0)
     expected = np.einsum("baqs,bsak->bqak", weights / weights.sum(-1, keepdims=True), v)
-    biases = per_segment(rows, LENGTHS)
+    biases = per_segment(bias, LENGTHS)
     for inner in (xla.attend_at_once, xla.attend_by_head):
         np.testing.assert_allclose(inner(q, k, v, biases), expected, atol=2e-6)
-    np.testing.assert_allclose(attention.attend(q, k, v, rows, LENGTHS).reshape(q.shape), expected, atol=2e-6)
+    np.testing.assert_allclose(attention.attend(q, k, v, bias, LENGTHS).reshape(q.shape), expected, atol=2e-6)
 
 
 def test_a_strength_of_one_and_a_missing_reference_need_no_bias():
@@ -83,10 +83,10 @@ def test_wrong_backends_are_named():
 @pytest.mark.parametrize("lengths", [(5, 4), (6, 4)])
 def test_cudnn_lowers_for_a_gpu(gpu_lowering, dtype, strength, lengths):
     q, k, v = _qkv(dtype, lengths)
-    rows = None if strength is None else attention.strength_bias(jnp.array(strength), lengths)
+    bias = None if strength is None else attention.strength_bias(jnp.array(strength), lengths)
 
     def run(q, k, v):
-        return attention.attend(q, k, v, rows, lengths, "cudnn")
+        return attention.attend(q, k, v, bias, lengths, "cudnn")
 
     assert jax.eval_shape(run, q, k, v).shape == (2, sum(lengths), 24)
     assert _custom_calls(run, q, k, v) == 1
@@ -95,8 +95,8 @@ def test_cudnn_lowers_for_a_gpu(gpu_lowering, dtype, strength, lengths):
 
 def test_cudnn_s_bias_is_as_small_as_the_strengths_allow(gpu_lowering):
     def largest_bias(strengths):
-        rows = attention.strength_bias(jnp.array(strengths), LENGTHS)
-        run = partial(attention.attend, bias_rows=rows, lengths=LENGTHS, backend="cudnn")
+        bias = attention.strength_bias(jnp.array(strengths), LENGTHS)
+        run = partial(attention.attend, group_bias=bias, lengths=LENGTHS, backend="cudnn")
         text = jax.jit(run).trace(*_qkv(jnp.bfloat16)).lower(lowering_platforms=("cuda",)).as_text()
         return [size for size in ("1x1x10x10", "2x1x10x10") if f"tensor<{size}xbf16>" in text]
 
@@ -119,10 +119,10 @@ def beside_a_gpu(gpu_lowering, monkeypatch):
 @pytest.mark.parametrize("dtype, calls", [(jnp.bfloat16, 1), (jnp.float32, 0)])
 def test_auto_chooses_when_lowered(beside_a_gpu, dtype, calls):
     q, k, v = _qkv(dtype)
-    rows = attention.strength_bias(jnp.array([1.1]), LENGTHS)
+    bias = attention.strength_bias(jnp.array([1.1]), LENGTHS)
 
     def run(backend):
-        return jax.jit(partial(attention.attend, bias_rows=rows, lengths=LENGTHS, backend=backend))
+        return jax.jit(partial(attention.attend, group_bias=bias, lengths=LENGTHS, backend=backend))
 
     assert _custom_calls(run("auto"), q, k, v) == calls
     np.testing.assert_array_equal(run("auto")(q, k, v), run("xla")(q, k, v))  # the same function, compiled for a CPU
@@ -130,7 +130,7 @@ def test_auto_chooses_when_lowered(beside_a_gpu, dtype, calls):
 
 def test_auto_keeps_no_weights_of_the_form_that_is_not_chosen(beside_a_gpu):
     def kept(backend):
-        attend = partial(attention.attend, bias_rows=None, lengths=(512, 512), backend=backend)
+        attend = partial(attention.attend, group_bias=None, lengths=(512, 512), backend=backend)
         backward = jax.eval_shape(lambda *x: jax.vjp(attend, *x)[1], *_qkv(jnp.bfloat16, (512, 512)))
         return max(leaf.size for leaf in jax.tree.leaves(backward))
 

@@ -26,14 +26,14 @@ def _inputs(lengths, batch=2, heads=2, width=16, dtype=jnp.float32):
     return [jax.random.normal(key, (batch, sum(lengths), heads, width), dtype) for key in keys]
 
 
-def _with_gradients(lengths, rows, backend, **sizes):
+def _with_gradients(lengths, bias, backend, **sizes):
     q, k, v, cotangent = _inputs(lengths, **sizes)
-    out, backward = jax.vjp(lambda *x: attention.attend(*x, rows, lengths, backend), q, k, v)
+    out, backward = jax.vjp(lambda *x: attention.attend(*x, bias, lengths, backend), q, k, v)
     return out, *backward(cotangent.reshape(out.shape))
 
 
-def _assert_equal(lengths, rows, **sizes):
-    expected, found = (_with_gradients(lengths, rows, backend, **sizes) for backend in BACKENDS)
+def _assert_equal(lengths, bias, **sizes):
+    expected, found = (_with_gradients(lengths, bias, backend, **sizes) for backend in BACKENDS)
     np.testing.assert_allclose(found[0], expected[0], atol=2e-6, rtol=0)
     for name, ours, theirs in zip("qkv", found[1:], expected[1:], strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=0, err_msg=f"gradient of {name}")
@@ -48,16 +48,16 @@ def test_a_reference_of_any_strength(lengths, strength):
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 @pytest.mark.parametrize("samples", [1, 2])
 def test_any_bias_rows_of_any_groups(lengths, samples):
-    rows = jax.random.normal(jax.random.key(1), (samples, len(lengths), sum(lengths)))
-    _assert_equal(lengths, rows)
+    bias = jax.random.normal(jax.random.key(1), (samples, len(lengths), sum(lengths)))
+    _assert_equal(lengths, bias)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS[:3], ids=str)
 def test_padded_text_of_several_lengths(lengths):
     seen = jnp.array([1, 3])[:, None] > jnp.arange(sum(lengths))
     seen |= jnp.arange(sum(lengths)) >= 4
-    rows = jnp.broadcast_to(jnp.where(seen, 0.0, attention.NO_WEIGHT)[:, None], (2, len(lengths), sum(lengths)))
-    _assert_equal(lengths, rows)
+    bias = jnp.broadcast_to(jnp.where(seen, 0.0, attention.NO_WEIGHT)[:, None], (2, len(lengths), sum(lengths)))
+    _assert_equal(lengths, bias)
 
 
 @pytest.mark.parametrize("heads, width", [(1, 128), (3, 64), (2, 200)])
@@ -67,10 +67,10 @@ def test_heads_of_any_width(heads, width):
 
 def test_a_reference_of_strength_zero_is_not_there():
     q, k, v, _ = _inputs((130, 67))
-    rows = attention.strength_bias(jnp.zeros(1), (130, 67))
+    bias = attention.strength_bias(jnp.zeros(1), (130, 67))
 
     def live(k, v):
-        return attention.attend(q, k, v, rows, (130, 67), "pallas_tpu")[:, :130]
+        return attention.attend(q, k, v, bias, (130, 67), "pallas_tpu")[:, :130]
 
     np.testing.assert_array_equal(live(k, v), live(k.at[:, 130:].set(1e4), v.at[:, 130:].set(-1e4)))
     assert not any(gradient[:, 130:].any() for gradient in jax.grad(lambda *x: live(*x).sum(), (0, 1))(k, v))
@@ -78,12 +78,12 @@ def test_a_reference_of_strength_zero_is_not_there():
 
 def test_half_precision_errs_as_little_as_plain_products():
     lengths = (256, 128)
-    rows = attention.strength_bias(jnp.array([0.1, 3.0]), lengths)
-    exact = _with_gradients(lengths, rows, "xla")
+    bias = attention.strength_bias(jnp.array([0.1, 3.0]), lengths)
+    exact = _with_gradients(lengths, bias, "xla")
 
     def error(backend):
         q, k, v, cotangent = (x.astype(jnp.bfloat16) for x in _inputs(lengths))
-        out, backward = jax.vjp(lambda *x: attention.attend(*x, rows, lengths, backend), q, k, v)
+        out, backward = jax.vjp(lambda *x: attention.attend(*x, bias, lengths, backend), q, k, v)
         found = (out, *backward(cotangent.reshape(out.shape)))
         return np.array([float(jnp.abs(one - other).max()) for one, other in zip(found, exact, strict=True)])
 
@@ -97,11 +97,11 @@ def test_half_precision_errs_as_little_as_plain_products():
 def test_split_over_a_mesh(sizes, lengths):
     """The last lengths do not divide: positions are then not split."""
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": 1} | sizes, jax.devices()[:4])
-    rows = attention.strength_bias(jnp.array([0.1, 3.0]), lengths)
+    bias = attention.strength_bias(jnp.array([0.1, 3.0]), lengths)
     inputs = _inputs(lengths)
 
     def run(q, k, v, cotangent, backend):
-        out, backward = jax.vjp(lambda *x: attention.attend(*x, rows, lengths, backend), q, k, v)
+        out, backward = jax.vjp(lambda *x: attention.attend(*x, bias, lengths, backend), q, k, v)
         return out, *backward(cotangent.reshape(out.shape))
 
     with jax.set_mesh(mesh), nn.logical_axis_rules(ACTIVATIONS):
@@ -116,8 +116,8 @@ def test_auto_takes_the_kernels_when_lowered_for_a_tpu():
 
     def kernels(platform, backend, function=lambda x: x.sum()):
         def total(q, k, v):
-            rows = attention.strength_bias(jnp.array([0.1]), (256, 128))
-            return attention.attend(q, k, v, rows, (256, 128), backend).astype(jnp.float32).sum()
+            bias = attention.strength_bias(jnp.array([0.1]), (256, 128))
+            return attention.attend(q, k, v, bias, (256, 128), backend).astype(jnp.float32).sum()
 
         program = jax.jit(jax.grad(total, (0, 1, 2))).trace(q, k, v)
         return program.lower(lowering_platforms=(platform,)).as_text().count("tpu_custom_call")
@@ -131,8 +131,8 @@ def test_no_weights_and_no_biases_of_all_pairs():
     lengths = (600, 424)
 
     def total(*x):
-        rows = attention.strength_bias(jnp.array([0.1]), lengths)
-        return attention.attend(*x, rows, lengths, "pallas_tpu").astype(jnp.float32).sum()
+        bias = attention.strength_bias(jnp.array([0.1]), lengths)
+        return attention.attend(*x, bias, lengths, "pallas_tpu").astype(jnp.float32).sum()
 
     program = jax.jit(jax.grad(total, (0, 1, 2))).trace(*_inputs(lengths, dtype=jnp.bfloat16)[:3])
     assert "1024x1024x" not in program.lower(lowering_platforms=("tpu",)).as_text()

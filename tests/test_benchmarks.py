@@ -10,16 +10,17 @@ from PIL import Image
 from tiny import write_model
 
 from editmgt_jax.errors import UserError
-from editmgt_jax.evaluation import pixels, report, rows, run
+from editmgt_jax.evaluation import evaluate as job
+from editmgt_jax.evaluation import outcomes, pixels, report
 from editmgt_jax.evaluation.editing import Editor
-from editmgt_jax.evaluation.protocol import Request
+from editmgt_jax.evaluation.protocol import Selection
 from editmgt_jax.evaluation.protocols import pie
 from editmgt_jax.evaluation.protocols.table import PROTOCOLS, open_protocol
 from editmgt_jax.pipeline import EditPipeline
 
 
 def evaluate(name, data, workdir, **options):
-    return run.evaluate(open_protocol(name), data, workdir, **options)
+    return job.evaluate(open_protocol(name), data, workdir, **options)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_an_unknown_protocol_names_the_known():
 @pytest.mark.parametrize("captions", ["local_captions.json", "local_descriptions.json"])
 def test_magicbrush_reads_turns_and_both_caption_files(tmp_path, captions):
     data = made.magicbrush(tmp_path, turns=(1, 3), captions=captions)
-    found = list(open_protocol("magicbrush").read(data, Request()))
+    found = list(open_protocol("magicbrush").read(data, Selection()))
     names = [example.output for example in found]
     assert names == [f"{name}.png" for name in ("100/100_1", "101/101_1", "101/101_inde_2", "101/101_inde_3")] + [
         "101/101_iter_2.png",
@@ -115,9 +116,9 @@ def test_a_broken_folder_is_counted_and_named_and_the_rest_is_scored(tmp_path):
         "another size, resized": ["102_1"],
     }
     assert found["extra"] == {"count": 1, "files": ["stray.png"]} and found["scored"] == 4
-    table = rows.read(tmp_path / "run" / "rows.parquet")
-    assert [row["skipped"] for row in table] == ["missing", "corrupt", None, None, None, None]
-    assert {(row["protocol"], row["version"]) for row in table} == {("magicbrush", "1")}
+    table = outcomes.read(tmp_path / "run" / "outcomes.parquet")
+    assert [outcome["skipped"] for outcome in table] == ["missing", "corrupt", None, None, None, None]
+    assert {(outcome["protocol"], outcome["version"]) for outcome in table} == {("magicbrush", "1")}
     text = report.benchmark(found)
     assert "1 missing (100_1)" in text and "stray.png" in text
 
@@ -126,12 +127,12 @@ def test_a_broken_folder_is_counted_and_named_and_the_rest_is_scored(tmp_path):
 
 
 def test_edits_are_the_same_killed_resumed_and_in_two_processes(tmp_path, editor, monkeypatch):
-    monkeypatch.setattr(run, "CHUNK", 2)
+    monkeypatch.setattr(job, "CHUNK", 2)
     data = made.magicbrush(tmp_path / "data", turns=(2, 1, 3, 1))
     whole = evaluate("magicbrush", data, tmp_path / "whole", editor=editor, model="tiny")
-    expected = (tmp_path / "whole" / "rows.parquet").read_bytes()
+    expected = (tmp_path / "whole" / "outcomes.parquet").read_bytes()
     assert whole["scored"] == 7 + 3 and not whole["skipped"]
-    columns = rows.read(tmp_path / "whole" / "rows.parquet")[0]
+    columns = outcomes.read(tmp_path / "whole" / "outcomes.parquet")[0]
     for name in ("flipped_outside", "psnr_ceiling", "free:flipped_outside", "held+composite:psnr_outside"):
         assert columns[name] is not None, name
 
@@ -146,15 +147,15 @@ def test_edits_are_the_same_killed_resumed_and_in_two_processes(tmp_path, editor
     monkeypatch.setattr(editor, "edit", stops)
     with pytest.raises(KeyboardInterrupt):
         evaluate("magicbrush", data, tmp_path / "killed", editor=editor, model="tiny")
-    assert not (tmp_path / "killed" / "rows.parquet").exists()
+    assert not (tmp_path / "killed" / "outcomes.parquet").exists()
     evaluate("magicbrush", data, tmp_path / "killed", editor=editor, model="tiny")
-    assert (tmp_path / "killed" / "rows.parquet").read_bytes() == expected
+    assert (tmp_path / "killed" / "outcomes.parquet").read_bytes() == expected
     monkeypatch.setattr(editor, "edit", real)
 
     first = evaluate("magicbrush", data, tmp_path / "two", editor=editor, model="tiny", process=(0, 2))
-    assert first is None and not (tmp_path / "two" / "rows.parquet").exists()
+    assert first is None and not (tmp_path / "two" / "outcomes.parquet").exists()
     assert evaluate("magicbrush", data, tmp_path / "two", editor=editor, model="tiny", process=(1, 2))
-    assert (tmp_path / "two" / "rows.parquet").read_bytes() == expected
+    assert (tmp_path / "two" / "outcomes.parquet").read_bytes() == expected
     assert sorted(p.name for p in (tmp_path / "two" / "outputs" / "102").iterdir()) == [
         "102_1.png", "102_inde_2.png", "102_inde_3.png", "102_iter_2.png", "102_iter_3.png",
     ]  # fmt: skip
@@ -177,7 +178,7 @@ def test_what_cannot_be_edited_is_skipped_with_its_reason(tmp_path, editor):
     (data / "edit_sessions.json").write_text(json.dumps(sessions))
     found = evaluate("magicbrush", data, tmp_path / "run", editor=editor, model="tiny")
     assert found["scored"] == 2 and sum(each["count"] for each in found["skipped"].values()) == 2
-    assert found["skipped"][run.NEVER_FIRST]["keys"] == ["101_iter_2"]
+    assert found["skipped"][job.NEVER_FIRST]["keys"] == ["101_iter_2"]
 
 
 # ---- PIE-Bench
@@ -202,14 +203,14 @@ def test_pie_figures_by_hand(tmp_path):
     wide.save(outputs / "1_type" / f"{1:012}.png")
     found = evaluate("pie", data, tmp_path / "run", outputs=outputs)
     assert found["scored"] == 3 and list(found["results"]["all"])[1:] == ["0_random", "1_change_object", "2_add_object"]
-    row = rows.read(tmp_path / "run" / "rows.parquet")[0]
+    outcome = outcomes.read(tmp_path / "run" / "outcomes.parquet")[0]
     source = np.asarray(Image.open(data / "annotation_images" / "0_type" / f"{0:012}.png"), float) / 255
     error = np.square(source[0, 0] - (255 - np.round(source[0, 0] * 255)) / 255).sum() / (512 * 512 * 3)
-    assert row["mse_unedit_part"] == 0 and row["psnr_unedit_part"] == pixels.EQUAL
-    assert row["mse_unedit_part_no_border"] == pytest.approx(error, rel=1e-9)
-    assert row["psnr_unedit_part_no_border"] == pytest.approx(-10 * np.log10(error), rel=1e-9)
-    assert row["psnr_far"] < pixels.EQUAL == row["psnr_band"]
-    last = rows.read(tmp_path / "run" / "rows.parquet")[2]  # its mask is the whole picture
+    assert outcome["mse_unedit_part"] == 0 and outcome["psnr_unedit_part"] == pixels.EQUAL
+    assert outcome["mse_unedit_part_no_border"] == pytest.approx(error, rel=1e-9)
+    assert outcome["psnr_unedit_part_no_border"] == pytest.approx(-10 * np.log10(error), rel=1e-9)
+    assert outcome["psnr_far"] < pixels.EQUAL == outcome["psnr_band"]
+    last = outcomes.read(tmp_path / "run" / "outcomes.parquet")[2]  # its mask is the whole picture
     assert np.isnan(last["psnr_unedit_part"] or np.nan) and found["results"]["all"]["all"]["psnr_unedit_part"]["n"] == 2
 
 

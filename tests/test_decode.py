@@ -22,10 +22,10 @@ def strict_promotion():
 ANGLES = (np.arange(LENGTH * CODEBOOK).reshape(LENGTH, CODEBOOK) * 1.7 % 6.28).astype(np.float32)
 
 
-def predict(tokens, row):
+def predict(tokens, step):
     """Logits that depend on the position, the sample's own tokens and the time; aux is a score per position in [0, 1]."""
     known = jnp.sum(jnp.where(tokens == MASK, 0, tokens), axis=1) % 7
-    phase = 0.3 * known.astype(jnp.float32) + 0.1 * row.time  # [B]
+    phase = 0.3 * known.astype(jnp.float32) + 0.1 * step.time  # [B]
     logits = 3 * jnp.sin(ANGLES[None, : tokens.shape[1]] + phase[:, None, None])
     return dec.Prediction(logits, aux=jax.nn.sigmoid(logits[..., 0]))
 
@@ -48,11 +48,11 @@ REFERENCE = np.arange(BATCH * LENGTH, dtype=np.int32).reshape(BATCH, LENGTH) * 7
 
 
 def held(threshold, **settings):
-    return dec.with_region_hold(predict, lambda scores: hold_mask(scores, threshold), REFERENCE, **settings)
+    return dec.with_region_hold(predict, lambda relevance: hold_mask(relevance, threshold), REFERENCE, **settings)
 
 
 def model_of(hold, threshold, step):
-    return held(threshold, hold=hold, step=step) if hold else predict
+    return held(threshold, hold=hold, hold_step=step) if hold else predict
 
 
 @partial(jax.jit, static_argnames="hold")
@@ -67,8 +67,8 @@ def run(tokens, schedule, key, hold=None, threshold=0.4, step=2):
 
 
 @partial(jax.jit, static_argnames="hold")
-def run_step(state, row, keys, hold):
-    return dec.decode_step(model_of(hold, 0.4, 2), state, row, dec.draw_noise(keys, row.step, LENGTH), MASK)
+def run_step(state, step, keys, hold):
+    return dec.decode_step(model_of(hold, 0.4, 2), state, step, dec.draw_noise(keys, step.number, LENGTH), MASK)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
@@ -116,7 +116,7 @@ def test_a_key_and_the_draws_it_makes_give_the_same_result():
 
 def test_an_oracle_is_followed_to_the_end():
     target = jax.random.randint(jax.random.key(4), (3, LENGTH), 0, CODEBOOK)
-    oracle = lambda tokens, row: dec.Prediction(50 * jax.nn.one_hot(target, CODEBOOK))
+    oracle = lambda tokens, step: dec.Prediction(50 * jax.nn.one_hot(target, CODEBOOK))
     for steps in (1, 8):
         result = dec.decode(oracle, hidden_tokens(3), decode_schedule(steps), jax.random.key(5), MASK)
         np.testing.assert_array_equal(result.tokens, target)
@@ -124,7 +124,7 @@ def test_an_oracle_is_followed_to_the_end():
 
 def test_without_noise_the_surest_positions_come_first():
     certainty = jnp.arange(8, dtype=jnp.float32)
-    oracle = lambda tokens, row: dec.Prediction((certainty[:, None] * jax.nn.one_hot(jnp.zeros(8, int), 5))[None])
+    oracle = lambda tokens, step: dec.Prediction((certainty[:, None] * jax.nn.one_hot(jnp.zeros(8, int), 5))[None])
     noise = dec.Noise(jnp.zeros((4, 1, 8)), jnp.zeros((4, 1, 8)))  # uniform 0 draws the first id
     result = dec.decode(oracle, hidden_tokens(1, 8), decode_schedule(4, "linear"), noise, MASK)
     for step, hidden in enumerate([6, 4, 2, 0]):
@@ -145,11 +145,11 @@ def test_without_noise_the_surest_positions_come_first():
     ],
 )
 def test_number_hidden_again(unknown, start_ratio, ratio, expected):
-    tokens, row = partly_hidden(unknown, length=8), decode_schedule(1)
-    row = row._replace(hidden_ratio=jnp.float32(ratio), temperature=jnp.float32(0))
+    tokens, step = partly_hidden(unknown, length=8), decode_schedule(1)
+    step = step._replace(hidden_ratio=jnp.float32(ratio), temperature=jnp.float32(0))
     probability = jnp.linspace(0.1, 0.9, 8)[None]
     after = commit_surest(
-        tokens, jnp.zeros((1, 8), int), probability, jnp.zeros((1, 8)), row, jnp.array([start_ratio]), MASK
+        tokens, jnp.zeros((1, 8), int), probability, jnp.zeros((1, 8)), step, jnp.array([start_ratio]), MASK
     )
     assert jnp.sum(after == MASK) == expected
     np.testing.assert_array_equal(after[:, unknown:], tokens[:, unknown:])
@@ -161,19 +161,19 @@ def test_a_single_token_is_decoded():
 
 
 def test_ties_with_the_cutoff_are_kept():
-    row = decode_schedule(1)._replace(hidden_ratio=jnp.float32(0.5), temperature=jnp.float32(0))
+    step = decode_schedule(1)._replace(hidden_ratio=jnp.float32(0.5), temperature=jnp.float32(0))
     probability = jnp.array([[0.1, 0.3, 0.3, 0.3, 0.3, 0.9]])  # n = 3: the cut-off is 0.3
     after = commit_surest(
-        hidden_tokens(1, 6), jnp.zeros((1, 6), int), probability, jnp.zeros((1, 6)), row, jnp.ones(1), MASK
+        hidden_tokens(1, 6), jnp.zeros((1, 6), int), probability, jnp.zeros((1, 6)), step, jnp.ones(1), MASK
     )
     np.testing.assert_array_equal(after, [[MASK, 0, 0, 0, 0, 0]])
 
 
 def test_impossible_candidates_are_hidden_first_and_known_tokens_outlast_any_noise():
-    row = decode_schedule(1)._replace(hidden_ratio=jnp.float32(0.5), temperature=jnp.float32(2))
+    step = decode_schedule(1)._replace(hidden_ratio=jnp.float32(0.5), temperature=jnp.float32(2))
     gumbel = jnp.array([[0.0, 1e30, 0.0, -1e30]])
     after = commit_surest(
-        partly_hidden(2, length=4), jnp.full((1, 4), 5), jnp.array([[0.0, 0.5, 0, 0]]), gumbel, row, jnp.ones(1), MASK
+        partly_hidden(2, length=4), jnp.full((1, 4), 5), jnp.array([[0.0, 0.5, 0, 0]]), gumbel, step, jnp.ones(1), MASK
     )
     np.testing.assert_array_equal(after, [[MASK, 5, 2, 3]])
 
@@ -193,7 +193,9 @@ def test_a_batch_equals_each_sample_alone(hold):
 
     @jax.jit
     def alone(tokens, key, ids, threshold):
-        model = dec.with_region_hold(predict, lambda scores: hold_mask(scores, threshold), ids, hold=hold, step=2)
+        model = dec.with_region_hold(
+            predict, lambda relevance: hold_mask(relevance, threshold), ids, hold=hold, hold_step=2
+        )
         return dec.decode(model, tokens, schedule, key, MASK).steps
 
     for i in (slice(0, 1), slice(1, 2), slice(2, 3)):
@@ -214,12 +216,12 @@ def test_threshold_zero_is_off_and_above_one_holds_everything(hold):
     np.testing.assert_array_equal(run(*arguments, hold, 1.01, 0).tokens, REFERENCE)
 
 
-def test_released_hold_acts_on_hidden_positions_by_the_scores_of_the_step():
+def test_released_hold_acts_on_hidden_positions_by_the_relevance_of_the_step():
     before = hidden_tokens()
     result = run(before, decode_schedule(6), jax.random.key(10), "released", 0.5)
-    for after, scores in zip(result.steps, result.aux, strict=True):
+    for after, relevance in zip(result.steps, result.aux, strict=True):
         committed = (before == MASK) & (after != MASK)
-        keep = committed & (scores < 0.5)
+        keep = committed & (relevance < 0.5)
         assert keep.any()
         np.testing.assert_array_equal(jnp.where(keep, after, 0), jnp.where(keep, REFERENCE, 0))
         before = after
@@ -241,7 +243,7 @@ def test_hold_from_step_zero_is_an_inpainting_of_the_rest():
     """The model sees its first, wholly hidden tokens as the inpainting does, so that all else must agree."""
     keep = jnp.stack([jnp.arange(LENGTH) % 3 == i for i in range(BATCH)])
     start, schedule, key = jnp.where(keep, REFERENCE, MASK), decode_schedule(6), jax.random.key(12)
-    seen = lambda tokens, row: predict(jnp.where(keep, REFERENCE, tokens), row)
+    seen = lambda tokens, step: predict(jnp.where(keep, REFERENCE, tokens), step)
     model = dec.with_region_hold(seen, lambda aux: keep, REFERENCE, hold="from_step")
     result = dec.decode(model, hidden_tokens(), schedule, key, MASK)
     np.testing.assert_array_equal(result.steps, run(start, schedule, key).steps)
@@ -253,7 +255,7 @@ def test_unknown_hold_is_named():
 
 
 def test_logits_that_could_draw_the_mask_id_are_refused():
-    wide = lambda tokens, row: dec.Prediction(jnp.zeros((*tokens.shape, MASK + 1)))
+    wide = lambda tokens, step: dec.Prediction(jnp.zeros((*tokens.shape, MASK + 1)))
     with pytest.raises(ValueError, match="cut them to the codebook"):
         dec.decode(wide, hidden_tokens(), decode_schedule(2), jax.random.key(0), MASK)
 
@@ -275,7 +277,7 @@ def test_probability_of_is_the_softmax():
 
 def test_sampling_temperature_moves_the_draw_but_not_the_confidence():
     two_ids, ten_ids = [1.0, 0.0] + [-np.inf] * 8, [3.0] + [0.0] * 9  # id 0: p = 0.73 and 0.69; halved, 0.88 and 0.98
-    oracle = lambda tokens, row: dec.Prediction(jnp.array([[two_ids, ten_ids]], jnp.float32))
+    oracle = lambda tokens, step: dec.Prediction(jnp.array([[two_ids, ten_ids]], jnp.float32))
 
     @jax.jit
     def decode_two(uniform, temperature):
@@ -299,13 +301,13 @@ def test_guidance_mixes_the_halves_unconditional_first():
 
 
 def test_guided_predict_sees_the_tokens_twice_and_keeps_the_aux():
-    def both(tokens, row):
+    def both(tokens, step):
         np.testing.assert_array_equal(tokens[:BATCH], tokens[BATCH:])
-        single = predict(tokens[:BATCH], row)
+        single = predict(tokens[:BATCH], step)
         return dec.Prediction(jnp.concatenate([jnp.zeros_like(single.logits), single.logits]), aux=single.aux)
 
-    row = jax.tree.map(lambda column: column[0], decode_schedule(3))
-    guided, single = dec.with_guidance(both, 2.0)(REFERENCE, row), predict(REFERENCE, row)
+    step = jax.tree.map(lambda column: column[0], decode_schedule(3))
+    guided, single = dec.with_guidance(both, 2.0)(REFERENCE, step), predict(REFERENCE, step)
     np.testing.assert_allclose(guided.logits, 2 * single.logits, rtol=1e-6)
     np.testing.assert_array_equal(guided.aux, single.aux)
 
@@ -314,15 +316,15 @@ def test_new_values_never_recompile():
     traces = []
 
     @jax.jit
-    def edit(tokens, schedule, key, scale, threshold, step, sampling_temperature):
+    def edit(tokens, schedule, key, scale, threshold, hold_step, sampling_temperature):
         traces.append(tokens.shape)
-        both = lambda tokens, row: predict(tokens, row)._replace(aux=predict(tokens, row).aux[:BATCH])
+        both = lambda tokens, step: predict(tokens, step)._replace(aux=predict(tokens, step).aux[:BATCH])
         model = dec.with_region_hold(
             dec.with_guidance(both, scale),
             lambda aux: hold_mask(aux, threshold),
             REFERENCE,
             hold="from_step",
-            step=step,
+            hold_step=hold_step,
         )
         return dec.decode(model, tokens, schedule, key, MASK, sampling_temperature=sampling_temperature).tokens
 
@@ -341,5 +343,5 @@ def test_new_values_never_recompile():
 def test_no_two_samples_or_steps_share_their_draws():
     keys = dec.sample_keys(jax.random.key(3), 3)
     noise = jax.jit(jax.vmap(lambda step: dec.draw_noise(keys, step, 8)))(np.arange(2))
-    rows = [bytes(row) for draws in noise for row in np.asarray(draws).reshape(6, 8)]
-    assert len(set(rows)) == 12
+    draws_of_samples = [bytes(sample) for draws in noise for sample in np.asarray(draws).reshape(6, 8)]
+    assert len(set(draws_of_samples)) == 12

@@ -61,8 +61,8 @@ def test_an_editor_with_a_language_model_edits(with_llm):
     pipe = EditPipeline.from_pretrained(with_llm)
     text = pipe.encode("make the car red")
     assert text.states.shape == (256, 20) and text.pooled.shape == (12,)
-    row = pipe.query_row(text, "car")
-    assert np.flatnonzero(row).min() > 200  # it pads on the left
+    weights = pipe.query_weights(text, "car")
+    assert np.flatnonzero(weights).min() > 200  # it pads on the left
     long = pipe.encode("make the car red and " * 15)  # more than CLIP's 77 tokens, which lose their end
     assert np.isfinite(long.states).all()
     result = pipe(np.zeros((32, 32, 3), np.uint8), text, query="car")

@@ -41,11 +41,11 @@ def test_measures_by_hand():
 
 def test_iou_and_its_best_threshold():
     truth = np.array([[[True, False], [True, False]]])
-    scores = np.array([[[0.9, 0.4], [0.6, 0.1]]])
-    assert metrics.iou(scores, truth, 0.5) == 1
-    assert metrics.iou(scores, truth, 0.3) == pytest.approx(2 / 3)
-    assert metrics.iou(scores, truth, 0.7) == pytest.approx(1 / 2)
-    threshold, value = metrics.best_threshold(scores, truth)
+    relevance = np.array([[[0.9, 0.4], [0.6, 0.1]]])
+    assert metrics.iou(relevance, truth, 0.5) == 1
+    assert metrics.iou(relevance, truth, 0.3) == pytest.approx(2 / 3)
+    assert metrics.iou(relevance, truth, 0.7) == pytest.approx(1 / 2)
+    threshold, value = metrics.best_threshold(relevance, truth)
     assert 0.4 < threshold <= 0.6 and value == 1
 
 

@@ -117,6 +117,6 @@ def test_missing_values_and_single_clusters():
 
 
 def test_the_mean_of_groups_weighs_groups_alike():
-    rows = [{"group": "a", "x": 1.0}] * 9 + [{"group": "b", "x": 5.0}]
-    found = stats.mean_of_groups(rows, "x", ("a", "b", "c"))
+    outcomes = [{"group": "a", "x": 1.0}] * 9 + [{"group": "b", "x": 5.0}]
+    found = stats.mean_of_groups(outcomes, "x", ("a", "b", "c"))
     assert found == {"mean": 3, "low": 3, "high": 3, "n": 10}

@@ -244,9 +244,9 @@ class TestComposite:
 
 class TestPictures:
     def test_overlay_is_bright_where_relevance_is_high(self):
-        scores = np.zeros((6, 10), np.float32)
-        scores[:, 7:] = 1
-        shown = np.asarray(images.overlay(Image.new("RGB", (80, 48), "grey"), scores), int).sum(-1)
+        relevance = np.zeros((6, 10), np.float32)
+        relevance[:, 7:] = 1
+        shown = np.asarray(images.overlay(Image.new("RGB", (80, 48), "grey"), relevance), int).sum(-1)
         assert shown.shape == (48, 80)
         assert shown[:, 70:].min() > shown[:, :40].max() + 100
 

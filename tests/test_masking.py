@@ -72,7 +72,7 @@ def test_wrong_settings_are_named(arguments, message):
 @pytest.mark.parametrize("kind", masking.CURVES)
 def test_training_and_decoding_share_the_curve(kind):
     schedule = masking.decode_schedule(8, kind)
-    t = jnp.asarray((schedule.step[:-1] + 1) / 8, jnp.float32)
+    t = jnp.asarray((schedule.number[:-1] + 1) / 8, jnp.float32)
     np.testing.assert_allclose(masking.hidden_curve(t, kind), schedule.hidden_ratio[:-1], atol=1e-7)
 
 

@@ -78,21 +78,21 @@ def test_logits_follow_the_grid(params):
     assert _logits(params, True, grid=(8, 2)).shape == (BATCH, 8, 2, 16)
 
 
-def test_relevance_rows_average_the_full_map(params):
+def test_weighted_attention_averages_the_full_map(params):
     model, (text, tokens, reference) = MGT(CONFIG), _inputs()
 
-    def relevance(module, rows, layers):
-        return module(tokens, 2.0, module.condition(*text, reference), rows, layers)[1]
+    def attention(module, text_weights, layers):
+        return module(tokens, 2.0, module.condition(*text, reference), text_weights, layers)[1]
 
-    def run(rows, layers):
-        return model.apply({"params": params}, rows, layers, method=relevance)
+    def run(text_weights, layers):
+        return model.apply({"params": params}, text_weights, layers, method=attention)
 
     full = run(jnp.broadcast_to(jnp.eye(TEXT), (BATCH, TEXT, TEXT)), (0, 1, 2, 3))  # [B 4 T N]
     assert full.shape == (BATCH, 4, TEXT, 6)
     assert (full.sum(-1) < 1).all()  # the rest of the softmax is on text
     mean = run(jnp.full((BATCH, 1, TEXT), 1 / TEXT), (3, 1))
     np.testing.assert_allclose(mean[:, :, 0], full[:, jnp.array([3, 1])].mean(2), atol=1e-6)
-    last = run(jnp.full((1, 1, TEXT), 1 / TEXT), (3, 1))  # fewer rows than samples: the last samples'
+    last = run(jnp.full((1, 1, TEXT), 1 / TEXT), (3, 1))  # weights of fewer samples than there are: the last ones
     np.testing.assert_allclose(last, mean[-1:], atol=1e-6)
 
 
@@ -102,7 +102,7 @@ def test_relevance_rows_average_the_full_map(params):
         (lambda m, text, tokens: m(tokens[:, :3], 0.0, m.condition(*text)), "multiples of 2"),
         (lambda m, text, tokens: m(tokens, 0.0, m.condition(*text, tokens[:, :2])), "the image.s grid"),
         (lambda m, text, tokens: m(tokens, 0.0, m.condition(*text), jnp.ones((2, 1, 5)), (4,)), r"0\.\.3"),
-        (lambda m, text, tokens: m(tokens, 0.0, m.condition(*text), jnp.ones((2, 1, 5))), "needs layers"),
+        (lambda m, text, tokens: m(tokens, 0.0, m.condition(*text), jnp.ones((2, 1, 5))), "need layers"),
         (lambda m, text, tokens: m.condition(text[0][..., :3], *text[1:]), "joint_attention_dim"),
     ],
 )

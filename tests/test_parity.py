@@ -299,9 +299,9 @@ def test_mgt_without_a_reference(tmp_path, config, grid):
 
 @pytest.mark.parametrize("grid, token_grid", [((3, 5), (6, 10)), ((8, 8), (16, 16)), ((7, 4), (9, 13))])
 def test_upsampling_is_bicubic_interpolation(grid, token_grid):
-    scores = torch.rand(2, *grid)
-    expected = nn.functional.interpolate(scores[:, None], token_grid, mode="bicubic", align_corners=False)[:, 0]
-    np.testing.assert_allclose(localize.upsample(jnp.asarray(scores.numpy()), token_grid), expected, atol=1e-6)
+    relevance = torch.rand(2, *grid)
+    expected = nn.functional.interpolate(relevance[:, None], token_grid, mode="bicubic", align_corners=False)[:, 0]
+    np.testing.assert_allclose(localize.upsample(jnp.asarray(relevance.numpy()), token_grid), expected, atol=1e-6)
 
 
 # ---- what is written here, read there

@@ -56,12 +56,12 @@ def test_source_ids_are_those_of_the_resized_picture(pipe):
     image = picture((61, 47))
     pixels = np.asarray(image.resize((40, 32), Image.Resampling.LANCZOS), np.float32) / 255
     result = pipe(image, INSTRUCTION)
-    np.testing.assert_array_equal(result.source_ids, np.asarray(pipe.tokenize(pixels[None]))[0])
+    np.testing.assert_array_equal(result.source_ids, np.asarray(pipe.encode_image(pixels[None]))[0])
 
 
 def test_without_hold_the_picture_is_the_decoded_tokens(pipe):
     result = pipe(picture(), INSTRUCTION)
-    expected = np.round(np.asarray(pipe.detokenize(result.token_ids))[0] * 255)
+    expected = np.round(np.asarray(pipe.decode_image(result.token_ids))[0] * 255)
     np.testing.assert_array_equal(np.asarray(result.images[0]), expected)
     assert not result.keep_mask.any()
 
@@ -276,19 +276,19 @@ def test_no_reference_strength_ignores_the_reference(pipe):
 
 
 def test_guidance_of_one_is_no_guidance(pipe):
-    request, plan = captured(pipe, guidance_scale=1.0)
-    assert not plan.guided
+    request, static = captured(pipe, guidance_scale=1.0)
+    assert not static.guided
     plain = pipe.edit_tokens(random_ids(), [pipe.encode(INSTRUCTION)] * 2, guidance_scale=0.5)
-    guided = decode_edit(pipe._mgt_variables, request, pipe.model.mgt, plan._replace(guided=True))
+    guided = decode_edit(pipe._mgt_variables, request, pipe.model.mgt, static._replace(guided=True))
     np.testing.assert_array_equal(plain.tokens, guided.tokens)
-    np.testing.assert_allclose(plain.scores, guided.scores, atol=1e-5)
+    np.testing.assert_allclose(plain.relevance, guided.relevance, atol=1e-5)
 
 
 def captured(pipe, **settings):
-    """The request and plan of an edit of random ids."""
+    """The request and static settings of an edit of random ids."""
     calls = []
     spy = EditPipeline(pipe.model)
-    spy._run = lambda request, plan, progress: calls.append((request, plan))
+    spy._run = lambda request, static, progress: calls.append((request, static))
     spy.edit_tokens(random_ids(), [pipe.encode(INSTRUCTION)] * 2, **settings)
     return calls[0]
 
@@ -304,66 +304,66 @@ def test_negative_prompt_matters_under_guidance_only(pipe):
 
 
 def test_a_query_is_whole_words(pipe):
-    row = pipe.query_row(pipe.encode("make the scar red car"), "car")
-    last = pipe.query_row(pipe.encode("make the scar red car"), "red car")
-    assert (row > 0).sum() < (last > 0).sum() and not (row > 0)[np.flatnonzero(last)[0]]
+    shorter = pipe.query_weights(pipe.encode("make the scar red car"), "car")
+    longer = pipe.query_weights(pipe.encode("make the scar red car"), "red car")
+    assert (shorter > 0).sum() < (longer > 0).sum() and not (shorter > 0)[np.flatnonzero(longer)[0]]
     with pytest.raises(PromptError, match="'car' is not among"):
-        pipe.query_row(pipe.encode("make the scar red"), "car")
+        pipe.query_weights(pipe.encode("make the scar red"), "car")
 
 
-def test_query_selects_text_rows(pipe):
+def test_query_selects_text_tokens(pipe):
     text = pipe.encode(INSTRUCTION)
-    uniform, car = pipe.query_row(text), pipe.query_row(text, "car")
+    uniform, car = pipe.query_weights(text), pipe.query_weights(text, "car")
     np.testing.assert_allclose([uniform.sum(), car.sum()], 1, rtol=1e-6)
     assert (uniform > 0).all() and 0 < (car > 0).sum() < len(car) / 2
-    # Relevance is linear in the rows: the mean over single tokens is that of the uniform row.
+    # Attention is linear in the weights: the mean over single tokens is that of equal weights.
     ids, length = random_ids(1).repeat(len(car), axis=0), len(car)
     keys = jnp.broadcast_to(jax.random.key(0), (length,))
-    each = pipe.edit_tokens(ids, [text] * length, rows=np.eye(length), keys=keys)
-    mean = pipe.edit_tokens(ids[:1], [text], rows=uniform[None], keys=keys[:1])
-    np.testing.assert_allclose(each.relevance.mean(0), mean.relevance[0], atol=1e-6)
+    each = pipe.edit_tokens(ids, [text] * length, text_weights=np.eye(length), keys=keys)
+    mean = pipe.edit_tokens(ids[:1], [text], text_weights=uniform[None], keys=keys[:1])
+    np.testing.assert_allclose(each.attention.mean(0), mean.attention[0], atol=1e-6)
     phrase = pipe(picture(), text, query="car")
     assert np.abs(phrase.relevance - pipe(picture(), text).relevance).max() > 1e-3
 
 
-def test_relevance_by_layer_and_step(pipe):
+def test_attention_by_layer_and_step(pipe):
     text = [pipe.encode(INSTRUCTION)] * 2
     steps = [
-        pipe.edit_tokens(random_ids(), text, steps=3, layers=(0, 1, 2), relevance_step=step).relevance
+        pipe.edit_tokens(random_ids(), text, steps=3, layers=(0, 1, 2), attention_step=step).attention
         for step in range(3)
     ]
-    mean = pipe.edit_tokens(random_ids(), text, steps=3, layers=(0, 1, 2)).relevance
+    mean = pipe.edit_tokens(random_ids(), text, steps=3, layers=(0, 1, 2)).attention
     assert mean.shape == (2, 3, 16)
     np.testing.assert_allclose(np.mean(steps, axis=0), mean, atol=1e-6)
-    reordered = pipe.edit_tokens(random_ids(), text, steps=3, layers=(2, 0)).relevance
+    reordered = pipe.edit_tokens(random_ids(), text, steps=3, layers=(2, 0)).attention
     np.testing.assert_allclose(reordered, mean[:, [2, 0]], atol=1e-6)
 
 
 def test_model_time_is_the_share_of_hidden_tokens(pipe):
     """Under 'mask_rate' a half-open sample starts at time 0.5, as if its only step were told so, and not at 1."""
-    request, plan = captured(pipe, steps=1, guidance_scale=1.0)
+    request, static = captured(pipe, steps=1, guidance_scale=1.0)
     start = jnp.where(jnp.arange(8)[:, None] < 4, request.reference, request.start)
     request = request._replace(start=start)
 
-    def scores(plan, time):
+    def relevance(static, time):
         schedule = request.knobs.schedule._replace(time=jnp.full(1, time))
         told = request._replace(knobs=request.knobs._replace(schedule=schedule))
-        return decode_edit(pipe._mgt_variables, told, pipe.model.mgt, plan).scores
+        return decode_edit(pipe._mgt_variables, told, pipe.model.mgt, static).relevance
 
-    told = plan._replace(timestep_convention="released")
-    np.testing.assert_allclose(scores(plan, 1.0), scores(told, 0.5), atol=1e-6)
-    assert np.abs(scores(told, 1.0) - scores(told, 0.5)).max() > 1e-4
+    told = static._replace(timestep_convention="released")
+    np.testing.assert_allclose(relevance(static, 1.0), relevance(told, 0.5), atol=1e-6)
+    assert np.abs(relevance(told, 1.0) - relevance(told, 0.5)).max() > 1e-4
 
 
 def test_bfloat16_stays_close(tiny_model, pipe):
     half = EditPipeline.from_pretrained(tiny_model, dtype=jnp.bfloat16)
     ids = random_ids(1)
 
-    def relevance(pipe, strength=1.0):
+    def attention(pipe, strength=1.0):
         text = pipe.encode([INSTRUCTION])
-        return pipe.edit_tokens(ids, text, relevance_step=0, reference_strength=strength).relevance
+        return pipe.edit_tokens(ids, text, attention_step=0, reference_strength=strength).attention
 
-    ours, exact, other = relevance(half), relevance(pipe), relevance(pipe, 1.3)
+    ours, exact, other = attention(half), attention(pipe), attention(pipe, 1.3)
     assert ours.dtype == jnp.float32
     assert np.abs(ours - exact).mean() < 0.5 * np.abs(other - exact).mean()
 

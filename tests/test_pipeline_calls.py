@@ -21,11 +21,11 @@ from editmgt_jax.sampling.settings import SettingsError
 def new_program(monkeypatch, name):
     """The decode, as a program of another name that this process has not compiled."""
 
-    def decode(variables, request, mgt, plan):
-        return decode_edit.__wrapped__(variables, request, mgt, plan)
+    def decode(variables, request, mgt, static):
+        return decode_edit.__wrapped__(variables, request, mgt, static)
 
     decode.__name__ = name
-    monkeypatch.setattr(programs, "decode_edit", jax.jit(decode, static_argnames=("mgt", "plan")))
+    monkeypatch.setattr(programs, "decode_edit", jax.jit(decode, static_argnames=("mgt", "static")))
 
 
 def test_a_program_of_the_disk_s_cache_is_not_said_to_be_compiled(pipe, capsys, monkeypatch):

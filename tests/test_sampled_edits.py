@@ -72,7 +72,7 @@ def test_with_hold_mask_and_neighbours(pipe, name):
     other = edit(pipe, ids[[1, 1]], keys, start[[1, 1]], **settings)
     for field in ("tokens", "keep", "passes"):
         np.testing.assert_array_equal(getattr(found, field)[1], getattr(other, field)[1])
-    for field in ("scores", "relevance"):
+    for field in ("relevance", "attention"):
         np.testing.assert_allclose(getattr(found, field)[1], getattr(other, field)[1], atol=1e-5)
 
 
@@ -91,8 +91,8 @@ def test_changes_first_without_penalty_is_confidence(pipe):
 def test_relevance_commits_where_the_instruction_points(pipe):
     found = edit(pipe, random_ids(), sampler="relevance")
     first = found.step_tokens[0] != MASK_ID
-    for scores, known in zip(found.step_scores[0], first, strict=True):
-        assert 0 < known.sum() < 64 and scores[known].min() >= scores[~known].max()
+    for relevance, known in zip(found.step_relevance[0], first, strict=True):
+        assert 0 < known.sum() < 64 and relevance[known].min() >= relevance[~known].max()
 
 
 def test_entropy_ends_early_and_says_so(pipe):
@@ -100,9 +100,9 @@ def test_entropy_ends_early_and_says_so(pipe):
     assert everything.passes.tolist() == [1, 1] and one_by_one.passes.tolist() == [4, 4]
     assert [(ids == MASK_ID).sum() for ids in one_by_one.step_tokens[:, 0]] == [63, 62, 61, 0]
     np.testing.assert_array_equal(everything.step_tokens[0], everything.tokens)
-    at_first = edit(pipe, random_ids(), sampler="entropy", entropy_bound=1e6, relevance_step=0)
-    np.testing.assert_allclose(everything.relevance, at_first.relevance, atol=1e-6)
-    np.testing.assert_allclose(everything.scores, everything.step_scores[0])
+    at_first = edit(pipe, random_ids(), sampler="entropy", entropy_bound=1e6, attention_step=0)
+    np.testing.assert_allclose(everything.attention, at_first.attention, atol=1e-6)
+    np.testing.assert_allclose(everything.relevance, everything.step_relevance[0])
 
 
 def test_a_hold_after_the_end_holds_nothing_but_what_the_mask_spares(pipe):
@@ -131,24 +131,24 @@ def test_samplers_that_compare_with_a_source_need_one(pipe):
 
 
 def captured(pipe, **settings):
-    """The request and plan of an edit of random ids."""
+    """The request and static settings of an edit of random ids."""
     calls = []
     spy = EditPipeline(pipe.model)
-    spy._run = lambda request, plan, progress: calls.append((request, plan))
+    spy._run = lambda request, static, progress: calls.append((request, static))
     spy.edit_tokens(random_ids(), [pipe.encode(INSTRUCTION)] * 2, negative="a sketch", **settings)
     return calls[0]
 
 
-def first_logits(pipe, request, plan):
-    row = jax.tree.map(lambda column: column[0], request.knobs.schedule)
+def first_logits(pipe, request, static):
+    step = jax.tree.map(lambda column: column[0], request.knobs.schedule)
     tokens = request.start.reshape(len(request.start), -1)
-    predict = jax.jit(lambda request: guided_model(pipe._mgt_variables, request, pipe.model.mgt, plan)(tokens, row))
+    predict = jax.jit(lambda request: guided_model(pipe._mgt_variables, request, pipe.model.mgt, static)(tokens, step))
     return predict(request)
 
 
 def test_three_passes_are_the_sum_of_single_ones(pipe):
-    request, plan = captured(pipe, guidance_scale=2.0, image_guidance_scale=3.5, reference_strength=1.3)
-    alone = plan._replace(guided=False, image_guided=False)
+    request, static = captured(pipe, guidance_scale=2.0, image_guidance_scale=3.5, reference_strength=1.3)
+    alone = static._replace(guided=False, image_guided=False)
     without_image = request._replace(knobs=request.knobs._replace(reference_strength=jnp.float32(0)))
     neither, image, both = (
         np.asarray(first_logits(pipe, one, alone).logits)
@@ -157,9 +157,9 @@ def test_three_passes_are_the_sum_of_single_ones(pipe):
     assert min(np.abs(neither - image).max(), np.abs(both - image).max()) > 0.1
     text_scale, image_scale = 2.0, 1 + 3.5 - 2.0  # of InstructPix2Pix
     expected = neither + image_scale * (image - neither) + text_scale * (both - image)
-    guided = first_logits(pipe, request, plan)
+    guided = first_logits(pipe, request, static)
     np.testing.assert_allclose(guided.logits, expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(guided.aux.scores, first_logits(pipe, request, alone).aux.scores, atol=1e-5)
+    np.testing.assert_allclose(guided.aux.relevance, first_logits(pipe, request, alone).aux.relevance, atol=1e-5)
 
 
 def test_equal_scales_give_the_tokens_of_two_passes(pipe):
@@ -174,11 +174,11 @@ def test_equal_scales_give_the_tokens_of_two_passes(pipe):
 
 @pytest.mark.parametrize("scale", [3.0, 1.0, 0.5])
 def test_scales_that_are_almost_equal_give_almost_the_same(pipe, scale):
-    nearly, plan = captured(pipe, guidance_scale=scale, image_guidance_scale=scale + 1e-5)
-    assert plan.image_guided
+    nearly, static = captured(pipe, guidance_scale=scale, image_guidance_scale=scale + 1e-5)
+    assert static.image_guided
     request, two = captured(pipe, guidance_scale=scale)
     one = first_logits(pipe, request, two).logits
-    np.testing.assert_allclose(first_logits(pipe, nearly, plan).logits, one, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(first_logits(pipe, nearly, static).logits, one, rtol=1e-4, atol=1e-3)
 
 
 def test_guide_image_on_numbers():

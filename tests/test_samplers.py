@@ -29,19 +29,19 @@ def strict_promotion():
         yield
 
 
-def predict(tokens, row):
-    """Logits that depend on the position, the sample's own tokens and the time; the scores of a position are its aux."""
+def predict(tokens, step):
+    """Logits that depend on the position, the sample's own tokens and the time; the relevance of a position is its aux."""
     known = jnp.sum(jnp.where(tokens == MASK, 0, tokens), axis=1) % 7
-    phase = 0.3 * known.astype(jnp.float32) + 0.1 * row.time  # [B]
+    phase = 0.3 * known.astype(jnp.float32) + 0.1 * step.time  # [B]
     logits = 3 * jnp.sin(ANGLES[None] + phase[:, None, None])
-    scores = jax.nn.sigmoid(logits[..., 0])
-    return dec.Prediction(logits, aux=scores, priority=scores)
+    relevance = jax.nn.sigmoid(logits[..., 0])
+    return dec.Prediction(logits, aux=relevance, priority=relevance)
 
 
 def model_of(hold, source):
     if hold is None:
         return predict
-    return dec.with_region_hold(predict, lambda scores: hold_mask(scores, 0.4), source, hold=hold, step=2)
+    return dec.with_region_hold(predict, lambda relevance: hold_mask(relevance, 0.4), source, hold=hold, hold_step=2)
 
 
 @partial(jax.jit, static_argnames=("name", "hold"))
@@ -93,9 +93,9 @@ def test_scan_equals_a_python_loop(name, hold):
     state = dec.DecodeState(starts(), jnp.sum(starts() == MASK, axis=1).astype(jnp.float32) / LENGTH)
 
     @jax.jit
-    def one_step(state, row):
-        draws, context = dec.draw_noise(keys, row.step, LENGTH), Context(GRID, SOURCE, KNOBS)
-        return dec.decode_step(model_of(hold, SOURCE), state, row, draws, MASK, 1.0, SAMPLERS[name], context)[0]
+    def one_step(state, step):
+        draws, context = dec.draw_noise(keys, step.number, LENGTH), Context(GRID, SOURCE, KNOBS)
+        return dec.decode_step(model_of(hold, SOURCE), state, step, draws, MASK, 1.0, SAMPLERS[name], context)[0]
 
     passes = np.zeros(BATCH, int)
     for step in range(STEPS):
@@ -134,7 +134,7 @@ def test_confidence_is_the_default():
 @EVERY
 def test_ties_are_broken_or_kept_as_released(name):
     """A model that says the same of every position, and draws that are the same: one more than asked may not slip in."""
-    flat = lambda tokens, row: dec.Prediction(jnp.zeros((*tokens.shape, CODEBOOK)), priority=jnp.zeros(tokens.shape))
+    flat = lambda tokens, step: dec.Prediction(jnp.zeros((*tokens.shape, CODEBOOK)), priority=jnp.zeros(tokens.shape))
     noise = dec.Noise(jnp.zeros((2, 1, LENGTH)), jnp.zeros((2, 1, LENGTH)))
     tokens, knobs = jnp.full((1, LENGTH), MASK, jnp.int32), SimpleNamespace(entropy_bound=3.0, copy_penalty=0.0)
     context = Context(GRID, jnp.zeros((1, LENGTH), jnp.int32), knobs)
@@ -200,7 +200,7 @@ def test_halton_is_spread_evenly(grid):
 def planted(probabilities):
     """A model that says these distributions [L C] whatever it sees."""
     logits = jnp.log(jnp.asarray(probabilities, jnp.float32))
-    return lambda tokens, row: dec.Prediction(jnp.broadcast_to(logits, (len(tokens), *logits.shape)))
+    return lambda tokens, step: dec.Prediction(jnp.broadcast_to(logits, (len(tokens), *logits.shape)))
 
 
 def two_way(nats):
@@ -254,9 +254,9 @@ def test_entropy_commits_all_that_is_left_at_the_last_step():
 def test_steps_with_nothing_hidden_do_not_call_the_model():
     calls = []
 
-    def counted(tokens, row):
-        jax.debug.callback(lambda step: calls.append(int(step)), row.step)
-        return planted(two_way([0.1, 0.5]))(tokens, row)
+    def counted(tokens, step):
+        jax.debug.callback(lambda step: calls.append(int(step)), step.number)
+        return planted(two_way([0.1, 0.5]))(tokens, step)
 
     tokens, context = jnp.array([[MASK, MASK], [MASK, 1]]), Context(knobs=SimpleNamespace(entropy_bound=0.0))
     result = dec.decode(
@@ -268,8 +268,8 @@ def test_steps_with_nothing_hidden_do_not_call_the_model():
 
 
 def test_what_a_sample_says_last_is_kept_when_it_has_ended():
-    says_step = lambda tokens, row: planted(two_way([0.1, 0.5]))(tokens, row)._replace(
-        aux=jnp.broadcast_to(row.step, (len(tokens), 1))
+    says_step = lambda tokens, step: planted(two_way([0.1, 0.5]))(tokens, step)._replace(
+        aux=jnp.broadcast_to(step.number, (len(tokens), 1))
     )
     tokens, context = jnp.array([[MASK, MASK], [MASK, 1], [1, 1]]), Context(knobs=SimpleNamespace(entropy_bound=0.0))
     result = dec.decode(
@@ -285,7 +285,7 @@ def test_what_a_sample_says_last_is_kept_when_it_has_ended():
 def committed_order(name, logits, source, penalty=0.0, uniform=0.0, steps=4):
     """The order in which four positions are committed, one a step, without noise; uniform 0 draws the first id."""
     noise = dec.Noise(jnp.full((steps, 1, 4), uniform), jnp.zeros((steps, 1, 4)))
-    model = lambda tokens, row: dec.Prediction(jnp.asarray([logits], jnp.float32))
+    model = lambda tokens, step: dec.Prediction(jnp.asarray([logits], jnp.float32))
     knobs, schedule = SimpleNamespace(copy_penalty=jnp.float32(penalty)), decode_schedule(steps, "linear")
     context, tokens = Context((2, 2), jnp.asarray([source]), knobs), jnp.full((1, 4), MASK, jnp.int32)
     result = dec.decode(model, tokens, schedule, noise, MASK, sampler=SAMPLERS[name], context=context)
@@ -317,8 +317,8 @@ def test_changes_first_penalises_copies_by_so_many_nats(penalty, order):
 
 
 def test_relevance_follows_the_prediction_s_priority():
-    scores = jnp.asarray([0.2, 0.9, 0.1, 0.5])
-    model = lambda tokens, row: dec.Prediction(jnp.zeros((1, 4, 3)), priority=scores[None])
+    relevance = jnp.asarray([0.2, 0.9, 0.1, 0.5])
+    model = lambda tokens, step: dec.Prediction(jnp.zeros((1, 4, 3)), priority=relevance[None])
     tokens, schedule = jnp.full((1, 4), MASK, jnp.int32), decode_schedule(4, "linear")
     steps = dec.decode(model, tokens, schedule, jax.random.key(0), MASK, sampler=SAMPLERS["relevance"]).steps[:, 0]
     assert np.argsort((np.asarray(steps) != MASK).argmax(axis=0)).tolist() == [1, 3, 0, 2]

@@ -172,8 +172,8 @@ def test_help_names_the_choices_and_a_wrong_one_is_an_error(capsys):
 
 def test_static_and_traced_parts_hold_every_setting_once():
     settings = Settings.resolve(tiny.SCHEDULER_CONFIG, 3, image_guidance_scale=3.0, sampler="margin", hold_step=2)
-    plan, knobs = settings.plan("mask_rate"), settings.knobs("cosine")
-    assert (plan.sampler, plan.guided, plan.image_guided, plan.timestep_convention) == (
+    static, knobs = settings.static("mask_rate"), settings.knobs("cosine")
+    assert (static.sampler, static.guided, static.image_guided, static.timestep_convention) == (
         "margin",
         True,
         True,
@@ -181,7 +181,7 @@ def test_static_and_traced_parts_hold_every_setting_once():
     )
     assert (float(knobs.image_guidance_scale), int(knobs.hold_step), float(knobs.copy_penalty)) == (3.0, 2, 3.0)
     in_schedule = {"steps", "temperature"}
-    names = [*plan._fields, *knobs._fields]
+    names = [*static._fields, *knobs._fields]
     assert {setting.name for setting in SETTINGS} - in_schedule == set(names) - {
         "schedule", "guided", "image_guided", "timestep_convention"
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The text encoders of a model: one object, and one row of the component table for each."""
+"""The text encoders of a model: one object, and one entry of the component table for each."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ class Words(nn.Module):
         return nn.Embed(self.config.vocab_size, self.config.hidden_size, dtype=self.dtype, name="words")(ids)
 
 
-ROW = Component(
+ENTRY = Component(
     config=WordsConfig,
     module=Words,
     init=lambda model, key: model.init(key, jnp.zeros((1, 2), jnp.int32))["params"],
@@ -59,8 +59,8 @@ ROW = Component(
 
 @pytest.fixture
 def with_words(tiny_model, tmp_path, monkeypatch):
-    """A model whose transformer attends to the states of `Words`: what a new text encoder needs is its row."""
-    monkeypatch.setitem(components.COMPONENTS, WordsConfig, ROW)
+    """A model whose transformer attends to the states of `Words`: what a new text encoder needs is its entry."""
+    monkeypatch.setitem(components.COMPONENTS, WordsConfig, ENTRY)
     directory = tmp_path / "model"
     shutil.copytree(tiny_model, directory)
     config = json.loads((directory / "editmgt" / "config.json").read_text())
@@ -68,7 +68,7 @@ def with_words(tiny_model, tmp_path, monkeypatch):
     (directory / "editmgt" / "config.json").write_text(json.dumps(config))
     size = train_tokenizer(tiny.SENTENCES * 2, directory / "word_encoder", merges=40, length=9, padding_side="left")
     words = WordsConfig(size, tiny.MGT_CONFIG.joint_attention_dim)
-    params = tiny.random_params(lambda key: ROW.init(Words(words), key))
+    params = tiny.random_params(lambda key: ENTRY.init(Words(words), key))
     (directory / "words").mkdir()
     save_component(directory / "words", words, params)
     for path in (directory / "words").iterdir():
@@ -85,7 +85,9 @@ def test_a_new_text_encoder_is_a_row_of_the_table(with_words, tiny_model):
         text.states, pipe.model.text.params["word_ids"]["words"]["embedding"][ids["word_ids"][0]]
     )
     np.testing.assert_array_equal(text.pooled, alone.pooled)
-    assert np.flatnonzero(pipe.query_row(text, "car")).min() > 3  # among the tokens of the encoder that is attended to
+    assert (
+        np.flatnonzero(pipe.query_weights(text, "car")).min() > 3
+    )  # among the tokens of the encoder that is attended to
     assert pipe(np.zeros((32, 32, 3), np.uint8), text, query="car").token_ids.shape == (1, 8, 8)
     assert tokenizer_folders(with_words)["word_tokenizer"] == with_words / "word_encoder"
     task = trainer.make_task(checked(_config(with_words)))
@@ -99,8 +101,8 @@ def _config(model):
     return config
 
 
-def test_an_architecture_without_a_row_is_an_error():
-    assert [row.text.ids for row in text_components("CLIP_Gemma2")] == ["text_ids", "llm_ids"]
+def test_an_architecture_without_an_entry_is_an_error():
+    assert [entry.text.ids for entry in text_components("CLIP_Gemma2")] == ["text_ids", "llm_ids"]
     for name in ("T5", "Gemma2_CLIP", "CLIP_T5", ""):
         with pytest.raises(ValueError, match="text_encoder_architecture must be the first of"):
             text_components(name)
@@ -126,7 +128,7 @@ def test_an_edit_with_states_of_another_dtype(pipe):
     half = EncodedText(text.text, text.states.astype(jnp.bfloat16), text.pooled)
     exact = pipe.edit_tokens(reference, [text])
     close = pipe.edit_tokens(reference, [half], negative=pipe.encode(""))
-    assert np.abs(exact.relevance - close.relevance).mean() < 0.1 * np.asarray(exact.relevance).mean()
+    assert np.abs(exact.attention - close.attention).mean() < 0.1 * np.asarray(exact.attention).mean()
 
 
 def test_sample_pictures_of_training_are_the_product_s(tmp_path):
@@ -141,13 +143,13 @@ def test_sample_pictures_of_training_are_the_product_s(tmp_path):
     samples, frozen = Samples(tmp_path, task, layout, scenes, 3), task.frozen(layout.put_leaf, {"images", "text"})
     params = {"mgt": pipe.model.mgt_params}
     with layout.active():
-        pixels, scores = samples._edit(params, frozen, samples._vq_params, samples._batch)
+        pixels, relevance = samples._edit(params, frozen, samples._vq_params, samples._batch)
     said = pipe.model.text.encode_ids(samples._batch)
     texts = [EncodedText("", *one) for one in zip(*said, strict=True)]
-    source = pipe.tokenize(np.asarray(samples._batch["source"]) / np.float32(255))
+    source = pipe.encode_image(np.asarray(samples._batch["source"]) / np.float32(255))
     edit = pipe.edit_tokens(source, texts, negative="")
-    np.testing.assert_allclose(scores, edit.scores, atol=1e-4)
-    np.testing.assert_allclose(pixels, pipe.detokenize(edit.tokens), atol=1e-4)
+    np.testing.assert_allclose(relevance, edit.relevance, atol=1e-4)
+    np.testing.assert_allclose(pixels, pipe.decode_image(edit.tokens), atol=1e-4)
 
 
 def test_dropped_samples_have_the_empty_prompt(with_llm):

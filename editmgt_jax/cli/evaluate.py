@@ -73,9 +73,9 @@ def evaluate_benchmark(args: argparse.Namespace) -> None:
     shared.use_disk_cache()
     import jax
 
-    from editmgt_jax.evaluation import features, report, run
+    from editmgt_jax.evaluation import evaluate, features, report
     from editmgt_jax.evaluation.editing import Editor
-    from editmgt_jax.evaluation.protocol import Request
+    from editmgt_jax.evaluation.protocol import Selection
     from editmgt_jax.evaluation.protocols.table import open_protocol
     from editmgt_jax.pipeline import EditPipeline
 
@@ -86,14 +86,14 @@ def evaluate_benchmark(args: argparse.Namespace) -> None:
         editor = Editor(pipe, args.seed, shared.settings_of(args), args.leakage)
     kinds = {"clip": features.Clip, "dino": features.Dino, "structure": features.Structure, "lpips": features.Lpips}
     models = features.Models(**{name: kind(getattr(args, name)) for name, kind in kinds.items() if getattr(args, name)})
-    summary = run.evaluate(
+    summary = evaluate.evaluate(
         open_protocol(args.protocol),
         args.data,
         args.workdir,
         outputs=args.outputs,
         editor=editor,
         models=models,
-        request=Request(**{name: getattr(args, name) for name in READING}),
+        selection=Selection(**{name: getattr(args, name) for name in READING}),
         model=args.model,
         process=(jax.process_index(), jax.process_count()),
     )

@@ -80,7 +80,7 @@ class Editor:
         found = {}
         work = list(range(len(ids)))
         for _, batch, count in by_shape(work, lambda i: ids[i].shape, lambda _: self.pipe.batch_size):
-            painted = np.asarray(self.pipe.detokenize(np.stack([ids[i] for i in batch])))
+            painted = np.asarray(self.pipe.decode_image(np.stack([ids[i] for i in batch])))
             found |= {i: images.to_image(painted[k], sources[i].size) for k, i in enumerate(batch[:count])}
         return found
 

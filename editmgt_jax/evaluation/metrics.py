@@ -44,16 +44,16 @@ def share_changed(ids: np.ndarray, reference: np.ndarray, where: np.ndarray) -> 
     return masked_mean((ids != reference).astype(float), where)
 
 
-def iou(scores: np.ndarray, truth: np.ndarray, threshold: float) -> np.ndarray:
-    """Intersection over union of scores >= threshold with the true mask, both [B H W]. -> [B]"""
-    chosen = scores >= threshold
+def iou(relevance: np.ndarray, truth: np.ndarray, threshold: float) -> np.ndarray:
+    """Intersection over union of relevance >= threshold with the true mask, both [B H W]. -> [B]"""
+    chosen = relevance >= threshold
     union = (chosen | truth).sum(axis=(1, 2))
     return np.where(union > 0, (chosen & truth).sum(axis=(1, 2)) / np.maximum(union, 1), np.nan)
 
 
-def best_threshold(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+def best_threshold(relevance: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     """The threshold with the highest mean IoU: to be chosen on other pairs than are scored. -> (threshold, IoU)"""
     thresholds = np.linspace(0.05, 0.95, 37)
-    means = [np.nanmean(iou(scores, truth, threshold)) for threshold in thresholds]
+    means = [np.nanmean(iou(relevance, truth, threshold)) for threshold in thresholds]
     best = int(np.argmax(means))
     return float(thresholds[best]), float(means[best])

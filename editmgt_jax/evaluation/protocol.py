@@ -19,7 +19,7 @@ from editmgt_jax.evaluation.features import Models
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class Selection:
     """What a reader may be asked for, besides the folder. None is the benchmark's own choice."""
 
     split: str | None = None
@@ -51,12 +51,12 @@ class Protocol(abc.ABC):
     resizes: ClassVar[bool] = True  # whether the reference resizes an edited picture of another size
 
     @abc.abstractmethod
-    def read(self, data: Path, request: Request) -> Iterable[Example | Skipped]:
+    def read(self, data: Path, selection: Selection) -> Iterable[Example | Skipped]:
         """The examples in the order of the data set. Errors: UserError, FileNotFoundError for another layout."""
 
     @abc.abstractmethod
     def score(self, example: Example, edited: Image.Image, models: Models, traces: Traces | None) -> dict[str, Any]:
-        """The figures of one edited picture, {metric: float}; other values are kept in its row. Errors: Unreadable."""
+        """The figures of one edited picture, {metric: float}; other values are kept in its outcome. Errors: Unreadable."""
 
     def prepare(self, example: Example, outputs: Path) -> None:  # noqa: B027
         """Writes what the official layout has beside an edited picture. Nothing by default."""
@@ -66,18 +66,20 @@ class Protocol(abc.ABC):
         return [example.output]
 
     def views(self) -> dict[str, Any]:
-        """{view: predicate of a row}: subsets that the benchmark reports apart. All rows by default."""
-        return {"all": lambda row: True}
+        """{view: predicate of an outcome}: subsets that the benchmark reports apart. All outcomes by default."""
+        return {"all": lambda outcome: True}
 
-    def summary(self, rows: Sequence[dict]) -> dict[str, dict]:
-        """{view: {"all": {metric: figure}, group: ...}}, figures of `stats.mean_of`, from the scored rows."""
+    def summary(self, outcomes: Sequence[dict]) -> dict[str, dict]:
+        """{view: {"all": {metric: figure}, group: ...}}, figures of `stats.mean_of`, from the scored outcomes."""
         found = {}
         for view, chosen in self.views().items():
-            kept = [row for row in rows if chosen(row)]
-            groups = dict.fromkeys(row["group"] for row in kept)
-            tables = {"all": kept} | {group: [row for row in kept if row["group"] == group] for group in groups}
+            kept = [outcome for outcome in outcomes if chosen(outcome)]
+            groups = dict.fromkeys(outcome["group"] for outcome in kept)
+            tables = {"all": kept} | {
+                group: [outcome for outcome in kept if outcome["group"] == group] for group in groups
+            }
             found[view] = {group: stats.table(members) for group, members in tables.items() if members}
         return found
 
-    def finish(self, folder: Path, rows: Sequence[dict]) -> None:  # noqa: B027
+    def finish(self, folder: Path, outcomes: Sequence[dict]) -> None:  # noqa: B027
         """Writes the files that the official scorer writes into `folder`. None by default."""

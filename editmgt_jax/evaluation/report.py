@@ -67,7 +67,7 @@ def gallery(
     best: np.ndarray,
     pictures: dict[str, np.ndarray],
     results: dict[str, dict],
-    scores: np.ndarray,
+    relevance: np.ndarray,
     rows_of_each: int,
 ) -> Image.Image:
     """The first successes and the first failures (without hold) of each category, `rows_of_each` of either.
@@ -90,7 +90,7 @@ def gallery(
         pen.text((left + 2, top + 2), f"{pairs.instructions[index]}  [{word}]", fill=colour)
         shown = [pairs.source, pairs.target, best, pictures["free"], pictures["held"]]
         tiles = [images.to_image(array[index], (cell, cell)) for array in shown]
-        tiles.append(images.overlay(tiles[0], scores[index]))
+        tiles.append(images.overlay(tiles[0], relevance[index]))
         for column, tile in enumerate(tiles):
             grid.paste(tile, (left + column * (cell + 1), top + line))
     return grid

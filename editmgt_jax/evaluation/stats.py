@@ -11,7 +11,7 @@ from scipy.stats import bootstrap
 
 RESAMPLES = 2000
 LEVEL = 0.95
-# Entries of a row that are not figures of it.
+# Entries of an outcome that are not figures of it.
 NOT_FIGURES = frozenset({"key", "group", "instruction", "output", "cluster", "skipped", "notes", "after"})
 
 
@@ -25,8 +25,8 @@ def mean_of(values: Sequence[float], clusters: Sequence[str]) -> dict[str, float
     kept = ~np.isnan(values)
     if not kept.any():
         return {"mean": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
-    _, place = np.unique(np.asarray(clusters, object)[kept].astype(str), return_inverse=True)
-    sums, counts = np.bincount(place, values[kept]), np.bincount(place).astype(float)
+    _, number = np.unique(np.asarray(clusters, object)[kept].astype(str), return_inverse=True)
+    sums, counts = np.bincount(number, values[kept]), np.bincount(number).astype(float)
     low, high = interval(sums, counts)
     return {"mean": float(values[kept].mean()), "low": low, "high": high, "n": int(kept.sum())}
 
@@ -56,30 +56,30 @@ def interval(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def metrics_of(rows: Sequence[Mapping]) -> list[str]:
-    """Names of the figures in rows, in the order of their first appearance."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    words = {name for row in rows for name, value in row.items() if isinstance(value, (str, bool))}
+def metrics_of(outcomes: Sequence[Mapping]) -> list[str]:
+    """Names of the figures in outcomes, in the order of their first appearance."""
+    names = dict.fromkeys(name for outcome in outcomes for name in outcome)
+    words = {name for outcome in outcomes for name, value in outcome.items() if isinstance(value, (str, bool))}
     return [name for name in names if name not in NOT_FIGURES and name not in words]
 
 
-def column(rows: Sequence[Mapping], name: str) -> np.ndarray:
-    """One figure of each row, NaN where it has none. -> float [n]"""
-    return np.array([np.nan if row.get(name) is None else float(row[name]) for row in rows])
+def column(outcomes: Sequence[Mapping], name: str) -> np.ndarray:
+    """One figure of each outcome, NaN where it has none. -> float [n]"""
+    return np.array([np.nan if outcome.get(name) is None else float(outcome[name]) for outcome in outcomes])
 
 
-def table(rows: Sequence[Mapping]) -> dict[str, dict[str, float]]:
-    """{metric: `mean_of` it over the rows}."""
-    clusters = [row.get("cluster") or row["key"] for row in rows]
-    return {name: mean_of(column(rows, name), clusters) for name in metrics_of(rows)}
+def table(outcomes: Sequence[Mapping]) -> dict[str, dict[str, float]]:
+    """{metric: `mean_of` it over the outcomes}."""
+    clusters = [outcome.get("cluster") or outcome["key"] for outcome in outcomes]
+    return {name: mean_of(column(outcomes, name), clusters) for name in metrics_of(outcomes)}
 
 
-def mean_of_groups(rows: Sequence[Mapping], name: str, groups: Sequence[str]) -> dict[str, float]:
-    """The mean over groups of each group's mean; its percentile interval resamples rows within each group.
+def mean_of_groups(outcomes: Sequence[Mapping], name: str, groups: Sequence[str]) -> dict[str, float]:
+    """The mean over groups of each group's mean; its percentile interval resamples outcomes within each group.
 
-    -> {mean, low, high, n}. A group without a value is left out, as is a row without one.
+    -> {mean, low, high, n}. A group without a value is left out, as is an outcome without one.
     """
-    columns = [column([row for row in rows if row["group"] == group], name) for group in groups]
+    columns = [column([outcome for outcome in outcomes if outcome["group"] == group], name) for group in groups]
     columns = [values[~np.isnan(values)] for values in columns]
     columns = [values for values in columns if len(values)]
     if not columns:

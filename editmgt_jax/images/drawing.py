@@ -17,9 +17,9 @@ HEAT = 0.6  # share of the heat map in an overlay
 _HEAT = np.array([[0.0, 0.0, 0.1], [0.3, 0.05, 0.5], [0.8, 0.2, 0.3], [1.0, 0.6, 0.1], [1.0, 1.0, 0.7]], np.float32)
 
 
-def overlay(image: Image.Image, scores: np.ndarray) -> Image.Image:
+def overlay(image: Image.Image, relevance: np.ndarray) -> Image.Image:
     """Heat map of relevance [H W], about 0 (dark) to 1 (bright), over a grey version of the picture."""
-    smooth = Image.fromarray(np.asarray(scores, np.float32)).resize(image.size, Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(np.asarray(relevance, np.float32)).resize(image.size, Image.Resampling.BICUBIC)
     heat = np.clip(np.asarray(smooth), 0, 1)
     stops = np.linspace(0, 1, len(_HEAT))
     colours = np.stack([np.interp(heat, stops, _HEAT[:, channel]) for channel in range(3)], axis=-1)

@@ -1,8 +1,8 @@
-"""The blocks of the masked generative transformer: joint attention over [text, image, reference], and relevance.
+"""The blocks of the masked generative transformer: joint attention over [text, image, reference].
 
 Axes    as in `editmgt_jax.config`
 Source  released Transformer2DModel
-Differs a modulation row per segment; blocks are scanned, and their relevance is a return value of the scan
+Differs a modulation vector per segment; blocks are scanned, and their attention to the image is a return value of the scan
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from editmgt_jax.config import LoRAConfig, MGTConfig
-from editmgt_jax.models import attention
+from editmgt_jax.models.attention import attend, text_to_image_attention
 from editmgt_jax.models.layers import Linear, RMSNorm, constrain, layer_norm, per_segment, rotate
 
 REMAT_POLICIES = {
@@ -30,8 +30,8 @@ class Shared:
     modulation: jax.Array  # [B 2 D]: [text and image, reference]
     cos: jax.Array  # [S K/2]
     sin: jax.Array
-    bias_rows: jax.Array | None  # [1 or B, 2, S]; None adds nothing
-    rows: jax.Array | None  # [B' R T] text rows whose relevance is wanted, of the last B' samples
+    group_bias: jax.Array | None  # [1 or B, 2, S]; None adds nothing
+    text_weights: jax.Array | None  # [B' R T] weightings of the text whose attention is wanted, of the last B' samples
     num_text: int = struct.field(pytree_node=False)
     num_image: int = struct.field(pytree_node=False)
 
@@ -47,7 +47,7 @@ def spread(x: jax.Array) -> jax.Array:
 
 
 def spread_grid(x: jax.Array) -> jax.Array:
-    """Ids [B H W] or activations [B H W D] of a grid, spread over batch and rows."""
+    """Ids [B H W] or activations [B H W D] of a grid, spread over batch and rows of the grid."""
     return constrain(x, "batch", "length", *(None,) * (x.ndim - 2))
 
 
@@ -57,7 +57,7 @@ def _activated(x):
 
 
 class _Block(nn.Module):
-    """What both kinds of block do: normalised heads, joint attention, relevance."""
+    """What both kinds of block do: normalised heads, joint attention, attention to read."""
 
     config: MGTConfig
     dtype: jnp.dtype
@@ -76,27 +76,27 @@ class _Block(nn.Module):
         return x if norm is None else norm(x)
 
     def joint_attention(self, q, k, v, shared: Shared, wanted):
-        """q, k, v [B S A K] before rotary -> ([B S D], relevance [B' R N] or None)."""
+        """q, k, v [B S A K] before rotary -> ([B S D], attention [B' R N] or None)."""
         live = shared.num_live
         q, k = rotate(q, shared.cos, shared.sin), rotate(k, shared.cos, shared.sin)
         q = constrain(q, "batch", "length", "heads", None)
         k, v = (constrain(x, "batch", None, "heads", None) for x in (k, v))
-        out = attention.attend(q, k, v, shared.bias_rows, (live, q.shape[1] - live), self.attention)
-        if shared.rows is None:
+        out = attend(q, k, v, shared.group_bias, (live, q.shape[1] - live), self.attention)
+        if shared.text_weights is None:
             return out, None
-        last = slice(q.shape[0] - shared.rows.shape[0], None)
+        last = slice(q.shape[0] - len(shared.text_weights), None)
 
         def measure(q, k):
-            return attention.text_to_image_relevance(q, k, shared.rows, shared.num_text)
+            return text_to_image_attention(q, k, shared.text_weights, shared.num_text)
 
         def skip(q, k):
-            return jnp.zeros((*shared.rows.shape[:2], shared.num_image), jnp.float32)
+            return jnp.zeros((*shared.text_weights.shape[:2], shared.num_image), jnp.float32)
 
         return out, jax.lax.cond(wanted, measure, skip, q[last, :live], k[last, :live])
 
 
 class DoubleBlock(_Block):
-    """Text has its own weights; image and reference share theirs and differ in their modulation row only."""
+    """Text has its own weights; image and reference share theirs and differ in their modulation only."""
 
     @nn.compact
     def __call__(self, carry, wanted, shared: Shared):
@@ -111,12 +111,14 @@ class DoubleBlock(_Block):
         def text_linear(features, name):
             return self.linear(features, name, length)  # there is no reference
 
-        rows = self.linear(6 * width, "modulation", 1)(conditioning)  # [B 2 6D]
+        modulation = self.linear(6 * width, "modulation", 1)(conditioning)  # [B 2 6D]
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = (
-            per_segment(row, lengths) for row in jnp.split(rows, 6, axis=-1)
+            per_segment(part, lengths) for part in jnp.split(modulation, 6, axis=-1)
         )
-        text_rows = self.linear(6 * width, "text_modulation", 1)(conditioning[:, :1])  # [B 1 6D]
-        t_shift_attn, t_scale_attn, t_gate_attn, t_shift_mlp, t_scale_mlp, t_gate_mlp = jnp.split(text_rows, 6, axis=-1)
+        text_modulation = self.linear(6 * width, "text_modulation", 1)(conditioning[:, :1])  # [B 1 6D]
+        t_shift_attn, t_scale_attn, t_gate_attn, t_shift_mlp, t_scale_mlp, t_gate_mlp = jnp.split(
+            text_modulation, 6, axis=-1
+        )
 
         x = layer_norm(visual) * (1 + scale_attn) + shift_attn
         t = layer_norm(text) * (1 + t_scale_attn) + t_shift_attn
@@ -126,7 +128,7 @@ class DoubleBlock(_Block):
         tq = self.heads(text_linear(width, "text_to_q")(t), RMSNorm(name="text_norm_q"))
         tk = self.heads(text_linear(width, "text_to_k")(t), RMSNorm(name="text_norm_k"))
         tv = self.heads(text_linear(width, "text_to_v")(t))
-        out, relevance = self.joint_attention(
+        out, attention = self.joint_attention(
             jnp.concatenate([tq, q], axis=1),
             jnp.concatenate([tk, k], axis=1),
             jnp.concatenate([tv, v], axis=1),
@@ -143,7 +145,7 @@ class DoubleBlock(_Block):
         text_hidden = _activated(text_linear(4 * width, "text_mlp_in")(t))
         visual = visual + gate_mlp * visual_linear(width, "mlp_out")(hidden)
         text = text + t_gate_mlp * text_linear(width, "text_mlp_out")(text_hidden)
-        return (spread(text), spread(visual)), relevance
+        return (spread(text), spread(visual)), attention
 
 
 class SingleBlock(_Block):
@@ -152,9 +154,9 @@ class SingleBlock(_Block):
     @nn.compact
     def __call__(self, sequence, wanted, shared: Shared):
         width = self.config.width
-        rows = self.linear(3 * width, "modulation", 1)(nn.silu(shared.modulation))  # [B 2 3D]
+        modulation = self.linear(3 * width, "modulation", 1)(nn.silu(shared.modulation))  # [B 2 3D]
         lengths = (shared.num_live, sequence.shape[1] - shared.num_live)
-        shift, scale, gate = (per_segment(row, lengths) for row in jnp.split(rows, 3, axis=-1))
+        shift, scale, gate = (per_segment(part, lengths) for part in jnp.split(modulation, 3, axis=-1))
 
         def linear(features, name):
             return self.linear(features, name, shared.num_live)
@@ -163,10 +165,10 @@ class SingleBlock(_Block):
         q = self.heads(linear(width, "to_q")(x), RMSNorm(name="norm_q"))
         k = self.heads(linear(width, "to_k")(x), RMSNorm(name="norm_k"))
         v = self.heads(linear(width, "to_v")(x))
-        out, relevance = self.joint_attention(q, k, v, shared, wanted)
+        out, attention = self.joint_attention(q, k, v, shared, wanted)
         hidden = _activated(linear(4 * width, "mlp_in")(x))
         update = linear(width, "proj_out")(out, hidden)
-        return spread(sequence + gate * update), relevance
+        return spread(sequence + gate * update), attention
 
 
 def scanned(block: type[nn.Module], length: int, policy: str, unroll: int) -> type[nn.Module]:

@@ -42,7 +42,7 @@ class CLIPBlock(nn.Module):
             for name in ("q_proj", "k_proj", "v_proj")
         )
         logits = jnp.einsum("bqak,bsak->baqs", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-        causal = jnp.tril(jnp.ones((length, length), bool))
+        causal = jnp.tril(jnp.ones((1, 1, length, length), bool))
         weights = jax.nn.softmax(jnp.where(causal, logits, -jnp.inf), axis=-1).astype(v.dtype)
         x = x + dense(width, "out_proj")(jnp.einsum("baqs,bsak->bqak", weights, v).reshape(batch, length, width))
         y = _activation(config.hidden_act)(dense(config.intermediate_size, "fc1")(norm("norm2")(x)))
@@ -69,7 +69,7 @@ class CLIPText(nn.Module):
         tokens = nn.Embed(config.vocab_size, config.hidden_size, dtype=self.dtype, name="token_embedding")(ids)
         positions = nn.Embed(
             config.max_position_embeddings, config.hidden_size, dtype=self.dtype, name="position_embedding"
-        )(jnp.arange(length))
+        )(jnp.arange(length)[None])
         embedded = constrain(tokens + positions, "batch", None, None)
         scanned = nn.scan(
             CLIPBlock,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from editmgt_jax.config import Gemma2Config
-from editmgt_jax.models.layers import constrain, rotate
+from editmgt_jax.models.layers import along_channels, constrain, rotate
 
 
 class GemmaNorm(nn.Module):
@@ -25,7 +25,7 @@ class GemmaNorm(nn.Module):
         scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
-        return (normed * (1.0 + scale.astype(jnp.float32))).astype(x.dtype)
+        return (normed * along_channels(1.0 + scale.astype(jnp.float32), x)).astype(x.dtype)
 
 
 class GemmaBlock(nn.Module):
@@ -66,8 +66,9 @@ class GemmaBlock(nn.Module):
         logits = logits * config.query_pre_attn_scalar**-0.5
         if config.attn_logit_softcapping is not None:
             logits = config.attn_logit_softcapping * jnp.tanh(logits / config.attn_logit_softcapping)
-        behind = jnp.arange(length)[:, None] - jnp.arange(length)  # [T T]: how far a key lies behind its query
-        seen = (behind >= 0) & (jnp.logical_not(slides) | (behind < config.sliding_window))
+        position = jnp.arange(length)
+        behind = position[:, None] - position[None, :]  # [T T]: how far a key lies behind its query
+        seen = ((behind >= 0) & (jnp.logical_not(slides) | (behind < config.sliding_window)))[None, None, None]
         weights = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), axis=-1).astype(v.dtype)
         return jnp.einsum("bmaqs,bsmk->bqmak", weights, v).reshape(batch, length, -1)
 

@@ -25,7 +25,12 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
-        return (normed * scale).astype(x.dtype)
+        return (normed * along_channels(scale, x)).astype(x.dtype)
+
+
+def along_channels(parameter: jax.Array, x: jax.Array) -> jax.Array:
+    """A parameter [C], one number for each channel of `x` [... C], with the axes of `x`."""
+    return parameter.reshape(*(1,) * (x.ndim - 1), -1)
 
 
 class GroupNorm(nn.Module):
@@ -49,14 +54,14 @@ class GroupNorm(nn.Module):
             return jnp.repeat(groups, channels // self.groups, axis=1)[:, None]
 
         mean = group_mean(flat)
-        gain = jax.lax.rsqrt(group_mean(jnp.square(flat - mean)) + self.epsilon) * scale
-        return (flat * gain + (bias - mean * gain)).reshape(x.shape)
+        gain = jax.lax.rsqrt(group_mean(jnp.square(flat - mean)) + self.epsilon) * along_channels(scale, flat)
+        return (flat * gain + (along_channels(bias, flat) - mean * gain)).reshape(x.shape)
 
 
 class TokenEmbedding(nn.Module):
-    """Rows of a table by ids. The gradient is a product with one-hot rows, except on CPUs.
+    """Vectors of a table by ids. The gradient is a product with one-hot vectors, except on CPUs.
 
-    A scatter-add of half-precision rows is slow where many ids are equal, as masks are, and on GPUs its sums depend on the
+    A scatter-add of half-precision vectors is slow where many ids are equal, as masks are, and on GPUs its sums depend on the
     order in which threads come.
     """
 
@@ -68,33 +73,33 @@ class TokenEmbedding(nn.Module):
     def __call__(self, ids):
         """int32 ids [...] -> [... D]"""
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
-        return _rows(self.param("embedding", init, (self.size, self.features)), ids, jnp.dtype(self.dtype))
+        return _lookup(self.param("embedding", init, (self.size, self.features)), ids, jnp.dtype(self.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _rows(table, ids, dtype):
+def _lookup(table, ids, dtype):
     return jnp.take(table, ids, axis=0).astype(dtype)
 
 
-def _rows_forward(table, ids, dtype):
-    return _rows(table, ids, dtype), (ids, table)
+def _lookup_forward(table, ids, dtype):
+    return _lookup(table, ids, dtype), (ids, table)
 
 
-def _rows_backward(_dtype, kept, gradient):
+def _lookup_backward(_dtype, kept, gradient):
     ids, table = kept
 
     def scatter(ids, gradient):
         return jnp.zeros_like(table).at[ids].add(gradient.astype(table.dtype))
 
     def product(ids, gradient):  # not over flattened ids: their axes may be spread over several mesh axes
-        chosen = (ids[..., None] == jnp.arange(len(table))).astype(gradient.dtype)  # [... C]
+        chosen = jax.nn.one_hot(ids, len(table), dtype=gradient.dtype)  # [... C]
         axes = tuple(range(ids.ndim))
         return jnp.tensordot(chosen, gradient, (axes, axes), preferred_element_type=table.dtype)
 
     return jax.lax.platform_dependent(ids, gradient, cpu=scatter, default=product), None
 
 
-_rows.defvjp(_rows_forward, _rows_backward)
+_lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 def constrain(x, *axes):
@@ -126,7 +131,8 @@ _FREQUENCIES = _released_frequencies()
 
 def sinusoid(value):
     """[...] float -> [... 256]: [cos, sin] of value times 128 frequencies. Angles reach 1e6 rad, so float32 throughout."""
-    angle = value.astype(jnp.float32)[..., None] * jnp.asarray(_FREQUENCIES)
+    angle = value.astype(jnp.float32)[..., None]
+    angle = angle * along_channels(jnp.asarray(_FREQUENCIES), angle)
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
@@ -153,21 +159,21 @@ def rotate(x, cos, sin):
     query and key channels once, which leaves every inner product unchanged and avoids strided access here.
     """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, None, :], sin[:, None, :]
+    cos, sin = cos[None, :, None, :], sin[None, :, None, :]
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)
 
 
-def per_segment(rows, lengths: tuple[int, ...]):
-    """Spreads one row per segment over its positions: [B G D] and G static lengths -> [B sum(lengths) D].
+def per_segment(vectors, lengths: tuple[int, ...]):
+    """Spreads one vector per segment over its positions: [B G D] and G static lengths -> [B sum(lengths) D].
 
     A chain of selects, which fuses into what follows; a concatenation would be written to memory.
     """
-    segment = np.repeat(np.arange(len(lengths)), lengths)[:, None]
-    spread = rows[:, :1]
+    segment = np.repeat(np.arange(len(lengths)), lengths)[None, :, None]
+    spread = vectors[:, :1]
     for g in range(1, len(lengths)):
-        spread = jnp.where(segment == g, rows[:, g : g + 1], spread)
-    return jnp.broadcast_to(spread, (rows.shape[0], sum(lengths), rows.shape[2]))
+        spread = jnp.where(segment == g, vectors[:, g : g + 1], spread)
+    return jnp.broadcast_to(spread, (vectors.shape[0], sum(lengths), vectors.shape[2]))
 
 
 class Linear(nn.Module):
@@ -186,7 +192,8 @@ class Linear(nn.Module):
         widths = [part.shape[-1] for part in parts]
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (sum(widths), self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        out = _product(parts, kernel, self.dtype) + bias
+        out = _product(parts, kernel, self.dtype)
+        out = out + along_channels(bias, out)
         if self.has_variable("lora", "lora_a") and adapted_from < parts[0].shape[1]:
             adapted = [part[:, adapted_from:] for part in parts]
             low = _product(adapted, self.get_variable("lora", "lora_a"), self.dtype).astype(self.dtype)
@@ -197,10 +204,10 @@ class Linear(nn.Module):
 
 def _product(parts, kernel, dtype):
     """parts, concatenated, times kernel; sums are in float32."""
-    rows = jnp.split(kernel.astype(dtype), np.cumsum([part.shape[-1] for part in parts[:-1]]))
+    blocks = jnp.split(kernel.astype(dtype), np.cumsum([part.shape[-1] for part in parts[:-1]]))
     return sum(
         jnp.matmul(part.astype(dtype), block, preferred_element_type=jnp.float32)
-        for part, block in zip(parts, rows, strict=True)
+        for part, block in zip(parts, blocks, strict=True)
     )
 
 

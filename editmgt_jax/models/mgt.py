@@ -2,8 +2,8 @@
 
 Axes    as in `editmgt_jax.config`
 Source  released Transformer2DModel; EditMGT section 3 (attention injection)
-Differs one joint sequence [text, image, reference] with a modulation row per segment: text-to-image is the same code
-        with a reference of length zero. Blocks are scanned. Relevance is a return value of the scan.
+Differs one joint sequence [text, image, reference] with a modulation vector per segment: text-to-image is the same code
+        with a reference of length zero. Blocks are scanned. Attention is a return value of the scan.
 
 `condition` holds all work that is constant over decode steps; `__call__` is one step.
 """
@@ -15,7 +15,7 @@ from flax import struct
 
 from editmgt_jax.config import LoRAConfig, MGTConfig
 from editmgt_jax.errors import UserError
-from editmgt_jax.models import attention
+from editmgt_jax.models.attention import check_backend, strength_bias
 from editmgt_jax.models.blocks import REMAT_POLICIES, DoubleBlock, Shared, SingleBlock, scanned, spread, spread_grid
 from editmgt_jax.models.layers import RMSNorm, TokenEmbedding, TwoLayerMLP, rotary_table, sinusoid
 
@@ -58,7 +58,7 @@ class MGT(nn.Module):
         config, width = self.config, self.config.width
         if self.remat not in REMAT_POLICIES:
             raise UserError(f"remat must be one of {sorted(REMAT_POLICIES)}; got {self.remat!r}")
-        attention.check_backend(self.attention, self.dtype)
+        check_backend(self.attention, self.dtype)
 
         def dense(features, use_bias=False):
             return nn.Dense(features, use_bias=use_bias, dtype=self.dtype)
@@ -157,29 +157,29 @@ class MGT(nn.Module):
         return self.time_embedder(sinusoid(time * 1000.0)) + pooled  # [B D]
 
     def _blocks(self, text, visual, wanted, shared: Shared):
-        """Runs both stacks -> ([B S D], relevance [blocks B' R N] or None)."""
+        """Runs both stacks -> ([B S D], attention [blocks B' R N] or None)."""
         double, single = wanted[: self.config.num_layers], wanted[self.config.num_layers :]
         (text, visual), first = self.double_blocks((text, visual), double, shared)
         sequence, second = self.single_blocks(jnp.concatenate([text, visual], axis=1), single, shared)
-        return sequence, None if shared.rows is None else jnp.concatenate([first, second])
+        return sequence, None if shared.text_weights is None else jnp.concatenate([first, second])
 
-    def __call__(self, tokens, time, condition: Condition, rows=None, layers: tuple[int, ...] = ()):
+    def __call__(self, tokens, time, condition: Condition, text_weights=None, layers: tuple[int, ...] = ()):
         """One forward pass.
 
         Args:
           tokens: [B H W] int32, `mask_token_id` where unknown.
           time: [B] or scalar; multiplied by 1000 before its sinusoid (released convention).
           condition: from `condition`, for the same batch.
-          rows: [B' R T] weights over text positions whose attention to the image is wanted, or None. B' <= B: they
+          text_weights: [B' R T] of the text tokens whose attention to the image is wanted, or None. B' <= B: they
             belong to the last B' samples (the conditional half under guidance).
-          layers: static block numbers, 0 .. num_blocks-1, double-stream first; needed when `rows` is given.
+          layers: static block numbers, 0 .. num_blocks-1, double-stream first; needed when `text_weights` are given.
         Returns:
-          logits [B H W C] float32 and relevance [B' len(layers) R N] float32 (None without rows).
+          logits [B H W C] float32 and attention [B' J R N] float32 (None without text_weights).
         """
         config = self.config
         self._check_grid("tokens", tokens)
-        if rows is not None and not layers:
-            raise ValueError("the relevance of text rows needs layers, the blocks whose attention is read; got none")
+        if text_weights is not None and not layers:
+            raise ValueError("text_weights need layers, the blocks whose attention is read; got none")
         bad = [layer for layer in layers if not 0 <= layer < config.num_blocks]
         if bad:
             raise ValueError(f"layers must lie in 0..{config.num_blocks - 1} (this model's blocks); got {bad}")
@@ -198,18 +198,18 @@ class MGT(nn.Module):
             modulation=jnp.stack([live_modulation, condition.reference_modulation], axis=1),
             cos=jnp.concatenate([cos, cos[reference_positions]]),
             sin=jnp.concatenate([sin, sin[reference_positions]]),
-            bias_rows=attention.strength_bias(condition.strength, (num_text + num_image, num_reference)),
-            rows=rows,
+            group_bias=strength_bias(condition.strength, (num_text + num_image, num_reference)),
+            text_weights=text_weights,
             num_text=num_text,
             num_image=num_image,
         )
         wanted = jnp.isin(jnp.arange(config.num_blocks), jnp.array(layers, jnp.int32))
         visual = jnp.concatenate([image, condition.reference], axis=1)
-        sequence, relevance = self._blocks(condition.text, visual, wanted, shared)
+        sequence, attention = self._blocks(condition.text, visual, wanted, shared)
         logits = self._head(sequence[:, num_text : num_text + num_image], grid)
-        if rows is not None:
-            relevance = relevance[jnp.array(layers, jnp.int32)].swapaxes(0, 1)  # [B' layers R N]
-        return logits, relevance
+        if text_weights is not None:
+            attention = attention[jnp.array(layers, jnp.int32)].swapaxes(0, 1)  # [B' J R N]
+        return logits, attention
 
     def _head(self, x, grid):
         """[B N D] -> logits [B H W C] float32."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from editmgt_jax.config import VQConfig
 from editmgt_jax.errors import UserError
-from editmgt_jax.models.layers import GroupNorm
+from editmgt_jax.models.layers import GroupNorm, along_channels
 from editmgt_jax.models.traces import traces
 
 
@@ -145,7 +145,7 @@ class VQModel(nn.Module):
         distance = (
             jnp.sum(jnp.square(latents), axis=-1, keepdims=True)
             - 2 * jnp.einsum("...z,cz->...c", latents, self.codebook, precision=jax.lax.Precision.HIGHEST)
-            + jnp.sum(jnp.square(self.codebook), axis=-1)
+            + along_channels(jnp.sum(jnp.square(self.codebook), axis=-1), latents)
         )
         return jnp.argmin(distance, axis=-1).astype(jnp.int32)
 

@@ -2,9 +2,9 @@
 
 Every step proposes an id wherever one is hidden and hides some of the proposals again, fewer each time: the least sure, or
 those that come last in another order (`sampling.samplers`). The model is a callback,
-`predict(tokens [B L], row of the schedule) -> Prediction`; guidance and region hold wrap that callback.
+`predict(tokens [B L], step of the schedule) -> Prediction`; guidance and region hold wrap that callback.
 
-Axes    B batch, L image tokens, C codebook, S steps
+Axes    B batch, L image tokens, C codebook, I steps
 Source  MaskGIT (section 3.2); released Scheduler.step
 Differs known tokens score +inf (Q4); where nothing is hidden the tokens come back as they are (Q5); the starting share is
         each sample's own (Q6); every sample draws from its own key, so that its result does not depend on its neighbours
@@ -30,13 +30,13 @@ class Prediction(NamedTuple):
 
     logits: jax.Array  # [B L C]
     pinned: jax.Array | None = None  # int32 [B L]: the id that a hidden position must take, or FREE; None pins nothing
-    aux: Any = None  # arrays [B ...] to record with the step, such as localisation scores
+    aux: Any = None  # arrays [B ...] to record with the step, such as the relevance
     settled: jax.Array | bool = False  # [] or [B]: this step's pins are committed for good
     priority: jax.Array | None = None  # float32 [B L]: an order of the positions, for samplers that follow it
 
 
 class Noise(NamedTuple):
-    """The draws of a step [B L], or of a whole decode [S B L]."""
+    """The draws of a step [B L], or of a whole decode [I B L]."""
 
     uniform: jax.Array  # picks the id
     gumbel: jax.Array  # perturbs the confidence
@@ -49,7 +49,7 @@ class DecodeState(NamedTuple):
 
 class Decoded(NamedTuple):
     tokens: jax.Array  # int32 [B L]
-    steps: jax.Array  # int32 [S B L]: the tokens after each step
+    steps: jax.Array  # int32 [I B L]: the tokens after each step
     aux: Any  # Prediction.aux of each step, stacked; where a sample had ended, that of its last pass
     passes: jax.Array  # int32 [B]: steps that looked at the sample; the number of steps unless the sampler has a budget
 
@@ -68,12 +68,12 @@ def decode(
     sampler: Sampler = SAMPLERS["confidence"],
     context: Context = NOTHING_KNOWN,
 ) -> Decoded:
-    """Fill the positions of `tokens` (int32 [B L]) that hold `mask_id`, in one scan over the rows of `schedule`.
+    """Fill the positions of `tokens` (int32 [B L]) that hold `mask_id`, in one scan over the steps of `schedule`.
 
     key                   one key (sample i then draws from fold_in(key, i)), a key per sample [B], or the draws themselves
     sampling_temperature  divides the logits before an id is drawn, > 0; the confidence stays the model's own probability,
                           that of the undivided logits, so it changes what is proposed and not how proposals are ranked
-    sampler, context      a row of `samplers.SAMPLERS`, and what it knows of the decode
+    sampler, context      an entry of `samplers.SAMPLERS`, and what it knows of the decode
 
     Everything but shapes, `mask_id`, the sampler and the context's grid may be traced. Each position is written once; none
     holds `mask_id` at the end. A sampler with a budget ends when nothing is hidden: the steps that are left call no model.
@@ -83,31 +83,31 @@ def decode(
     keys = None if noise else sample_keys(key, batch)
     state = DecodeState(tokens, jnp.sum(tokens == mask_id, axis=1).astype(jnp.float32) / length)
 
-    def step(state, inputs):
-        row, draws = inputs
+    def one_step(state, inputs):
+        step, draws = inputs
         if draws is None:
-            draws = draw_noise(keys, row.step, length)
-        state, prediction = decode_step(predict, state, row, draws, mask_id, sampling_temperature, sampler, context)
+            draws = draw_noise(keys, step.number, length)
+        state, prediction = decode_step(predict, state, step, draws, mask_id, sampling_temperature, sampler, context)
         return state, (state.tokens, prediction.aux)
 
     inputs = (jax.tree.map(jnp.asarray, schedule), noise)
     if sampler.budget is not None:
-        return _decode_until_done(step, state, inputs, mask_id)
-    state, (steps, aux) = jax.lax.scan(step, state, inputs)
+        return _decode_until_done(one_step, state, inputs, mask_id)
+    state, (steps, aux) = jax.lax.scan(one_step, state, inputs)
     return Decoded(state.tokens, steps, aux, jnp.full(batch, len(steps), jnp.int32))
 
 
-def _decode_until_done(step, state, inputs, mask_id) -> Decoded:
+def _decode_until_done(one_step, state, inputs, mask_id) -> Decoded:
     """The scan of `decode`, in which steps with nothing hidden do nothing (but for the first, which has an aux to give)."""
     first = jax.tree.map(lambda column: column[0], inputs)
-    _, (_, shapes) = jax.eval_shape(step, state, first)
+    _, (_, shapes) = jax.eval_shape(one_step, state, first)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
     def step_if_needed(carry, inputs):
         state, last = carry
-        runs = jnp.any(state.tokens == mask_id, axis=1) | (inputs[0].step == 0)  # [B]
+        runs = jnp.any(state.tokens == mask_id, axis=1) | (inputs[0].number == 0)  # [B]
         state, (tokens, aux) = jax.lax.cond(
-            jnp.any(runs), step, lambda state, inputs: (state, (state.tokens, last)), state, inputs
+            jnp.any(runs), one_step, lambda state, inputs: (state, (state.tokens, last)), state, inputs
         )
         aux = jax.tree.map(lambda new, old: jnp.where(jnp.expand_dims(runs, range(1, new.ndim)), new, old), aux, last)
         return (state, aux), (tokens, aux, runs)
@@ -119,7 +119,7 @@ def _decode_until_done(step, state, inputs, mask_id) -> Decoded:
 def decode_step(
     predict: Predict,
     state: DecodeState,
-    row: Schedule,
+    step: Schedule,
     noise: Noise,
     mask_id: int,
     sampling_temperature: jax.Array | float = 1.0,
@@ -128,7 +128,7 @@ def decode_step(
 ) -> tuple[DecodeState, Prediction]:
     """One step of `decode`, with its draws given."""
     # 1. The model's logits; guidance mixes them, region hold pins ids.
-    prediction = predict(state.tokens, row)
+    prediction = predict(state.tokens, step)
     logits = prediction.logits.astype(jnp.float32)
     if logits.shape[-1] > mask_id:
         raise ValueError(
@@ -142,14 +142,14 @@ def decode_step(
     log_p = jnp.log(jnp.maximum(probability_of(candidate, logits), MIN_PROBABILITY))
     # 4. The sampler's order, and how many of the hidden positions stay so.
     hidden = state.tokens == mask_id
-    proposal = Proposal(logits, candidate, log_p, row.temperature * noise.gumbel, hidden, prediction.priority)
+    proposal = Proposal(logits, candidate, log_p, step.temperature * noise.gumbel, hidden, prediction.priority)
     priority = sampler.order(proposal, context)
     if not sampler.keeps_ties:
         priority = ranks(priority, noise.gumbel)
-    count = stay_hidden(hidden, row, state.start_ratio)
+    count = stay_hidden(hidden, step, state.start_ratio)
     if sampler.budget is not None:
         left = jnp.sum(hidden, axis=1, dtype=jnp.int32) - sampler.budget(proposal, context)
-        count = jnp.where(row.hidden_ratio > 0, left, 0)
+        count = jnp.where(step.hidden_ratio > 0, left, 0)
     # 5. The candidates that come first are committed.
     return DecodeState(commit(state.tokens, candidate, priority, count, mask_id), state.start_ratio), prediction
 
@@ -165,14 +165,14 @@ def commit(tokens: jax.Array, candidate: jax.Array, priority: jax.Array, count: 
     return jnp.where(priority < cutoff, mask_id, jnp.where(hidden, candidate, tokens))
 
 
-def stay_hidden(hidden: jax.Array, row: Schedule, start_ratio: jax.Array) -> jax.Array:
+def stay_hidden(hidden: jax.Array, step: Schedule, start_ratio: jax.Array) -> jax.Array:
     """How many of the `hidden` positions (bool [B L]) the schedule leaves so. -> int32 [B]
 
-    floor(L * start_ratio * hidden_ratio), but at least 1 and at most one less than are hidden; the last row (ratio 0) none.
+    floor(L * start_ratio * hidden_ratio), but at least 1 and at most one less than are hidden; the last step (ratio 0) none.
     """
     length = hidden.shape[1]
-    count = jnp.clip(hidden_count(length, start_ratio * row.hidden_ratio), max=jnp.sum(hidden, axis=1) - 1)
-    return jnp.where(row.hidden_ratio > 0, jnp.clip(count, 1, length - 1), 0)
+    count = jnp.clip(hidden_count(length, start_ratio * step.hidden_ratio), max=jnp.sum(hidden, axis=1) - 1)
+    return jnp.where(step.hidden_ratio > 0, jnp.clip(count, 1, length - 1), 0)
 
 
 def ranks(priority: jax.Array, tie_break: jax.Array) -> jax.Array:
@@ -259,27 +259,27 @@ def with_guidance(
 ) -> Predict:
     """`predict` from a model called on [unconditional, conditional] copies of the tokens [2B L].
 
-    With an image scale on three [3B L]: see `guide_image`. Only the model's logits have so many rows; its pins and aux, if
+    With an image scale on three [3B L]: see `guide_image`. Only the model's logits are of so many samples; its pins and aux, if
     any, are already those of the last copies.
     """
 
-    def predict(tokens, row):
+    def predict(tokens, step):
         if image_scale is None:
-            prediction = predict_all(jnp.concatenate([tokens, tokens]), row)
+            prediction = predict_all(jnp.concatenate([tokens, tokens]), step)
             return prediction._replace(logits=guide(prediction.logits, scale))
-        prediction = predict_all(jnp.concatenate([tokens] * 3), row)
+        prediction = predict_all(jnp.concatenate([tokens] * 3), step)
         return prediction._replace(logits=guide_image(prediction.logits, scale, image_scale))
 
     return predict
 
 
 def with_region_hold(
-    predict: Predict, keep_of: Callable[[Any], jax.Array], reference: jax.Array, *, hold: str = "released", step=0
+    predict: Predict, keep_of: Callable[[Any], jax.Array], reference: jax.Array, *, hold: str = "released", hold_step=0
 ) -> Predict:
     """`predict` that also pins hidden positions to the reference's ids (int32 [B L]) where `keep_of(aux)` (bool [B L]).
 
-    'released'   at every step; a held position may be hidden again until the last step, which holds by its own scores
-    'from_step'  at step number `step` (may be traced) only, and for good: from then on held positions are known, and the rest
+    'released'   at every step; a held position may be hidden again until the last step, which holds by its own relevance
+    'from_step'  at step number `hold_step` (may be traced) only, and for good: from then on held positions are known, and the rest
                  of the schedule serves the others
 
     Both act on hidden positions: what an earlier step committed stays.
@@ -287,12 +287,12 @@ def with_region_hold(
     if hold not in HOLDS:
         raise ValueError(f"unknown region hold {hold!r}: choose one of {', '.join(HOLDS)}")
 
-    def held(tokens, row):
-        prediction = predict(tokens, row)
+    def held(tokens, step):
+        prediction = predict(tokens, step)
         keep = keep_of(prediction.aux)
         if hold == "released":
             return prediction._replace(pinned=jnp.where(keep, reference, FREE))
-        now = row.step == step
+        now = step.number == hold_step
         return prediction._replace(pinned=jnp.where(keep & now, reference, FREE), settled=now)
 
     return held

@@ -1,11 +1,11 @@
 """The jitted decode of an edit, from token ids to token ids. No files.
 
-Axes    as in `editmgt_jax.config`; S decoding steps, K blocks that are looked at
+Axes    as in `editmgt_jax.config`
 Source  released edit pipeline
 Differs a sample's model time under the convention "mask_rate" is its own share of hidden tokens, as in training
 
-Settings are traced or part of a static `Plan` (see `sampling.settings`): only a new grid, batch, number of steps or plan
-compiles.
+Settings are traced or part of the `StaticSettings` (see `sampling.settings`): only a new grid, batch, number of steps or
+static setting compiles.
 """
 
 import functools
@@ -20,48 +20,48 @@ from editmgt_jax.models.traces import traces
 from editmgt_jax.sampling import decode, localize
 from editmgt_jax.sampling.request import Request
 from editmgt_jax.sampling.samplers import SAMPLERS, Context
-from editmgt_jax.sampling.settings import Plan
+from editmgt_jax.sampling.settings import StaticSettings
 
 
 class TokenEdit(NamedTuple):
     """What a decode says, on the device."""
 
     tokens: jax.Array  # int32 [B H W]
-    scores: jax.Array  # float32 [B H W]: relevance at the step that held, about 0 to 1
+    relevance: jax.Array  # float32 [B H W], at the step that held; about 0 to 1
     keep: jax.Array  # bool [B H W]: held at that step, and the source's id in the result
-    relevance: jax.Array  # float32 [B K N]: raw attention at each of the layers, mean over passes or of one step
-    step_tokens: jax.Array | None  # int32 [S B H W], recorded
-    step_scores: jax.Array | None  # float32 [S B H W], recorded
+    attention: jax.Array  # float32 [B J N], of text to image at each of the layers, mean over passes or of one step
+    step_tokens: jax.Array | None  # int32 [I B H W], recorded
+    step_relevance: jax.Array | None  # float32 [I B H W], recorded
     passes: jax.Array  # int32 [B]: decoding steps that the sample took
 
     def sample(self, index: int) -> "TokenEdit":
         """The arrays of one sample, without the axis B."""
-        steps = (None if x is None else x[:, index] for x in (self.step_tokens, self.step_scores))
+        steps = (None if x is None else x[:, index] for x in (self.step_tokens, self.step_relevance))
         return TokenEdit(*(x[index] for x in self[:4]), *steps, self.passes[index])
 
 
 class _StepAux(NamedTuple):
-    relevance: jax.Array  # [B K N]
-    scores: jax.Array  # [B H W]
+    attention: jax.Array  # [B J N]
+    relevance: jax.Array  # [B H W]
     keep: jax.Array  # bool [B H W]
 
 
-@functools.partial(jax.jit, static_argnames=("mgt", "plan"))
-def decode_edit(variables, request: Request, mgt: MGT, plan: Plan) -> TokenEdit:
+@functools.partial(jax.jit, static_argnames=("mgt", "static"))
+def decode_edit(variables, request: Request, mgt: MGT, static: StaticSettings) -> TokenEdit:
     """The decode of a batch of edits: what is constant over the steps once, then the steps in one scan.
 
     `variables` are the transformer's: {"params": ...} and with a LoRA "lora".
     """
     traces["decode"] += 1
     reference, start, knobs = request.reference, request.start, request.knobs
-    batch, mask_id, sampler = len(start), mgt.config.mask_token_id, SAMPLERS[plan.sampler]
+    batch, mask_id, sampler = len(start), mgt.config.mask_token_id, SAMPLERS[static.sampler]
     if sampler.needs_source and reference is None:
-        raise SettingsError(f"the sampler {plan.sampler} compares with a source image; there is none here")
+        raise SettingsError(f"the sampler {static.sampler} compares with a source image; there is none here")
     source = None if reference is None else reference.reshape(batch, -1)
-    predict = guided_model(variables, request, mgt, plan)
+    predict = guided_model(variables, request, mgt, static)
     if reference is not None:
         keep = lambda aux: aux.keep.reshape(batch, -1)  # noqa: E731
-        predict = decode.with_region_hold(predict, keep, source, hold=plan.hold, step=knobs.hold_step)
+        predict = decode.with_region_hold(predict, keep, source, hold=static.hold, hold_step=knobs.hold_step)
     decoded = decode.decode(
         predict,
         start.reshape(batch, -1),
@@ -73,48 +73,50 @@ def decode_edit(variables, request: Request, mgt: MGT, plan: Plan) -> TokenEdit:
         context=Context(start.shape[1:], source, knobs),
     )
     tokens, aux = decoded.tokens.reshape(start.shape), decoded.aux
-    held_at = knobs.hold_step if plan.hold == "from_step" else -1
-    keep, weights = aux.keep[held_at], request.step_weights[:, None]  # [S 1]
+    held_at = knobs.hold_step if static.hold == "from_step" else -1
+    keep, weights = aux.keep[held_at], request.step_weights[:, None]  # [I 1]
     if sampler.budget is not None:
         # A sample may have ended before the step that holds: then only the user's mask keeps anything.
         keep &= (decoded.passes > held_at)[:, None, None] | (start != mask_id)
         weights = _weights_of_passes(weights, decoded.passes)
     return TokenEdit(
         tokens=tokens,
-        scores=aux.scores[held_at],
+        relevance=aux.relevance[held_at],
         keep=keep & (tokens == (start if reference is None else reference)),
-        relevance=jnp.einsum("sb,sbkn->bkn", jnp.broadcast_to(weights, (len(weights), batch)), aux.relevance),
-        step_tokens=decoded.steps.reshape(-1, *start.shape) if plan.record else None,
-        step_scores=aux.scores if plan.record else None,
+        attention=jnp.einsum("ib,ibjn->bjn", jnp.broadcast_to(weights, (len(weights), batch)), aux.attention),
+        step_tokens=decoded.steps.reshape(-1, *start.shape) if static.record else None,
+        step_relevance=aux.relevance if static.record else None,
         passes=decoded.passes,
     )
 
 
 def _weights_of_passes(weights, passes):
-    """Weights of the steps [S 1] for samples that took `passes` [B] of them; past the end the last pass stands. -> [S B]"""
+    """Weights of the steps [I 1] for samples that took `passes` [B] of them; past the end the last pass stands. -> [I B]"""
     taken = weights * (jnp.arange(len(weights))[:, None] < passes)
     total = jnp.sum(taken, axis=0)
     return jnp.where(total > 0, taken / jnp.where(total > 0, total, 1.0), weights)
 
 
-def guided_model(variables, request, mgt, plan):
-    """`predict` of a decode: logits under guidance, and relevance, scores and keep mask of the conditional half."""
+def guided_model(variables, request, mgt, static):
+    """`predict` of a decode: logits under guidance, and attention, relevance and keep mask of the conditional half."""
     knobs, mask_id = request.knobs, mgt.config.mask_token_id
     grid = request.start.shape[1:]
     mgt_grid = tuple(side // mgt.config.stride for side in grid)
     editable = request.start == mask_id
-    image_guided = plan.image_guided and request.reference is not None
-    copies = 3 if image_guided else 2 if plan.guided else 1
+    image_guided = static.image_guided and request.reference is not None
+    copies = 3 if image_guided else 2 if static.guided else 1
     condition = mgt.apply(variables, *condition_inputs(request, copies), method="condition")
 
-    def predict(tokens, row):
-        time = row.time if plan.timestep_convention == "released" else jnp.mean(tokens == mask_id, axis=1)
-        logits, relevance = mgt.apply(variables, tokens.reshape(-1, *grid), time, condition, request.rows, plan.layers)
-        scores = localize.localize(relevance, mgt_grid, grid, kind=plan.filter)
-        keep = localize.hold_mask(scores, knobs.hold_threshold, editable)
-        aux = _StepAux(relevance.mean(axis=2), scores, keep)
+    def predict(tokens, step):
+        time = step.time if static.timestep_convention == "released" else jnp.mean(tokens == mask_id, axis=1)
+        logits, attention = mgt.apply(
+            variables, tokens.reshape(-1, *grid), time, condition, request.text_weights, static.layers
+        )
+        relevance = localize.localize(attention, mgt_grid, grid, kind=static.filter)
+        keep = localize.hold_mask(relevance, knobs.hold_threshold, editable)
+        aux = _StepAux(attention.mean(axis=2), relevance, keep)
         logits = logits.reshape(len(tokens), -1, logits.shape[-1])
-        return decode.Prediction(logits, aux=aux, priority=scores.reshape(len(scores), -1))
+        return decode.Prediction(logits, aux=aux, priority=relevance.reshape(len(relevance), -1))
 
     if copies == 1:
         return predict

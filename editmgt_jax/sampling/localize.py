@@ -1,8 +1,8 @@
 """From attention to a keep mask: consolidate, rescale, filter, upsample, compare. Pure array functions, per sample.
 
-Axes    B batch, K blocks, R text rows, N positions of the attention grid (h w, row-major); H W the token grid
+Axes    B batch, J blocks, R weightings of the text, N positions of the attention grid (h w, row-major); H W the token grid
 Source  paper, 'multi-layer attention consolidation'; released attention post-processing
-Differs any batch and any grid (Q10); threshold > 1 holds everything, also where bicubic overshoot lifts a score above it
+Differs any batch and any grid (Q10); threshold > 1 holds everything, also where bicubic overshoot lifts the relevance above it
 """
 
 from functools import lru_cache
@@ -14,114 +14,114 @@ import numpy as np
 EPSILON = 1e-8
 WINDOW = 5  # side of the local-variance window; the strength never changes it
 
-_EXACT = jax.lax.Precision.HIGHEST  # an accelerator's default would round the scores to bfloat16
+_EXACT = jax.lax.Precision.HIGHEST  # an accelerator's default would round the relevance to bfloat16
 
 
 def localize(
-    relevance: jax.Array,
+    attention: jax.Array,
     grid: tuple[int, int],
     token_grid: tuple[int, int] | None = None,
     *,
     kind: str = "adaptive",
 ) -> jax.Array:
-    """Scores on the token grid, about 0 (untouched) to 1 (what the instruction is about). -> float32 [B H W]
+    """Relevance on the token grid, about 0 (untouched) to 1 (what the instruction is about). -> float32 [B H W]
 
-    relevance   [B ... N]: text-to-image attention of the conditional half; every axis between is averaged over
+    attention   [B ... N]: text-to-image attention of the conditional half; every axis between is averaged over
     grid        (h, w) of the attention, h * w = N
-    token_grid  (H, W) of the image tokens, if it differs; the scores are then interpolated and may leave [0, 1] a little
-    kind        static, see `filter_scores`
+    token_grid  (H, W) of the image tokens, if it differs; the relevance is then interpolated and may leave [0, 1] a little
+    kind        static, see `filter_relevance`
     """
-    scores = rescale(consolidate(relevance))
-    if scores.shape[1] != grid[0] * grid[1]:
-        raise ValueError(f"a grid of {grid[0]} x {grid[1]} has {grid[0] * grid[1]} positions, got {scores.shape[1]}")
-    scores = filter_scores(scores.reshape(-1, *grid), kind)  # [B h w]
-    return upsample(scores, token_grid or grid)
+    relevance = rescale(consolidate(attention))
+    if relevance.shape[1] != grid[0] * grid[1]:
+        raise ValueError(f"a grid of {grid[0]} x {grid[1]} has {grid[0] * grid[1]} positions, got {relevance.shape[1]}")
+    relevance = filter_relevance(relevance.reshape(-1, *grid), kind)  # [B h w]
+    return upsample(relevance, token_grid or grid)
 
 
-def consolidate(relevance: jax.Array) -> jax.Array:
-    """Mean over everything but the samples and the positions. [B ... N] (such as [B K R N]) -> float32 [B N]"""
-    return jnp.mean(relevance.astype(jnp.float32), axis=tuple(range(1, relevance.ndim - 1)))
+def consolidate(attention: jax.Array) -> jax.Array:
+    """Mean over everything but the samples and the positions. [B ... N] (such as [B J R N]) -> float32 [B N]"""
+    return jnp.mean(attention.astype(jnp.float32), axis=tuple(range(1, attention.ndim - 1)))
 
 
-def rescale(scores: jax.Array) -> jax.Array:
+def rescale(relevance: jax.Array) -> jax.Array:
     """Each sample to [0, 1]. [B ...] -> [B ...]"""
-    low, high = _range(scores)
-    return (scores - low) / (high - low + EPSILON)
+    low, high = _range(relevance)
+    return (relevance - low) / (high - low + EPSILON)
 
 
-def _range(scores):
-    axes = tuple(range(1, scores.ndim))
-    return jnp.min(scores, axes, keepdims=True), jnp.max(scores, axes, keepdims=True)
+def _range(relevance):
+    axes = tuple(range(1, relevance.ndim))
+    return jnp.min(relevance, axes, keepdims=True), jnp.max(relevance, axes, keepdims=True)
 
 
-def filter_scores(
-    scores: jax.Array, kind: str = "adaptive", strength: float = 1.0, keep_peaks: bool = True
+def filter_relevance(
+    relevance: jax.Array, kind: str = "adaptive", strength: float = 1.0, keep_peaks: bool = True
 ) -> jax.Array:
-    """Smooth the scores on their grid, keeping each sample's range. [B h w] -> [B h w]
+    """Smooth the relevance on its grid, keeping each sample's range. [B h w] -> [B h w]
 
-    kind        'adaptive' (blur less where the scores vary), 'gaussian' or 'none'
+    kind        'adaptive' (blur less where the relevance varies), 'gaussian' or 'none'
     strength    scales the width of the blur; static, for it sets the size of the kernel
-    keep_peaks  give the highest tenth of the scores most of their old value back
+    keep_peaks  give the highest tenth of the cells most of their old relevance back
     """
     if kind not in FILTERS:
         raise ValueError(f"unknown filter {kind!r}: choose one of {', '.join(FILTERS)}")
     if strength < 0:
         raise ValueError(f"the filter strength must not be negative, got {strength}")
     if kind == "none":
-        return scores
-    smooth = FILTERS[kind](scores, strength)
+        return relevance
+    smooth = FILTERS[kind](relevance, strength)
     if keep_peaks:
-        peak = jnp.quantile(scores, 0.9, axis=(1, 2), keepdims=True)
-        smooth = jnp.where(scores > peak, 0.7 * scores + 0.3 * smooth, smooth)
-    low, high = _range(scores)
+        peak = jnp.quantile(relevance, 0.9, axis=(1, 2), keepdims=True)
+        smooth = jnp.where(relevance > peak, 0.7 * relevance + 0.3 * smooth, smooth)
+    low, high = _range(relevance)
     smooth_low, smooth_high = _range(smooth)
     varies = smooth_high > smooth_low
     unit = (smooth - smooth_low) / jnp.where(varies, smooth_high - smooth_low, 1.0)
     return jnp.where(varies, unit * (high - low) + low, smooth)
 
 
-def _adaptive(scores, strength):
-    weight = 1 - 0.7 * rescale(local_variance(scores))
-    return weight * blur(scores, 1.5 * strength) + (1 - weight) * scores
+def _adaptive(relevance, strength):
+    weight = 1 - 0.7 * rescale(local_variance(relevance))
+    return weight * blur(relevance, 1.5 * strength) + (1 - weight) * relevance
 
 
-FILTERS = {"adaptive": _adaptive, "gaussian": lambda scores, strength: blur(scores, 2 * strength), "none": None}
+FILTERS = {"adaptive": _adaptive, "gaussian": lambda relevance, strength: blur(relevance, 2 * strength), "none": None}
 
 
-def blur(scores: jax.Array, sigma: float) -> jax.Array:
+def blur(relevance: jax.Array, sigma: float) -> jax.Array:
     """Gaussian blur with half-sample-symmetric edges, as two small matrix products. [B h w] -> [B h w]"""
-    height, width = scores.shape[1:]
-    return _separable(scores, _gaussian_matrix(height, sigma), _gaussian_matrix(width, sigma))
+    height, width = relevance.shape[1:]
+    return _separable(relevance, _gaussian_matrix(height, sigma), _gaussian_matrix(width, sigma))
 
 
-def local_variance(scores: jax.Array) -> jax.Array:
+def local_variance(relevance: jax.Array) -> jax.Array:
     """Population variance in the window around each position, same edges as `blur`. [B h w] -> [B h w]"""
-    height, width = scores.shape[1:]
-    windows = scores[:, _reflected(height, WINDOW // 2)][..., _reflected(width, WINDOW // 2)]  # [B h 5 w 5]
+    height, width = relevance.shape[1:]
+    windows = relevance[:, _reflected(height, WINDOW // 2)][..., _reflected(width, WINDOW // 2)]  # [B h 5 w 5]
     return jnp.var(windows, axis=(2, 4))
 
 
-def upsample(scores: jax.Array, grid: tuple[int, int]) -> jax.Array:
+def upsample(relevance: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """Bicubic interpolation (a = -0.75, half-pixel centres, edge clamped, not clipped). [B h w] -> [B H W]"""
-    if scores.shape[1:] == tuple(grid):
-        return scores
-    shape = (len(scores), *grid)
-    return jax.image.resize(scores, shape, "cubic-pytorch", antialias=False, precision=_EXACT)
+    if relevance.shape[1:] == tuple(grid):
+        return relevance
+    shape = (len(relevance), *grid)
+    return jax.image.resize(relevance, shape, "cubic-pytorch", antialias=False, precision=_EXACT)
 
 
-def hold_mask(scores: jax.Array, threshold: jax.Array | float, editable: jax.Array | None = None) -> jax.Array:
-    """Where the reference is kept: score < threshold, and outside the user's own mask. -> bool, shape of `scores` [B ...]
+def hold_mask(relevance: jax.Array, threshold: jax.Array | float, editable: jax.Array | None = None) -> jax.Array:
+    """Where the reference is kept: relevance < threshold, and outside the user's own mask. -> bool, shape of `relevance` [B ...]
 
-    threshold  [] or [B], may be traced; 0 switches the scores off, above 1 everything is kept
-    editable   bool, shape of `scores`: the user's mask of what may change
+    threshold  [] or [B], may be traced; 0 switches the relevance off, above 1 everything is kept
+    editable   bool, shape of `relevance`: the user's mask of what may change
     """
-    threshold = jnp.asarray(threshold, jnp.float32).reshape((-1,) + (1,) * (scores.ndim - 1))
-    keep = (threshold > 0) & ((scores < threshold) | (threshold > 1))
+    threshold = jnp.asarray(threshold, jnp.float32).reshape((-1,) + (1,) * (relevance.ndim - 1))
+    keep = (threshold > 0) & ((relevance < threshold) | (threshold > 1))
     return keep if editable is None else keep | ~editable
 
 
-def _separable(scores, rows, columns):
-    return jnp.einsum("Hh,bhw,Ww->bHW", rows, scores, columns, precision=_EXACT)
+def _separable(relevance, rows, columns):
+    return jnp.einsum("Hh,bhw,Ww->bHW", rows, relevance, columns, precision=_EXACT)
 
 
 # Small constants, made on the host.

@@ -1,6 +1,6 @@
 """Mask rates and schedules: how many image tokens are hidden, in training and at each decoding step.
 
-Axes    B batch, L image tokens, S decoding steps
+Axes    B batch, L image tokens, I decoding steps
 Source  MaskGIT (section 3); released Scheduler.step and trainer
 Differs the last ratio of a decode is exactly 0, where float32 cos(pi / 2) is negative, so decoding has no last-step branch;
         the masks of a training batch depend on each sample's index, not on the batch around it
@@ -30,14 +30,14 @@ CURVES: dict[str, Callable] = {"cosine": _cosine, "linear": lambda t: 1 - t}
 
 
 class Schedule(NamedTuple):
-    """A decode's settings, one row per step: made on the host, traced in `decode`, so new values never recompile."""
+    """The steps of a decode: made on the host, traced in `decode`, so new values never recompile. One step has scalars."""
 
-    step: np.ndarray  # int32 [S]: 0 ... S - 1
-    time: np.ndarray  # float32 [S]: the number of steps still to come, what released models are told (Q1)
+    number: np.ndarray  # int32 [I]: 0 ... I - 1
+    time: np.ndarray  # float32 [I]: the number of steps still to come, what released models are told (Q1)
     hidden_ratio: (
         np.ndarray
-    )  # float32 [S]: share of the tokens to fill that is still hidden after the step; the last is 0
-    temperature: np.ndarray  # float32 [S]: scale of the Gumbel noise on the confidence
+    )  # float32 [I]: share of the tokens to fill that is still hidden after the step; the last is 0
+    temperature: np.ndarray  # float32 [I]: scale of the Gumbel noise on the confidence
 
 
 def hidden_curve(t, kind: str):
@@ -64,7 +64,7 @@ def decode_schedule(
     kind: str = "cosine",
     temperature: float | tuple[float, float] = (2.0, 0.0),
 ) -> Schedule:
-    """The rows of a decode of `steps` steps.
+    """The schedule of a decode of `steps` steps.
 
     temperature  of the confidence: (first, last), linear over the steps; one number means (number, 0.01), as released
     """
@@ -72,12 +72,12 @@ def decode_schedule(
         raise ValueError(f"a decode needs at least one step, got {steps}")
     first, last = temperature if isinstance(temperature, (tuple, list)) else (temperature, 0.01)
 
-    step = np.arange(steps, dtype=np.int32)
-    ratio = hidden_curve(((step + 1) / steps).astype(np.float32), kind)
+    number = np.arange(steps, dtype=np.int32)
+    ratio = hidden_curve(((number + 1) / steps).astype(np.float32), kind)
     ratio[-1] = 0.0
     return Schedule(
-        step=step,
-        time=step[::-1].astype(np.float32),
+        number=number,
+        time=number[::-1].astype(np.float32),
         hidden_ratio=ratio,
         temperature=_linear(first, last, steps),
     )

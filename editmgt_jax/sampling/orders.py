@@ -37,7 +37,7 @@ class Job:
     """One prompt, checked: with an image to edit or to fill, or with none."""
 
     text: EncodedText
-    words: np.ndarray  # float32 [T]: weights of the text tokens in the relevance
+    text_weights: np.ndarray  # float32 [T]: weights of the text tokens in the attention that is read
     image: Image.Image | None = None
     mask: np.ndarray | None = None  # bool [Y X], True = may change
 
@@ -68,7 +68,7 @@ def read_jobs(
         key = id(mask), image.size
         if mask is not None and key not in masks:
             masks[key] = images.load_mask(mask, image.size)
-        return Job(text, word_weights(encoder, text, query), image, masks.get(key))
+        return Job(text, query_weights(encoder, text, query), image, masks.get(key))
 
     return [job(**each_input) for each_input in inputs], is_list
 
@@ -78,8 +78,8 @@ def encoded(encoder: TextEncoder, prompt: str | EncodedText) -> EncodedText:
     return prompt if isinstance(prompt, EncodedText) else encoder.encode(prompt)
 
 
-def word_weights(encoder: TextEncoder, text: EncodedText, phrase: str | None = None) -> np.ndarray:
-    """Weights [T] of the text tokens in the relevance: those of `phrase`, or all the same (Q8). Errors: PromptError."""
+def query_weights(encoder: TextEncoder, text: EncodedText, phrase: str | None = None) -> np.ndarray:
+    """Weights [T] of the text tokens in the attention that is read: those of `phrase`, or all the same (Q8). Errors: PromptError."""
     if phrase is None:
         return np.full(len(text.states), 1 / len(text.states), np.float32)
     return encoder.weights(text, phrase)

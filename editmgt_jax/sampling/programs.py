@@ -14,15 +14,17 @@ from editmgt_jax.models.mgt import MGT
 from editmgt_jax.models.traces import traces
 from editmgt_jax.sampling.edit import TokenEdit, decode_edit
 from editmgt_jax.sampling.request import Request
-from editmgt_jax.sampling.settings import Plan
+from editmgt_jax.sampling.settings import StaticSettings
 
 CACHE_HIT = "/jax/compilation_cache/cache_hits"  # what jax reports when a program comes from the cache on disk
 
 
-def run_decode(variables: dict, request: Request, mgt: MGT, plan: Plan, progress: Callable[[str], None]) -> TokenEdit:
+def run_decode(
+    variables: dict, request: Request, mgt: MGT, static: StaticSettings, progress: Callable[[str], None]
+) -> TokenEdit:
     """`decode_edit`; calls `progress` with "compile", if the program is new to this process, and with "decode"."""
     traced = traces["decode"]
-    lowered = decode_edit.lower(variables, request, mgt, plan)
+    lowered = decode_edit.lower(variables, request, mgt, static)
     if traces["decode"] > traced:
         progress("compile")
         _compile(lowered, " x ".join(str(side) for side in reversed(request.start.shape[1:])))

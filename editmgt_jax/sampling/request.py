@@ -1,6 +1,6 @@
 """What a decode is asked for: every input of the jitted edit, made in one place for the product, training and benchmarks.
 
-Axes    as in `editmgt_jax.config`; S decoding steps
+Axes    as in `editmgt_jax.config`
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from editmgt_jax.config import SchedulerConfig, micro_conditions
 from editmgt_jax.declarations import SettingsError
 from editmgt_jax.models.text import TextStates
 from editmgt_jax.sampling import decode
-from editmgt_jax.sampling.settings import Knobs, Plan, Settings
+from editmgt_jax.sampling.settings import Knobs, Settings, StaticSettings
 
 
 class Request(NamedTuple):
@@ -24,9 +24,9 @@ class Request(NamedTuple):
     text: TextStates
     negative: TextStates
     micro: jax.Array  # float32 [5], see `micro_conditions`
-    rows: jax.Array  # float32 [B 1 T]: weights of the text tokens in the relevance
+    text_weights: jax.Array  # float32 [B 1 T]: weights of the text tokens in the attention that is read
     keys: jax.Array | decode.Noise  # [B], or the draws themselves
-    step_weights: jax.Array  # float32 [S]: of the steps in the relevance that is returned
+    step_weights: jax.Array  # float32 [I]: of the steps in the attention that is returned
     knobs: Knobs
 
 
@@ -40,9 +40,9 @@ def make_request(
     keys: int | jax.Array | decode.Noise,
     reference: np.ndarray | jax.Array | None = None,
     start: np.ndarray | jax.Array | None = None,
-    rows: np.ndarray | jax.Array | None = None,
-    relevance_step: int | None = None,
-) -> tuple[Request, Plan]:
+    text_weights: np.ndarray | jax.Array | None = None,
+    attention_step: int | None = None,
+) -> tuple[Request, StaticSettings]:
     """A decode of whole pictures on one grid, on arrays of the host or traced ones.
 
     Args:
@@ -50,22 +50,22 @@ def make_request(
       keys: a seed or a key (sample i draws from fold_in(key, i)), keys [B], or the draws.
       reference: int32 [B H W], or None for text-to-image, which needs `start`.
       start: int32 [B H W], the mask id where to edit; by default everywhere.
-      rows: float [B T], weights of the text tokens in the relevance; by default all weigh the same (Q8).
-      relevance_step: the step whose raw relevance is returned; None is the mean over the steps.
+      text_weights: float [B T], weights of the text tokens in the attention that is read; by default all weigh the same (Q8).
+      attention_step: the step whose attention is returned; None is the mean over the steps.
     Errors: SettingsError for a step that there is not.
     """
     if start is None:
         start = jnp.full(jnp.shape(reference), scheduler.mask_token_id)
     batch, *grid = jnp.shape(start)
     length = text.states.shape[1]
-    if rows is None:
-        rows = np.full((batch, length), 1 / length)
-    if relevance_step is None:
+    if text_weights is None:
+        text_weights = np.full((batch, length), 1 / length)
+    if attention_step is None:
         step_weights = np.full(settings.steps, 1 / settings.steps)
-    elif relevance_step in range(settings.steps):
-        step_weights = np.eye(settings.steps)[relevance_step]
+    elif attention_step in range(settings.steps):
+        step_weights = np.eye(settings.steps)[attention_step]
     else:
-        raise SettingsError(f"relevance_step must lie in 0..{settings.steps - 1}; got {relevance_step}")
+        raise SettingsError(f"attention_step must lie in 0..{settings.steps - 1}; got {attention_step}")
     height, width = (side * factor for side in grid)
     request = Request(
         reference=None if reference is None else jnp.asarray(reference, jnp.int32),
@@ -73,12 +73,12 @@ def make_request(
         text=text,
         negative=negative,
         micro=jnp.asarray(micro_conditions(width, height), jnp.float32),
-        rows=jnp.asarray(rows, jnp.float32)[:, None],
+        text_weights=jnp.asarray(text_weights, jnp.float32)[:, None],
         keys=_sample_keys(keys, batch),
         step_weights=jnp.asarray(step_weights, jnp.float32),
         knobs=settings.knobs(scheduler.masking_schedule),
     )
-    return request, settings.plan(scheduler.timestep_convention)
+    return request, settings.static(scheduler.timestep_convention)
 
 
 def _sample_keys(keys, batch):

@@ -1,6 +1,6 @@
 """Samplers: in which order hidden tokens are committed, and how many in a step where the schedule does not say.
 
-A sampler is a function of a step and a row of SAMPLERS. Its order gives every position a priority, and the positions with
+A sampler is a function of a proposal and an entry of SAMPLERS. Its order gives every position a priority, and the positions with
 the highest are committed; how many is the schedule's choice, or that of the sampler's budget. Priorities of positions that are
 known do not count. Ties are broken by the step's draws, but in the released order, which keeps all that tie with the cut-off.
 
@@ -43,7 +43,7 @@ NOTHING_KNOWN = Context()
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """One row of the table.
+    """One entry of the table.
 
     order         priority of each position: float [B L]
     budget        how many of the hidden positions this step commits, at least 1 of any: int32 [B]; a decode then ends as
@@ -58,43 +58,43 @@ class Sampler:
     keeps_ties: bool = False
 
 
-def confidence(step: Proposal, context: Context) -> jax.Array:
+def confidence(proposal: Proposal, context: Context) -> jax.Array:
     """The surest candidates first, with noise."""
-    return step.log_p + step.noise
+    return proposal.log_p + proposal.noise
 
 
-def halton(step: Proposal, context: Context) -> jax.Array:
+def halton(proposal: Proposal, context: Context) -> jax.Array:
     """A fixed order that covers the grid evenly at every length: no noise."""
-    return jnp.broadcast_to(-halton_ranks(context.grid).astype(np.float32), step.hidden.shape)
+    return jnp.broadcast_to(-halton_ranks(context.grid).astype(np.float32), proposal.hidden.shape)
 
 
-def entropy(step: Proposal, context: Context) -> jax.Array:
+def entropy(proposal: Proposal, context: Context) -> jax.Array:
     """The lowest entropy first: no noise."""
-    return -_entropy(step.logits)
+    return -_entropy(proposal.logits)
 
 
-def entropy_budget(step: Proposal, context: Context) -> jax.Array:
+def entropy_budget(proposal: Proposal, context: Context) -> jax.Array:
     """The longest run, by rising entropy, whose summed entropy without its largest is at most the bound. -> int32 [B]"""
-    rising = jnp.sort(jnp.where(step.hidden, _entropy(step.logits), jnp.inf), axis=1)
+    rising = jnp.sort(jnp.where(proposal.hidden, _entropy(proposal.logits), jnp.inf), axis=1)
     before = jnp.cumsum(rising, axis=1)[:, :-1]  # the sum of those that come earlier
     within = jnp.pad(before, ((0, 0), (1, 0))) <= context.knobs.entropy_bound
     return jnp.sum(within & jnp.isfinite(rising), axis=1, dtype=jnp.int32)
 
 
-def margin(step: Proposal, context: Context) -> jax.Array:
+def margin(proposal: Proposal, context: Context) -> jax.Array:
     """By how much surer the candidate is than the source's own id, with noise; copies have 0."""
-    return _at(step.logits, step.candidate) - _at(step.logits, context.source) + step.noise
+    return _at(proposal.logits, proposal.candidate) - _at(proposal.logits, context.source) + proposal.noise
 
 
-def changes_first(step: Proposal, context: Context) -> jax.Array:
+def changes_first(proposal: Proposal, context: Context) -> jax.Array:
     """Confidence, but copies of the source are less sure by the copy penalty (nats)."""
-    copied = (step.candidate == context.source).astype(jnp.float32)
-    return step.log_p - context.knobs.copy_penalty * copied + step.noise
+    copied = (proposal.candidate == context.source).astype(jnp.float32)
+    return proposal.log_p - context.knobs.copy_penalty * copied + proposal.noise
 
 
-def relevance(step: Proposal, context: Context) -> jax.Array:
-    """Where the instruction points first, by the prediction's own priority (the localisation scores): no noise."""
-    return step.priority
+def relevance(proposal: Proposal, context: Context) -> jax.Array:
+    """Where the instruction points first, by the prediction's own priority (the relevance): no noise."""
+    return proposal.priority
 
 
 SAMPLERS = {

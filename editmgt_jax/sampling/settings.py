@@ -20,7 +20,7 @@ from editmgt_jax.sampling.localize import FILTERS
 from editmgt_jax.sampling.masking import decode_schedule
 from editmgt_jax.sampling.samplers import SAMPLERS
 
-__all__ = ["CHOICES", "Knobs", "Plan", "Settings", "SettingsError", "check_integer", "released_layers"]
+__all__ = ["CHOICES", "Knobs", "StaticSettings", "Settings", "SettingsError", "check_integer", "released_layers"]
 
 CHOICES = {"hold": HOLDS, "filter": tuple(FILTERS), "sampler": tuple(SAMPLERS)}
 _STATIC = [setting for setting in SETTINGS if setting.part == "static"]
@@ -28,14 +28,14 @@ _TRACED = [setting for setting in SETTINGS if setting.part == "traced"]
 _DTYPES = {int: jnp.int32, float: jnp.float32}
 
 
-class Plan(
+class StaticSettings(
     collections.namedtuple(
-        "Plan",
+        "StaticSettings",
         [*(setting.name for setting in _STATIC), "timestep_convention", "guided", "image_guided"],
         defaults=[*(setting.default for setting in _STATIC), "released", True, False],
     )
 ):
-    """The static part of an edit: another plan is another program.
+    """The static part of an edit: other static settings are another program.
 
     The static settings, whether guidance runs a pass without the text (`guided`) and one without the image either
     (`image_guided`), and the model's `timestep_convention`.
@@ -49,7 +49,7 @@ class Knobs(
 ):
     """The traced part, arrays: new values never recompile (the number of steps is a shape).
 
-    `schedule` (`masking.Schedule`, arrays [S]) and the traced settings, each of its own dtype and shape [].
+    `schedule` (`masking.Schedule`, arrays [I]) and the traced settings, each of its own dtype and shape [].
     """
 
 
@@ -99,11 +99,11 @@ class Settings(_Values):
         """Whether a pass without the source image runs, too."""
         return self.image_guidance_scale not in (None, self.guidance_scale)
 
-    def plan(self, timestep_convention: str) -> Plan:
+    def static(self, timestep_convention: str) -> StaticSettings:
         """The static part."""
-        static = {setting.name: getattr(self, setting.name) for setting in _STATIC}
-        return Plan(
-            **static, timestep_convention=timestep_convention, guided=self.guided, image_guided=self.image_guided
+        values = {setting.name: getattr(self, setting.name) for setting in _STATIC}
+        return StaticSettings(
+            **values, timestep_convention=timestep_convention, guided=self.guided, image_guided=self.image_guided
         )
 
     def knobs(self, masking_schedule: str) -> Knobs:

@@ -54,7 +54,7 @@ class FrozenText:
     """
 
     def __init__(self, directory, mgt, dtype):
-        dtypes = {row.folders[0]: jnp.dtype(dtype) for row in text_components()}
+        dtypes = {entry.folders[0]: jnp.dtype(dtype) for entry in text_components()}
         self._load = functools.partial(load_text, Path(directory), mgt, dtypes)
         self.encoder = self._load({"check_only": True})
 
@@ -66,7 +66,7 @@ class FrozenText:
         """
         frozen = {}
         if "text" in encodes:
-            frozen["params"] = self._load({"place": lambda path, value: put(f"text/{path}", value)}).params
+            frozen["params"] = self._load({"put": lambda path, value: put(f"text/{path}", value)}).params
         if "empty text" in encodes:
             said = self._load({}).encode_ids(self.encoder.empty_ids)
             frozen["empty"] = TextStates(*(put("", one) for one in said))

@@ -7,7 +7,7 @@ The weights below make it copy from the start, with the released architecture un
   (LayerNorm then leaves it alone); the mask id has a direction of its own;
 * the down-sampling convolution writes the four tokens of a cell side by side; the projections are identities;
 * in block 0 some heads have constant queries and keys on the fastest rotary pairs of both spatial axes: they look at
-  the same place of the source, and their values go to free channels;
+  the same position of the source, and their values go to free channels;
 * the head is the inverse: it reads those channels, unfolds the cell and compares with the codebook.
 
 All other residual branches start closed (their gates are zero), so nothing disturbs the copy until it is learnt.

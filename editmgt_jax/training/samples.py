@@ -1,6 +1,5 @@
-"""Sample edits of a run under way: what its model makes of held-out pairs, as a picture with a row for each.
-
-A row is the source, the relevance over it, the edit and the target. All processes decode, since each holds a part of the
+"""Sample edits of a run under way: what its model makes of held-out pairs, as a picture with a row for each:
+the source, the relevance over it, the edit and the target. All processes decode, since each holds a part of the
 parameters; the first one writes.
 
 Axes    B pairs, T text tokens; others as in `editmgt_jax.config`
@@ -41,19 +40,19 @@ class Samples:
         self._edit = jax.jit(self._decode, out_shardings=layout.replicated)
         self._show = jax.jit(self._given, out_shardings=layout.replicated)
         self._shown = None  # pictures of the sources and of the targets, painted once
-        _, self._vq_params = load_vq(task.vq_directory, place=lambda _, value: layout.put_leaf("", value))
+        _, self._vq_params = load_vq(task.vq_directory, put=lambda _, value: layout.put_leaf("", value))
 
     def write(self, step: int, params, frozen) -> Path:
         """Draws `step_NNNNNN.png`. -> its path"""
         if self._shown is None:
             self._shown = jax.device_get(self._show(frozen, self._vq_params, self._batch))
-        edits, scores = jax.device_get(self._edit(params, frozen, self._vq_params, self._batch))
+        edits, relevance = jax.device_get(self._edit(params, frozen, self._vq_params, self._batch))
         path = self._directory / f"step_{step:06d}.png"
         if processes.is_first():
             self._directory.mkdir(exist_ok=True)
             sources, targets = self._shown
             columns = [[images.to_image(one) for one in pixels] for pixels in (sources, edits, targets)]
-            images.save(_grid(columns, scores), path)
+            images.save(_grid(columns, relevance), path)
         return path
 
     def _decode(self, params, frozen, vq_params, batch):
@@ -65,7 +64,7 @@ class Samples:
             inputs = task.text.inputs(frozen["text"], batch, jnp.full(len(source), dropped))
             return task.text.states(params.get("text"), inputs)
 
-        request, plan = make_request(
+        request, static = make_request(
             self._settings,
             task.scheduler,
             task.vq_config.factor,
@@ -74,8 +73,8 @@ class Samples:
             reference=source,
             keys=0,
         )
-        edit = decode_edit(task.variables(params, frozen), request, task.mgt, plan)
-        return self._paint(vq_params, edit.tokens), edit.scores
+        edit = decode_edit(task.variables(params, frozen), request, task.mgt, static)
+        return self._paint(vq_params, edit.tokens), edit.relevance
 
     def _given(self, frozen, vq_params, batch):
         """-> pixels [B Y X 3] of the sources, of the targets"""
@@ -86,11 +85,11 @@ class Samples:
         return jax.lax.map(lambda one: ids_to_pixels(vq_params, one[None], self._task.vq)[0], ids)
 
 
-def _grid(columns, scores) -> Image.Image:
+def _grid(columns, relevance) -> Image.Image:
     """Sources, edits and targets, with the relevance over the source beside it."""
     rows = [
-        (before, images.overlay(before, relevance), after, wanted)
-        for before, after, wanted, relevance in zip(*columns, scores, strict=True)
+        (before, images.overlay(before, cells), after, wanted)
+        for before, after, wanted, cells in zip(*columns, relevance, strict=True)
     ]
     width, height = rows[0][0].size
     canvas = Image.new("RGB", ((width + _GAP) * len(rows[0]) - _GAP, (height + _GAP) * len(rows) - _GAP), "white")

@@ -1,4 +1,4 @@
-"""The component table: one row for each architecture whose weights a model directory holds.
+"""The component table: one entry for each architecture whose weights a model directory holds.
 
 What differs between architectures is a column here; loading, conversion and model directories read the table.
 """
@@ -51,8 +51,8 @@ def _init_text(model: nn.Module, key):
 
 
 COMPONENTS = {
-    row.config: row
-    for row in (
+    entry.config: entry
+    for entry in (
         Component(
             config=MGTConfig,
             module=MGT,
@@ -109,7 +109,7 @@ MGT_FOLDERS = COMPONENTS[MGTConfig].folders
 
 
 def component(config: ComponentConfig) -> Component:
-    """The row of a config."""
+    """The entry of a config."""
     return COMPONENTS[type(config)]
 
 
@@ -126,17 +126,17 @@ def abstract_params(model: nn.Module) -> dict:
 
 def folder_configs() -> dict[str, type]:
     """{folder of a model directory: the config class of what it holds}, in the table's order."""
-    return {folder: row.config for row in COMPONENTS.values() for folder in row.folders}
+    return {folder: entry.config for entry in COMPONENTS.values() for folder in entry.folders}
 
 
 def text_components(architecture: str | None = None) -> list[Component]:
-    """The rows of text encoders: of those that a `text_encoder_architecture` names, or of all. Errors: UserError."""
-    rows = [row for row in COMPONENTS.values() if row.text]
+    """The entries of text encoders: of those that a `text_encoder_architecture` names, or of all. Errors: UserError."""
+    entries = [entry for entry in COMPONENTS.values() if entry.text]
     if architecture is None:
-        return rows
-    chosen = [row for row in rows if row.text.name in architecture.split("_")]
-    if "_".join(row.text.name for row in chosen) != architecture or not chosen:
-        names = [row.text.name for row in rows]
+        return entries
+    chosen = [entry for entry in entries if entry.text.name in architecture.split("_")]
+    if "_".join(entry.text.name for entry in chosen) != architecture or not chosen:
+        names = [entry.text.name for entry in entries]
         raise UserError(
             f"text_encoder_architecture must be the first of {names}, alone or with others after it, joined by '_'; "
             f"got {architecture!r}"
@@ -146,5 +146,5 @@ def text_components(architecture: str | None = None) -> list[Component]:
 
 def companion_folders() -> list[str]:
     """The folders of a model directory besides the transformer's."""
-    folders = [folder for row in COMPONENTS.values() if row.config is not MGTConfig for folder in row.folders]
-    return list(dict.fromkeys([*folders, *(row.text.tokenizer for row in text_components()), "scheduler"]))
+    folders = [folder for entry in COMPONENTS.values() if entry.config is not MGTConfig for folder in entry.folders]
+    return list(dict.fromkeys([*folders, *(entry.text.tokenizer for entry in text_components()), "scheduler"]))

@@ -81,7 +81,7 @@ def load_params(
     config: ComponentConfig,
     abstract_params: dict,
     dtype: DTypeLike | None = np.float32,
-    place: Callable[[str, np.ndarray], Any] | None = None,
+    put: Callable[[str, np.ndarray], Any] | None = None,
     strict: bool = False,
     prefix: str = "",
 ) -> dict:
@@ -91,7 +91,7 @@ def load_params(
       directory: folder with `*.safetensors`; config: MGTConfig, VQConfig, CLIPTextConfig or Gemma2Config.
       abstract_params: the tree of shapes, from `jax.eval_shape(model.init, ...)`.
       dtype: of matrices, while vectors are float32; None is as stored.
-      place: called with (path, host array) of each leaf as soon as it is read, to put it on its devices.
+      put: called with (path, host array) of each leaf as soon as it is read, to put it on its devices.
       strict: whether NaN and infinite values are errors and not warnings.
       prefix: of the keys in the files.
     Errors: WeightsError listing unknown, missing, repeated or misshapen weights with both shapes.
@@ -100,7 +100,7 @@ def load_params(
     leaves = _leaves(config, abstract_params)
     for leaf in sorted(leaves, key=lambda leaf: -math.prod(leaf.shape)):
         value = _read(leaf, files, config, dtype, strict)
-        values[leaf.path] = value if place is None else place("/".join(leaf.path), value)
+        values[leaf.path] = value if put is None else put("/".join(leaf.path), value)
     return unflatten_dict({leaf.path: values[leaf.path] for leaf in leaves})
 
 
@@ -149,12 +149,12 @@ def _read(leaf, files, config, dtype, strict) -> np.ndarray:
     is_matrix = len(leaf.shape) - leaf.stacked > 1
     value = np.empty(leaf.shape, stored.pop() if dtype is None else dtype if is_matrix else np.float32)
     for key, layer in zip(leaf.keys, value if leaf.stacked else value[None], strict=True):
-        if leaf.kind.to_ours is identity and layer.ndim > 1:  # large embeddings: a few rows at a time
+        if leaf.kind.to_ours is identity and layer.ndim > 1:  # large embeddings: a part at a time
             step = max(1, _READ_BYTES // layer[0].nbytes)
             for first in range(0, len(layer), step):
-                rows = slice(first, min(first + step, len(layer)))
-                layer[rows] = files.read(key, rows)
-                check_finite(key, layer[rows], strict)
+                part = slice(first, min(first + step, len(layer)))
+                layer[part] = files.read(key, part)
+                check_finite(key, layer[part], strict)
         else:
             layer[...] = leaf.kind.to_ours(files.read(key), config)
             check_finite(key, layer, strict)

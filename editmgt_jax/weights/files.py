@@ -90,11 +90,11 @@ class WeightFiles:
         if unknown:
             raise WeightsError(f"{self.directory}: tensors must be {', '.join(_STORED)}:{listed(unknown)}")
 
-    def read(self, key: str, rows: slice | None = None) -> np.ndarray:
-        """A tensor, or some of its rows. The file is opened anew each time: what it maps is released at once."""
+    def read(self, key: str, part: slice | None = None) -> np.ndarray:
+        """A tensor, or a part of it along the first axis. The file is opened anew each time: what it maps is released at once."""
         name = self.tensors[key].name
         with _opened(self.tensors[key].path) as file:
-            return file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
+            return file.get_tensor(name) if part is None else file.get_slice(name)[part]
 
 
 def _opened(path):

@@ -108,7 +108,7 @@ def load_model(
 
 def _dtypes(dtype) -> dict:
     """The dtype of each component whose dtype can be chosen."""
-    names = [row.folders[0] for row in COMPONENTS.values() if not row.always_float32]
+    names = [entry.folders[0] for entry in COMPONENTS.values() if not entry.always_float32]
     default = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     chosen = dtype if isinstance(dtype, dict) else dict.fromkeys(names, dtype)
     chosen = {name: dtype_name(value) if isinstance(value, str) else value for name, value in chosen.items()}
@@ -157,7 +157,7 @@ def _local(directory) -> Path:
 def load_mgt(directory: str | Path, dtype: DTypeLike = jnp.float32, **reading: Any) -> tuple[MGT, Any]:
     """Reads a transformer's folder. -> (module, parameters)
 
-    `reading` is strict and check_only, as in `load_model`, and place: (path, host array) -> the array where it shall lie.
+    `reading` is strict and check_only, as in `load_model`, and put: (path, host array) -> the array where it shall lie.
     """
     return _load(directory, MGTConfig, dtype, **reading)
 
@@ -183,14 +183,14 @@ def load_gemma(directory: str | Path, dtype: DTypeLike = jnp.float32, **reading:
     return _load(directory, Gemma2Config, dtype, **reading)
 
 
-def _load(directory, kind, dtype, strict=False, check_only=False, place=None):
+def _load(directory, kind, dtype, strict=False, check_only=False, put=None):
     config = kind.from_json(Path(directory) / "config.json")
     module = make_module(config, dtype)
     abstract = abstract_params(module)
     if check_only:
         check_weights(directory, config, abstract)
         return module, abstract
-    return module, load_params(directory, config, abstract, dtype, place or _to_device, strict)
+    return module, load_params(directory, config, abstract, dtype, put or _to_device, strict)
 
 
 def _to_device(_path, value):
@@ -203,32 +203,36 @@ def load_text(
     """The text encoders that a transformer of config `mgt` needs, checked against it.
 
     Args:
-      dtypes: {folder: dtype} of the encoders; reading: strict, check_only and place, as in `load_mgt`.
+      dtypes: {folder: dtype} of the encoders; reading: strict, check_only and put, as in `load_mgt`.
     """
-    rows = text_components(mgt.text_encoder_architecture)
-    towers = {row.text.ids: _load_tower(Path(directory), row, row is rows[-1], dtypes, reading) for row in rows}
-    first, last = (towers[row.text.ids].model.config for row in (rows[0], rows[-1]))
+    entries = text_components(mgt.text_encoder_architecture)
+    towers = {
+        entry.text.ids: _load_tower(Path(directory), entry, entry is entries[-1], dtypes, reading) for entry in entries
+    }
+    first, last = (towers[entry.text.ids].model.config for entry in (entries[0], entries[-1]))
     _match("the text hidden_size", last.hidden_size, "joint_attention_dim", mgt.joint_attention_dim)
     _match("the text projection_dim", first.projection_dim, "pooled_projection_dim", mgt.pooled_projection_dim)
     return TextEncoder(towers)
 
 
-def _load_tower(directory, row, is_last, dtypes, reading) -> TextTower:
+def _load_tower(directory, entry, is_last, dtypes, reading) -> TextTower:
     """A text encoder; a prompt that is too long is an error of the last one, and loses its end for the others."""
-    (folder,) = row.folders
-    model, params = _load(directory / folder, row.config, dtypes[folder], **reading)
-    tokenizer = PromptTokenizer(directory / row.text.tokenizer, row.text.length(model.config), truncate=not is_last)
+    (folder,) = entry.folders
+    model, params = _load(directory / folder, entry.config, dtypes[folder], **reading)
+    tokenizer = PromptTokenizer(directory / entry.text.tokenizer, entry.text.length(model.config), truncate=not is_last)
     size, most = tokenizer.special_ids()["vocab_size"], model.config.vocab_size
-    if not row.text.spare_ids:
+    if not entry.text.spare_ids:
         _match("the tokenizer's size", size, "the text vocab_size", most)
     elif size > most:
-        raise UserError(f"the tokenizer in {directory / row.text.tokenizer} may have at most {most} ids; it has {size}")
+        raise UserError(
+            f"the tokenizer in {directory / entry.text.tokenizer} may have at most {most} ids; it has {size}"
+        )
     return TextTower(model, params, tokenizer)
 
 
 def tokenizer_folders(directory: str | Path) -> dict[str, Path]:
     """{field of its hash in manifests: folder} of the text tokenizers that a model directory has."""
-    folders = {row.text.digest: Path(directory) / row.text.tokenizer for row in text_components()}
+    folders = {entry.text.digest: Path(directory) / entry.text.tokenizer for entry in text_components()}
     return {digest: folder for digest, folder in folders.items() if folder.is_dir()}
 
 

@@ -21,7 +21,7 @@ from editmgt_jax.evaluation import features, pixels
 from editmgt_jax.evaluation.examples import Example, Skipped, find_file, read_alpha, read_picture
 from editmgt_jax.evaluation.features import Models
 from editmgt_jax.evaluation.leakage import DIRECTIONS, leakage
-from editmgt_jax.evaluation.protocol import Protocol, Request, Traces
+from editmgt_jax.evaluation.protocol import Protocol, Selection, Traces
 
 VIEWS = ("all_turn", "final_turn")
 
@@ -36,7 +36,7 @@ class MagicBrush(Protocol):
     clip, dino = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
     directions = DIRECTIONS | {"l1": -1, "l2": -1, "clip_i": 1, "clip_t": 1, "dino": 1}
 
-    def read(self, data: Path, request: Request) -> Iterable[Example | Skipped]:
+    def read(self, data: Path, selection: Selection) -> Iterable[Example | Skipped]:
         """See `Protocol.read`."""
         sessions = json.loads(find_file(data, "edit_sessions.json").read_text())
         captions = json.loads(find_file(data, "local_captions.json", "local_descriptions.json").read_text())
@@ -70,7 +70,7 @@ class MagicBrush(Protocol):
 
     def views(self) -> dict[str, Any]:
         """Turns on their own, and final turns."""
-        return {view: lambda row, view=view: row[view] for view in VIEWS}
+        return {view: lambda outcome, view=view: outcome[view] for view in VIEWS}
 
 
 def _example(data, folder, key, number, turn, captions, facts, after=None) -> Example:

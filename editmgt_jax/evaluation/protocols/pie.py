@@ -4,7 +4,7 @@ Data    DATA/mapping_file.json: {key: {image_path, original_prompt, editing_prom
         DATA/annotation_images/IMAGE_PATH, 512 x 512
 Outputs OUTPUTS/IMAGE_PATH. Of a picture that is not square the last 512 x 512 pixels count
 Source  evaluation/evaluate.py of PnP Inversion (Ju et al. 2023)
-Rules   masks are runs (start, length) over 512 x 512, rows first. The reference then sets the outermost pixels to 1: figures named
+Rules   masks are runs (start, length) over 512 x 512, outcomes first. The reference then sets the outermost pixels to 1: figures named
         `*_unedit_part` follow it, figures named `*_unedit_part_no_border` do not. The mean of a masked error is over all pixels
 """
 
@@ -20,7 +20,7 @@ from editmgt_jax.evaluation import pixels
 from editmgt_jax.evaluation.examples import Example, Skipped, Unreadable, find_file, read_picture
 from editmgt_jax.evaluation.features import Models, cosine
 from editmgt_jax.evaluation.leakage import DIRECTIONS, leakage
-from editmgt_jax.evaluation.protocol import Protocol, Request, Traces
+from editmgt_jax.evaluation.protocol import Protocol, Selection, Traces
 
 SIDE = 512
 TYPES = (
@@ -65,7 +65,7 @@ class Pie(Protocol):
         },
     }
 
-    def read(self, data: Path, request: Request) -> Iterable[Example | Skipped]:
+    def read(self, data: Path, selection: Selection) -> Iterable[Example | Skipped]:
         """See `Protocol.read`."""
         for key, item in json.loads(find_file(data, "mapping_file.json").read_text()).items():
             if not item.get("editing_instruction", "").strip():

@@ -37,7 +37,7 @@ SELECTION_PAIRS = 128  # training pairs on which the relevance threshold and the
 SELECTION_SEED = 1  # no pair of the default training data, whose seed is 0
 SPARED = 0.05  # of the tokens to edit: the share that the default hold threshold may hold
 DISTRACTORS = 9
-_COLUMNS = ("tokens", "keep", "scores", "relevance", "passes")  # of an edit, that are kept of every batch
+_COLUMNS = ("tokens", "keep", "relevance", "attention", "passes")  # of an edit, that are kept of every batch
 
 
 class Pairs:
@@ -81,28 +81,28 @@ class Runner:
 
     def encode(self, pairs: Pairs) -> Encoded:
         """The ids of both pictures, and these ids decoded."""
-        ids = [map_batches(self.pipe.tokenize, pixels, self.batch_size) for pixels in (pairs.source, pairs.target)]
+        ids = [map_batches(self.pipe.encode_image, pixels, self.batch_size) for pixels in (pairs.source, pairs.target)]
         return Encoded(*ids, *(self.decode(each) for each in ids))
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """int32 [n H W] -> float32 [n Y X 3] in [0, 1]"""
-        return map_batches(self.pipe.detokenize, ids, self.batch_size)
+        return map_batches(self.pipe.decode_image, ids, self.batch_size)
 
     def edit(self, pairs: Pairs, source_ids: np.ndarray, **settings: Any) -> dict:
-        """Edits every source; pair i draws from (seed, i). -> tokens, keep, scores [n H W], relevance [n K N] and passes [n]"""
+        """Edits every source; pair i draws from (seed, i). -> tokens, keep, relevance [n H W], attention [n J N] and passes [n]"""
         key, found = jax.random.key(self.seed), []
         for batch, count in tqdm(list(in_batches(range(len(pairs)), self.batch_size)), disable=None, leave=False):
-            rows = np.array(batch)
-            keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(rows)
-            text = [self.pipe.encode(pairs.instructions[row]) for row in rows]
-            edit = jax.device_get(self.pipe.edit_tokens(source_ids[rows], text, keys=keys, **settings))
+            indices = np.array(batch)
+            keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+            text = [self.pipe.encode(pairs.instructions[index]) for index in indices]
+            edit = jax.device_get(self.pipe.edit_tokens(source_ids[indices], text, keys=keys, **settings))
             found.append({name: getattr(edit, name)[:count] for name in _COLUMNS})
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
-    def scores(self, relevance: np.ndarray, grid: tuple[int, int], layers: Sequence[int], kind: str) -> np.ndarray:
-        """Consolidated, filtered (`kind`) and upsampled scores [n H W] of some of the layers in `relevance` [n K N]."""
+    def relevance(self, attention: np.ndarray, grid: tuple[int, int], layers: Sequence[int], kind: str) -> np.ndarray:
+        """Relevance [n H W], filtered as `kind` says, of some of the layers in `attention` [n J N]."""
         mgt_grid = tuple(side // self.pipe.model.mgt.config.stride for side in grid)
-        return np.asarray(localize.localize(relevance[:, layers], mgt_grid, grid, kind=kind))
+        return np.asarray(localize.localize(attention[:, layers], mgt_grid, grid, kind=kind))
 
 
 def succeeded(pairs: Pairs, edited: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -152,17 +152,17 @@ def choose_localisation(runner: Runner, size: int, all_layers: Sequence[int], ob
     used = runner.pipe.settings(**settings)
     layers = list(used.layers)
 
-    def scores(layers):
-        return runner.scores(edits["relevance"], truth.shape[1:], layers, used.filter)
+    def relevance(layers):
+        return runner.relevance(edits["attention"], truth.shape[1:], layers, used.filter)
 
-    threshold, value = metrics.best_threshold(scores(layers), truth)
-    singles = {layer: metrics.best_threshold(scores([layer]), truth) for layer in all_layers}
+    threshold, value = metrics.best_threshold(relevance(layers), truth)
+    singles = {layer: metrics.best_threshold(relevance([layer]), truth) for layer in all_layers}
     best = max(singles, key=lambda layer: singles[layer][1])
     return {
         "layers": layers,
         "threshold": threshold,
         "selection_iou": round(value, 4),
-        "hold_threshold": round(float(np.quantile(scores(layers)[truth], SPARED)), 3),
+        "hold_threshold": round(float(np.quantile(relevance(layers)[truth], SPARED)), 3),
         "single_layer": best,
         "single_threshold": singles[best][0],
         "selection_iou_of_single_layers": {str(layer): round(value, 4) for layer, (_, value) in singles.items()},
@@ -205,8 +205,8 @@ def evaluate(
     }
     truth = pairs.token_mask(free["tokens"].shape[1:])
     used = pipe.settings(**(settings | {"hold_threshold": threshold}))
-    consolidated = runner.scores(free["relevance"], truth.shape[1:], choice["layers"], used.filter)
-    single = runner.scores(free["relevance"], truth.shape[1:], [choice["single_layer"]], used.filter)
+    consolidated = runner.relevance(free["attention"], truth.shape[1:], choice["layers"], used.filter)
+    single = runner.relevance(free["attention"], truth.shape[1:], [choice["single_layer"]], used.filter)
     results["free"]["iou_consolidated"] = metrics.iou(consolidated, truth, choice["threshold"])
     results["free"]["iou_single_layer"] = metrics.iou(single, truth, choice["single_threshold"])
 
@@ -235,14 +235,14 @@ def _summary(pairs: Pairs, columns: dict) -> dict:
     groups = {category: pairs.categories == category for category in CATEGORIES}
     groups |= {"all": np.ones(len(pairs), bool), "local": np.isin(pairs.categories, LOCAL), "novel": novel}
     return {
-        group: {"pairs": int(rows.sum())}
+        group: {"pairs": int(chosen.sum())}
         | {
-            name: round(float(np.nanmean(column[rows])), 4)
+            name: round(float(np.nanmean(column[chosen])), 4)
             for name, column in columns.items()
-            if not np.isnan(column[rows]).all()
+            if not np.isnan(column[chosen]).all()
         }
-        for group, rows in groups.items()
-        if rows.any()
+        for group, chosen in groups.items()
+        if chosen.any()
     }
 
 

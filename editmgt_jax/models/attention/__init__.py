@@ -1,6 +1,6 @@
 """Joint attention over segments, and the instruction-to-image attention read off it.
 
-Axes    as in `editmgt_jax.config`; Q query groups (runs of positions that share one bias row)
+Axes    as in `editmgt_jax.config`; Q query groups (runs of positions that share one bias)
 Source  EditMGT: log(gamma) between the reference and everything else, in both directions (Q11)
 Differs gamma = 0 is exact: the bias is then so low that the softmax weight is 0.0, not NaN
 
@@ -24,7 +24,7 @@ NO_WEIGHT = -1e30
 
 
 def strength_bias(strength, lengths: tuple[int, int]):
-    """Bias rows for a reference of strength gamma.
+    """The bias of each query group for a reference of strength gamma.
 
     Args:
       strength: gamma >= 0, [1] for the whole batch or [B], traced; None is 1.
@@ -40,11 +40,11 @@ def strength_bias(strength, lengths: tuple[int, int]):
     return jnp.where(crosses[None], log_gamma[:, None, None], 0.0)
 
 
-def attend(q, k, v, bias_rows, lengths: tuple[int, ...], backend: str = "auto"):
-    """Softmax attention with one additive bias row per query group.
+def attend(q, k, v, group_bias, lengths: tuple[int, ...], backend: str = "auto"):
+    """Softmax attention with one additive bias per query group.
 
     Args:
-      q, k, v: [B S A K]; `bias_rows`: [1 or B, Q, S] float32 without a gradient, or None, which adds nothing; `lengths`: Q
+      q, k, v: [B S A K]; `group_bias`: [1 or B, Q, S] float32 without a gradient, or None, which adds nothing; `lengths`: Q
         static group lengths, summing to S.
       backend: a name of `BACKENDS`.
     Returns: [B S A*K]. Logits and softmax in float32.
@@ -52,7 +52,7 @@ def attend(q, k, v, bias_rows, lengths: tuple[int, ...], backend: str = "auto"):
     """
     check_backend(backend, q.dtype)
     batch, length, heads, width = q.shape
-    return BACKENDS[backend](q, k, v, bias_rows, lengths).reshape(batch, length, heads * width)
+    return BACKENDS[backend](q, k, v, group_bias, lengths).reshape(batch, length, heads * width)
 
 
 def check_backend(name: str, dtype) -> None:
@@ -67,38 +67,38 @@ def _is_half(dtype) -> bool:
     return jnp.dtype(dtype).name in cudnn.NO_WEIGHT_OF
 
 
-def _auto(q, k, v, bias_rows, lengths):
+def _auto(q, k, v, group_bias, lengths):
     """The choice is made when the program is lowered: one traced beside a GPU, or for a TPU, still compiles for its CPU."""
 
     def of(backend):
-        return lambda q, k, v, bias_rows: backend(q, k, v, bias_rows, lengths)
+        return lambda q, k, v, group_bias: backend(q, k, v, group_bias, lengths)
 
     if not _is_half(q.dtype):
-        return xla.attend(q, k, v, bias_rows, lengths)
+        return xla.attend(q, k, v, group_bias, lengths)
     choices = {"tpu": of(_pallas_tpu)}
     if "cuda" in get_backend().platform_version:  # without a GPU even tracing cuDNN's attention is an error
         choices["cuda"] = of(cudnn.attend)
     # Branches share what they keep for the backward pass: without the checkpoint, the fused would hold room for the weights.
-    return jax.lax.platform_dependent(q, k, v, bias_rows, **choices, default=jax.checkpoint(of(xla.attend)))
+    return jax.lax.platform_dependent(q, k, v, group_bias, **choices, default=jax.checkpoint(of(xla.attend)))
 
 
-def _pallas_tpu(q, k, v, bias_rows, lengths):
+def _pallas_tpu(q, k, v, group_bias, lengths):
     from editmgt_jax.models.attention import pallas_tpu  # its imports take a while, and most programs need none of them
 
-    return pallas_tpu.attend(q, k, v, bias_rows, lengths)
+    return pallas_tpu.attend(q, k, v, group_bias, lengths)
 
 
 BACKENDS = {"auto": _auto, "xla": xla.attend, "cudnn": cudnn.attend, "pallas_tpu": _pallas_tpu}
 
 
-def text_to_image_relevance(q, k, rows, num_text: int):
-    """Head-mean attention of chosen text rows to the image; the softmax is over [text, image] keys only.
+def text_to_image_attention(q, k, text_weights, num_text: int):
+    """Head-mean attention of weighted text positions to the image; the softmax is over [text, image] keys only.
 
     Args:
       q, k: [B' T+N.. A K] rotated queries and keys that start with [text, image] (a reference behind them is ignored
-        by the caller's slicing); `rows`: [B' R T] weights of the text positions in each wanted row.
-    Returns: [B' R N] float32. The uniform row gives the mean over the instruction, the identity the full T x N part.
+        by the caller's slicing); `text_weights`: [B' R T], one weighting after another.
+    Returns: [B' R N] float32. Equal weights give the mean over the instruction, the identity the full T x N part.
     """
     logits = jnp.einsum("btak,bsak->bats", q[:, :num_text], k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    attention = jax.nn.softmax(logits, axis=-1)[..., num_text:]  # [B' A T N]
-    return jnp.einsum("brt,btn->brn", rows.astype(jnp.float32), attention.mean(axis=1))
+    weights = jax.nn.softmax(logits, axis=-1)[..., num_text:]  # [B' A T N]
+    return jnp.einsum("brt,btn->brn", text_weights.astype(jnp.float32), weights.mean(axis=1))

@@ -9,15 +9,15 @@ from editmgt_jax.models.layers import per_segment
 NO_WEIGHT_OF = {"bfloat16": -(2.0**41), "float16": -(2.0**15)}
 
 
-def attend(q, k, v, bias_rows, lengths):
+def attend(q, k, v, group_bias, lengths):
     """See `editmgt_jax.models.attention.attend`. -> [B S A K]"""
     batch, length = q.shape[:2]
     odd, keys, bias = length % 2, None, None
     if odd:  # the gradient takes even lengths alone: a key without weight, and a query whose result is dropped
         q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
-    if bias_rows is not None:
+    if group_bias is not None:
         lowest = NO_WEIGHT_OF[q.dtype.name]
-        bias = jnp.maximum(per_segment(bias_rows, lengths), lowest)[:, None]  # [1 or B, 1, S, S]
+        bias = jnp.maximum(per_segment(group_bias, lengths), lowest)[:, None]  # [1 or B, 1, S, S]
         bias = jnp.pad(bias, ((0, 0), (0, 0), (0, odd), (0, 0)))
         bias = jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (0, odd)), constant_values=lowest).astype(q.dtype)
     elif odd:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from editmgt_jax.models.layers import per_segment
 
 
-def attend(q, k, v, bias_rows, lengths):
+def attend(q, k, v, group_bias, lengths):
     """See `editmgt_jax.models.attention.attend`; on CPUs one head after another. -> [B S A K]"""
-    biases = None if bias_rows is None else per_segment(bias_rows, lengths)  # [1 or B, S, S]
+    biases = None if group_bias is None else per_segment(group_bias, lengths)  # [1 or B, S, S]
     return jax.lax.platform_dependent(q, k, v, biases, cpu=attend_by_head, default=attend_at_once)
 
 

@@ -132,7 +132,7 @@ class MGTTask(Task):
         _, vq_params = load_vq(self.vq_directory)
         copy_key = jax.random.split(key, 3)[2]
         params["mgt"] = copy_friendly(params["mgt"], self.mgt_config, vq_params["codebook"], copy_key)
-        return _placed(params, put)
+        return _put_tree(params, put)
 
     def _read(self, directory, put):
         """Parameters of a run, or of a model directory."""
@@ -146,14 +146,14 @@ class MGTTask(Task):
                 raise UserError(
                     f"{directory} is the run of a LoRA: name a model directory with it merged (editmgt export --merge)"
                 )
-            return _placed({name: params[name] for name in self._trained()}, put)
+            return _put_tree({name: params[name] for name in self._trained()}, put)
         directory, mgt_directory = find_model(directory)
-        mgt, params = load_mgt(mgt_directory, place=lambda path, value: put(f"mgt/{path}", value))
+        mgt, params = load_mgt(mgt_directory, put=lambda path, value: put(f"mgt/{path}", value))
         self._check_same(mgt.config, mgt_directory)
         if not isinstance(self.text, TrainedText):
             return {"mgt": params}
-        text_place = {"place": lambda path, value: put(f"text/{path}", value)}
-        return {"mgt": params, "text": load_clip(directory / "text_encoder", **text_place)[1]}
+        _, text = load_clip(directory / "text_encoder", put=lambda path, value: put(f"text/{path}", value))
+        return {"mgt": params, "text": text}
 
     def _trained(self) -> tuple[str, ...]:
         """Names of the parts of a model that `init` makes, LoRAs aside."""
@@ -171,7 +171,7 @@ class MGTTask(Task):
         """
         frozen = {"text": self.text.frozen(put, encodes)}
         if "images" in encodes:
-            _, frozen["vq"] = load_vq(self.vq_directory, place=lambda path, value: put("", value))
+            _, frozen["vq"] = load_vq(self.vq_directory, put=lambda path, value: put("", value))
         if self.lora is not None:
             frozen["mgt"] = self.base(put)
         return frozen
@@ -348,8 +348,8 @@ class MGTTask(Task):
         self.scheduler.to_json(folder / "scheduler" / "scheduler_config.json")
 
 
-def _placed(params, put):
-    def place(path, value):
+def _put_tree(params, put):
+    def put_leaf(path, value):
         return put("/".join(key.key for key in path), np.asarray(value))
 
-    return jax.tree_util.tree_map_with_path(place, params)
+    return jax.tree_util.tree_map_with_path(put_leaf, params)

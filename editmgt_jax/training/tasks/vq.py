@@ -1,6 +1,6 @@
 """Training the image tokenizer on pairs: reconstruction, an exponential-moving-average codebook, local latents.
 
-Axes    B pairs (2B images), H W tokens, Z code dimension, C codebook size
+Axes    B pairs (2B images), Y X pixels, H W tokens, Z code dimension, C codebook size
 Source  VQ-VAE with EMA codebook; the released tokenizer is not trained here, so its recipe is ours:
         no quantisation at first, k-means start of the codebook, restart of dead codes
         The perceptual term is LPIPS, as in VQGAN (Esser et al. 2021)
@@ -60,7 +60,7 @@ def _distance(vectors, centres):
 
 
 class VQTask(Task):
-    """Task `vq`. Batches hold 'source' and 'target' uint8 [B S S 3] and 'mask' bool [B S S]."""
+    """Task `vq`. Batches hold 'source' and 'target' uint8 [B Y X 3] and 'mask' bool [B Y X]."""
 
     monitor = ("psnr", "max")
     rules = REPLICATED  # it is small; the batch is spread

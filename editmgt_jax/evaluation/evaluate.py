@@ -1,14 +1,14 @@
 """An evaluation: the examples of a protocol are edited, or found in a folder, and scored; a run can be stopped and resumed.
 
-    RUN/run.json        what is evaluated and how; another evaluation cannot use the folder
+    RUN/evaluation.json        what is evaluated and how; another evaluation cannot use the folder
     RUN/outputs/        edited pictures in the benchmark's layout (with a model)
     RUN/traces/         tokens of the edits and pictures of VARIANTS, for the leakage suite (with a model)
-    RUN/parts/          rows of each chunk of examples, written once complete
-    RUN/rows.parquet    a row for each example, in the order of the data, scored or skipped
+    RUN/parts/          outcomes of each chunk of examples, written once complete
+    RUN/outcomes.parquet    an outcome for each example, in the order of the data, scored or skipped
     RUN/summary.json    means with intervals, counts, and the published numbers
 
 Chunk c is the work of process c modulo the number of processes. The process that finds all parts complete writes the last two
-files, so rows do not depend on the number of processes or on interruptions.
+files, so outcomes do not depend on the number of processes or on interruptions.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from editmgt_jax import images
 from editmgt_jax.errors import UserError
-from editmgt_jax.evaluation import editing, published, rows
+from editmgt_jax.evaluation import editing, outcomes, published
 from editmgt_jax.evaluation.examples import Example, Skipped, Unreadable, read_picture
 from editmgt_jax.evaluation.features import Models
 from editmgt_jax.evaluation.leakage import leakage
-from editmgt_jax.evaluation.protocol import Protocol, Request
+from editmgt_jax.evaluation.protocol import Protocol, Selection
 from editmgt_jax.files import write_json
 
 CHUNK = 32  # examples of a part
@@ -38,7 +38,7 @@ NEVER_FIRST = "its first turn has no picture"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Run:
+class Evaluation:
     """What one evaluation works with."""
 
     protocol: Protocol
@@ -56,7 +56,7 @@ def evaluate(
     outputs: str | Path | None = None,
     editor: editing.Editor | None = None,
     models: Models | None = None,
-    request: Request | None = None,
+    selection: Selection | None = None,
     model: str | None = None,
     process: tuple[int, int] = (0, 1),
 ) -> dict | None:
@@ -69,32 +69,32 @@ def evaluate(
     """
     if (outputs is None) == (editor is None):
         raise UserError("an evaluation needs edited pictures or a model that makes them: one of outputs and model")
-    data, workdir, models, request = Path(data), Path(workdir), models or Models(), request or Request()
+    data, workdir, models, selection = Path(data), Path(workdir), models or Models(), selection or Selection()
     if not data.is_dir():
         raise FileNotFoundError(f"the data of a benchmark are a folder; there is none at {data}")
     if outputs is not None and not Path(outputs).is_dir():
         raise FileNotFoundError(f"edited pictures lie in a folder; there is none at {outputs}")
-    entries = list(protocol.read(data, request))[: request.limit]
+    entries = list(protocol.read(data, selection))[: selection.limit]
     if not any(isinstance(entry, Example) for entry in entries):
         raise UserError(f"{data} has no example of {protocol.name}: {Counter(entry.reason for entry in entries)}")
     workdir.mkdir(parents=True, exist_ok=True)
-    identity = _identity(protocol, data, outputs, editor, models, request, model, entries)
-    _claim(workdir / "run.json", identity)
-    run = Run(protocol, workdir, Path(outputs) if outputs else workdir / "outputs", editor, models)
+    identity = _identity(protocol, data, outputs, editor, models, selection, model, entries)
+    _claim(workdir / "evaluation.json", identity)
+    job = Evaluation(protocol, workdir, Path(outputs) if outputs else workdir / "outputs", editor, models)
     chunks = list(_chunks(entries))
-    _work(run, chunks, process)
-    parts = [run.workdir / "parts" / f"{number:06}.json" for number in range(len(chunks))]
+    _work(job, chunks, process)
+    parts = [job.workdir / "parts" / f"{number:06}.json" for number in range(len(chunks))]
     if not all(part.is_file() for part in parts):
         return None
-    found = [row for part in parts for row in json.loads(part.read_text())]
-    rows.write(found, run.workdir / "rows.parquet", {"protocol": protocol.name, "version": protocol.version})
-    summary = identity | _summary(run, entries, found)
-    write_json(run.workdir / "summary.json", rows.plain(summary), indent=1)
-    protocol.finish(run.workdir, [row for row in found if row["skipped"] is None])
+    found = [outcome for part in parts for outcome in json.loads(part.read_text())]
+    outcomes.write(found, job.workdir / "outcomes.parquet", {"protocol": protocol.name, "version": protocol.version})
+    summary = identity | _summary(job, entries, found)
+    write_json(job.workdir / "summary.json", outcomes.plain(summary), indent=1)
+    protocol.finish(job.workdir, [outcome for outcome in found if outcome["skipped"] is None])
     return summary
 
 
-def _identity(protocol, data, outputs, editor, models, request, model, entries) -> dict:
+def _identity(protocol, data, outputs, editor, models, selection, model, entries) -> dict:
     keys = "\n".join(f"{entry.key} {getattr(entry, 'instruction', entry)}" for entry in entries)
     return {
         "protocol": protocol.name,
@@ -103,7 +103,7 @@ def _identity(protocol, data, outputs, editor, models, request, model, entries) 
         "reference": protocol.reference,
         "data": str(data.resolve()),
         "examples_sha256": hashlib.sha256(keys.encode()).hexdigest(),
-        "request": dataclasses.asdict(request),
+        "selection": dataclasses.asdict(selection),
         "edited": {"outputs": str(Path(outputs).resolve())}
         if outputs
         else {
@@ -118,7 +118,7 @@ def _identity(protocol, data, outputs, editor, models, request, model, entries) 
 
 def _claim(path: Path, identity: dict) -> None:
     """Errors: UserError when the folder is another evaluation's."""
-    identity = json.loads(json.dumps(rows.plain(identity)))
+    identity = json.loads(json.dumps(outcomes.plain(identity)))
     if not path.is_file():
         return write_json(path, identity)
     known = json.loads(path.read_text())
@@ -141,28 +141,28 @@ def _chunks(entries: Sequence[Example | Skipped]) -> Iterator[list]:
         yield chunk
 
 
-def _work(run: Run, chunks, process) -> None:
+def _work(job: Evaluation, chunks, process) -> None:
     """Edits and scores the chunks of one process; a chunk is scored while the next one is edited."""
     number, count = process
-    (run.workdir / "parts").mkdir(exist_ok=True)
-    mine = [i for i in range(number, len(chunks), count) if not (run.workdir / "parts" / f"{i:06}.json").is_file()]
+    (job.workdir / "parts").mkdir(exist_ok=True)
+    mine = [i for i in range(number, len(chunks), count) if not (job.workdir / "parts" / f"{i:06}.json").is_file()]
     total, waiting = sum(len(chunks[i]) for i in range(number, len(chunks), count)), []
     with (
         ThreadPoolExecutor(1) as scorer,
         tqdm(
-            total=total, initial=total - sum(len(chunks[i]) for i in mine), unit="example", desc=run.protocol.name
+            total=total, initial=total - sum(len(chunks[i]) for i in mine), unit="example", desc=job.protocol.name
         ) as bar,
     ):
         for i in mine:
-            failed = _edit(run, chunks[i]) if run.editor else {}
-            waiting.append((i, scorer.submit(_score, run, chunks[i], failed)))
+            failed = _edit(job, chunks[i]) if job.editor else {}
+            waiting.append((i, scorer.submit(_score, job, chunks[i], failed)))
             while len(waiting) > 1 or (waiting and i == mine[-1]):
                 done, future = waiting.pop(0)
-                write_json(run.workdir / "parts" / f"{done:06}.json", rows.plain(future.result()), indent=None)
+                write_json(job.workdir / "parts" / f"{done:06}.json", outcomes.plain(future.result()), indent=None)
                 bar.update(len(chunks[done]))
 
 
-def _edit(run: Run, chunk) -> dict[str, str]:
+def _edit(job: Evaluation, chunk) -> dict[str, str]:
     """Edits the examples of a chunk whose pictures are not there yet. -> {key: why it cannot be edited}"""
     failed, left = {}, [entry for entry in chunk if isinstance(entry, Example)]
     while left:
@@ -171,67 +171,67 @@ def _edit(run: Run, chunk) -> dict[str, str]:
         examples, sources = [], []
         for example in ready:
             try:
-                source = _source(run, example, failed)
-                run.protocol.prepare(example, run.outputs)
-                if _is_done(run, example):
+                source = _source(job, example, failed)
+                job.protocol.prepare(example, job.outputs)
+                if _is_done(job, example):
                     continue
                 if example.unfit:
                     raise Unreadable(example.unfit, example.unfit)
-                run.editor.check(example.instruction, source)
+                job.editor.check(example.instruction, source)
             except UserError as error:
                 failed[example.key] = getattr(error, "reason", f"cannot be edited: {error}")
                 continue
             examples.append(example)
             sources.append(source)
         if examples:
-            for example, edit in zip(examples, run.editor.edit(examples, sources), strict=True):
-                _save(run, example, edit)
+            for example, edit in zip(examples, job.editor.edit(examples, sources), strict=True):
+                _save(job, example, edit)
     return failed
 
 
-def _source(run: Run, example: Example, failed: dict):
+def _source(job: Evaluation, example: Example, failed: dict):
     """The picture to edit: the benchmark's, or an earlier example's edited one."""
     if example.after is None:
         return read_picture(example.source, f"the source of {example.key}")[0]
     if example.after in failed:
         raise Unreadable(NEVER_FIRST, f"{example.after} has no edited picture")
-    return read_picture(run.outputs / example.facts["after_output"])[0]
+    return read_picture(job.outputs / example.facts["after_output"])[0]
 
 
-def _trace_path(run: Run, example: Example, variant: str = "") -> Path:
-    return run.workdir / "traces" / variant / f"{example.output}.npz"
+def _trace_path(job: Evaluation, example: Example, variant: str = "") -> Path:
+    return job.workdir / "traces" / variant / f"{example.output}.npz"
 
 
-def _is_done(run: Run, example: Example) -> bool:
+def _is_done(job: Evaluation, example: Example) -> bool:
     if example.mask is None:
-        return (run.outputs / example.output).is_file()
-    variants = editing.VARIANTS if run.editor.hold_threshold is not None else ()
+        return (job.outputs / example.output).is_file()
+    variants = editing.VARIANTS if job.editor.hold_threshold is not None else ()
     return (
-        all(_trace_path(run, example, v).is_file() for v in ("", *variants))
-        and (run.outputs / example.output).is_file()
+        all(_trace_path(job, example, v).is_file() for v in ("", *variants))
+        and (job.outputs / example.output).is_file()
     )
 
 
-def _save(run: Run, example: Example, edit: editing.Edit) -> None:
-    path = run.outputs / example.output
+def _save(job: Evaluation, example: Example, edit: editing.Edit) -> None:
+    path = job.outputs / example.output
     path.parent.mkdir(parents=True, exist_ok=True)
     if example.mask is not None:
-        editing.save_traces(edit.traces, _trace_path(run, example))
+        editing.save_traces(edit.traces, _trace_path(job, example))
         for name, (picture, traces) in edit.variants.items():
-            editing.save_traces(traces, _trace_path(run, example, name))
-            images.save(picture, _trace_path(run, example, name).with_suffix(".png"))
+            editing.save_traces(traces, _trace_path(job, example, name))
+            images.save(picture, _trace_path(job, example, name).with_suffix(".png"))
     images.save(edit.picture, path)  # last: it says that the example is done
 
 
-def _score(run: Run, chunk, failed: dict) -> list[dict]:
-    return [_row(run, entry, failed) for entry in chunk]
+def _score(job: Evaluation, chunk, failed: dict) -> list[dict]:
+    return [_outcome(job, entry, failed) for entry in chunk]
 
 
-def _row(run: Run, entry: Example | Skipped, failed: dict) -> dict[str, Any]:
-    """The row of one entry: its name, why it was skipped, and its figures."""
+def _outcome(job: Evaluation, entry: Example | Skipped, failed: dict) -> dict[str, Any]:
+    """The outcome of one entry: its name, why it was skipped, and its figures."""
     if isinstance(entry, Skipped):
         return {"key": entry.key, "skipped": entry.reason, "notes": None}
-    row = {
+    outcome = {
         "key": entry.key,
         "group": entry.group,
         "instruction": entry.instruction,
@@ -240,56 +240,56 @@ def _row(run: Run, entry: Example | Skipped, failed: dict) -> dict[str, Any]:
         "skipped": failed.get(entry.key),
         "notes": None,
     }
-    if row["skipped"]:
-        return row
+    if outcome["skipped"]:
+        return outcome
     try:
-        edited, odd = read_picture(run.outputs / entry.output, entry.output)
-        traces = editing.load_traces(_trace_path(run, entry)) if run.editor else None
-        figures = run.protocol.score(entry, edited, run.models, traces)
+        edited, odd = read_picture(job.outputs / entry.output, entry.output)
+        traces = editing.load_traces(_trace_path(job, entry)) if job.editor else None
+        figures = job.protocol.score(entry, edited, job.models, traces)
         odd += figures.pop("notes", [])
-        row |= {"notes": "; ".join(odd) or None} | figures | _variants(run, entry)
+        outcome |= {"notes": "; ".join(odd) or None} | figures | _variants(job, entry)
     except Unreadable as error:
-        row["skipped"] = error.reason
-    return row
+        outcome["skipped"] = error.reason
+    return outcome
 
 
-def _variants(run: Run, example: Example) -> dict[str, float]:
+def _variants(job: Evaluation, example: Example) -> dict[str, float]:
     """The leakage suite with and without hold and compositing, {VARIANT:figure: value}, of a model's edits."""
-    if run.editor is None or example.mask is None or run.editor.hold_threshold is None:
+    if job.editor is None or example.mask is None or job.editor.hold_threshold is None:
         return {}
     source, mask, found = read_picture(example.source)[0], example.mask(), {}
     for name in editing.VARIANTS:
-        path = _trace_path(run, example, name)
+        path = _trace_path(job, example, name)
         traces, picture = editing.load_traces(path), read_picture(path.with_suffix(".png"))[0]
         found |= {f"{name}:{key}": value for key, value in leakage(picture, source, mask, None, traces).items()}
     return found
 
 
-def _summary(run: Run, entries, found: Sequence[dict]) -> dict:
-    scored = [row for row in found if row["skipped"] is None]
+def _summary(job: Evaluation, entries, found: Sequence[dict]) -> dict:
+    scored = [outcome for outcome in found if outcome["skipped"] is None]
     reasons, notes = defaultdict(list), defaultdict(list)
-    for row in found:
-        if row["skipped"]:
-            reasons[row["skipped"]].append(row["key"])
-        for note in (row["notes"] or "").split("; "):
+    for outcome in found:
+        if outcome["skipped"]:
+            reasons[outcome["skipped"]].append(outcome["key"])
+        for note in (outcome["notes"] or "").split("; "):
             if note:
-                notes[note].append(row["key"])
-    extra = _extra(run, entries)
+                notes[note].append(outcome["key"])
+    extra = _extra(job, entries)
     return {
         "examples": sum(isinstance(entry, Example) for entry in entries),
-        "examples_of_the_whole_benchmark": run.protocol.examples,
+        "examples_of_the_whole_benchmark": job.protocol.examples,
         "scored": len(scored),
         "skipped": {reason: {"count": len(keys), "keys": keys[:NAMED]} for reason, keys in sorted(reasons.items())},
         "notes": {note: {"count": len(keys), "keys": keys[:NAMED]} for note, keys in sorted(notes.items())},
         "extra": {"count": len(extra), "files": extra[:NAMED]},
-        "directions": run.protocol.directions,
-        "results": run.protocol.summary(scored),
-        "published": [dataclasses.asdict(number) for number in published.of(run.protocol.name)],
+        "directions": job.protocol.directions,
+        "results": job.protocol.summary(scored),
+        "published": [dataclasses.asdict(number) for number in published.of(job.protocol.name)],
     }
 
 
-def _extra(run: Run, entries) -> list[str]:
+def _extra(job: Evaluation, entries) -> list[str]:
     """Pictures in the folder of outputs that are no example's, in order."""
-    known = {name for entry in entries if isinstance(entry, Example) for name in run.protocol.files_of(entry)}
-    files = (p for p in run.outputs.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
-    return sorted(name for name in (p.relative_to(run.outputs).as_posix() for p in files) if name not in known)
+    known = {name for entry in entries if isinstance(entry, Example) for name in job.protocol.files_of(entry)}
+    files = (p for p in job.outputs.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
+    return sorted(name for name in (p.relative_to(job.outputs).as_posix() for p in files) if name not in known)

@@ -1,4 +1,4 @@
-"""The rows of an evaluation as a Parquet file: the same rows give the same bytes."""
+"""The outcomes of an evaluation as a Parquet file: the same outcomes give the same bytes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,16 +27,16 @@ def plain(values: Any) -> Any:
     return values
 
 
-def write(rows: Sequence[Mapping[str, Any]], path: Path, about: Mapping[str, str]) -> None:
-    """Writes rows; a column that some rows lack is null there. `about` are the first columns, the same in every row."""
+def write(outcomes: Sequence[Mapping[str, Any]], path: Path, about: Mapping[str, str]) -> None:
+    """Writes outcomes; a column that some outcomes lack is null there. `about` are the first columns, the same in every outcome."""
     check_extra("pyarrow")
     import pyarrow
     import pyarrow.parquet
 
-    names = [*FIRST, *sorted({name for row in rows for name in row} - {*FIRST})]
-    columns = {name: pyarrow.array([value] * len(rows), pyarrow.string()) for name, value in about.items()}
+    names = [*FIRST, *sorted({name for outcome in outcomes for name in outcome} - {*FIRST})]
+    columns = {name: pyarrow.array([value] * len(outcomes), pyarrow.string()) for name, value in about.items()}
     for name in names:
-        values = [row.get(name) for row in rows]
+        values = [outcome.get(name) for outcome in outcomes]
         columns[name] = pyarrow.array(values, _type(name, values))
     with replacing(path) as temporary:
         pyarrow.parquet.write_table(pyarrow.table(columns), temporary, compression="zstd")
@@ -52,7 +52,7 @@ def _type(name, values):
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file that `write` wrote. Errors: UserError, FileNotFoundError."""
+    """The outcomes of a file that `write` wrote. Errors: UserError, FileNotFoundError."""
     check_extra("pyarrow")
     import pyarrow
     import pyarrow.parquet

@@ -13,8 +13,9 @@ from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation import evaluate as job
 from editmgt_jax.evaluation import outcomes, pixels, report
 from editmgt_jax.evaluation.editing import Editor
+from editmgt_jax.evaluation.examples import picture_bytes
 from editmgt_jax.evaluation.protocol import Selection
-from editmgt_jax.evaluation.protocols import pie
+from editmgt_jax.evaluation.protocols import anybench, emu, pie
 from editmgt_jax.evaluation.protocols.table import PROTOCOLS, open_protocol
 from editmgt_jax.pipeline import EditPipeline
 
@@ -220,3 +221,64 @@ def test_pie_of_another_size_is_skipped(tmp_path):
     made.save(made.picture(0, (256, 256)), tmp_path / "outputs" / "0_type" / f"{0:012}.png")
     found = evaluate("pie", data, tmp_path / "run", outputs=tmp_path / "outputs")
     assert found["skipped"] == {"wrong size": {"count": 1, "keys": [f"{0:012}"]}} and found["scored"] == 1
+
+
+# ---- the Emu Edit test set and AnyBench
+
+
+def test_the_two_emu_protocols_read_other_pictures_and_splits(tmp_path):
+    data = made.emu(tmp_path / "data", generations=True)
+    paper, other = (list(open_protocol(name).read(data, Selection())) for name in ("emu_paper", "emu_anybench"))
+    assert [example.key for example in paper] == ["0", "1", "2", "3", "4"]
+    assert [example.key for example in other] == ["100", "101", "102", "103", "104"]
+    assert picture_bytes(paper[3].target) == picture_bytes(paper[3].source) == made.png(3)
+    assert picture_bytes(other[3].target) == made.png(53) and picture_bytes(other[3].source) == made.png(3)
+    assert other[3].group == "style" and other[3].caption == "edited picture 3"
+    with pytest.raises(UserError, match="edited_image"):
+        list(open_protocol("emu_anybench").read(made.emu(tmp_path / "plain", generations=False), Selection()))
+
+
+@pytest.mark.parametrize("name, first, seed", [("emu_paper", 0, 0), ("emu_anybench", 100, 50)])
+def test_emu_pictures_like_the_compared_ones_are_perfect(tmp_path, name, first, seed):
+    data = made.emu(tmp_path / "data", generations=True)
+    for number in range(4):
+        made.save(made.picture(seed + number), tmp_path / "outputs" / f"{first + number}.png")
+    made.save(Image.new("RGB", (32, 32)), tmp_path / "outputs" / f"{first + 4}.png")
+    found = evaluate(name, data, tmp_path / "run", outputs=tmp_path / "outputs")
+    figures = found["results"]["all"]["all"]
+    if name == "emu_anybench":
+        assert found["skipped"] == {emu.BLACK: {"count": 1, "keys": ["104"]}}
+        assert figures["l1"]["mean"] == figures["l2"]["mean"] == 0 and figures["l1"]["n"] == 4
+        assert found["published"][0]["values"]["clip_i"] == 0.878
+    else:
+        black = np.asarray(made.picture(4), float).mean() / 255
+        assert figures["l1"]["mean"] == pytest.approx(black / 5) and figures["l1"]["n"] == 5
+        assert not found["published"]
+
+
+def test_anybench_types_layout_and_resizing(tmp_path, editor):
+    kinds = [kind for kinds in anybench.TYPES.values() for kind in kinds]
+    assert len(kinds) == len(set(kinds)) == 25
+    data = made.anybench(tmp_path)
+    outputs = tmp_path / "outputs"
+    for kind in ("add", "style_change", "visual_depth"):
+        shutil.copytree(data / kind / "edited", outputs / kind)
+    small = Image.open(outputs / "add" / "add_0.png").resize((16, 24))
+    made.save(small, outputs / "add" / "add_0.png")
+    found = evaluate("anybench", data, tmp_path / "run", outputs=outputs)
+    assert found["scored"] == 6 and list(found["results"]) == ["all", "local", "global", "visual"]
+    assert found["results"]["visual"]["all"]["l1"] == {"mean": 0, "low": 0, "high": 0, "n": 2}
+    assert found["results"]["local"]["add"]["l1"]["n"] == 2
+    assert found["notes"]["another size, the target resized"]["keys"] == ["add/add_0.png"]
+    edited = evaluate("anybench", data, tmp_path / "edited", editor=editor, model="tiny")
+    assert edited["scored"] == 4 and edited["skipped"][anybench.VISUAL]["count"] == 2
+    assert (tmp_path / "edited" / "outputs" / "style_change" / "style_change_1.png").is_file()
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_another_layout_is_refused_in_one_line(tmp_path, name):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "outputs").mkdir()
+    with pytest.raises((UserError, FileNotFoundError)) as caught:
+        evaluate(name, tmp_path / "data", tmp_path / "run", outputs=tmp_path / "outputs")
+    assert str(tmp_path / "data") in str(caught.value) and "\n" not in str(caught.value)

@@ -23,6 +23,13 @@ def _add_scenes(protocols) -> None:
     command.add_argument("--output", metavar="FILE.json", help="where to write the numbers")
     command.add_argument("--gallery", metavar="FILE.png", help="where to draw successes and failures")
     command.add_argument("--count", type=shared.positive, default=500, help="number of scenes (default 500)")
+    judge = command.add_mutually_exclusive_group()
+    judge.add_argument("--judge", metavar="MODEL", help="judge behind OPENAI_BASE_URL, with the key OPENAI_API_KEY")
+    judge.add_argument("--judged", metavar="PATH", help="judged files in the benchmark's form")
+    command.add_argument("--prompts", metavar="FILE.json", help="the benchmark's own prompts, {name: text}")
+    command.add_argument(
+        "--judge-workers", type=shared.positive, default=8, metavar="N", help="questions at once (default 8)"
+    )
     command.add_argument("--split", default="heldout", help="heldout (default), or train for the choice of settings")
     command.add_argument("--objects", default="rich", help="core, all or rich (default): that of the model's training")
     command.add_argument("--batch-size", type=shared.positive, default=32)
@@ -56,6 +63,13 @@ def _add_benchmark(protocols, name: str, entry: Entry) -> None:
         "--structure", metavar="DIR", help="DINO ViT-B/8, a folder or hub name, for structure_distance"
     )
     command.add_argument("--lpips", metavar="FILE", help="weights that `editmgt convert lpips` wrote, for lpips_*")
+    judge = command.add_mutually_exclusive_group()
+    judge.add_argument("--judge", metavar="MODEL", help="judge behind OPENAI_BASE_URL, with the key OPENAI_API_KEY")
+    judge.add_argument("--judged", metavar="PATH", help="judged files in the benchmark's form")
+    command.add_argument("--prompts", metavar="FILE.json", help="the benchmark's own prompts, {name: text}")
+    command.add_argument(
+        "--judge-workers", type=shared.positive, default=8, metavar="N", help="questions at once (default 8)"
+    )
     command.add_argument("--split", help="split of the data set (default: the benchmark's)")
     command.add_argument("--language", help="language of the instructions, en or cn (default: the benchmark's)")
     command.add_argument("--limit", type=shared.positive, metavar="N", help="the first N examples only, for a try")
@@ -85,7 +99,8 @@ def evaluate_benchmark(args: argparse.Namespace) -> None:
         pipe = EditPipeline.from_pretrained(name, batch_size=args.batch_size)
         editor = Editor(pipe, args.seed, shared.settings_of(args), args.leakage)
     kinds = {"clip": features.Clip, "dino": features.Dino, "structure": features.Structure, "lpips": features.Lpips}
-    models = features.Models(**{name: kind(getattr(args, name)) for name, kind in kinds.items() if getattr(args, name)})
+    chosen = {name: kind(getattr(args, name)) for name, kind in kinds.items() if getattr(args, name)}
+    models = features.Models(**chosen, judge=_judge(args))
     summary = evaluate.evaluate(
         open_protocol(args.protocol),
         args.data,
@@ -99,3 +114,14 @@ def evaluate_benchmark(args: argparse.Namespace) -> None:
     )
     shared.leave(args)
     print(report.benchmark(summary) if summary else "this process is done; others have work left")
+
+
+def _judge(args):
+    """The judge that the flags name, None without one."""
+    from editmgt_jax.evaluation.judge import Judge, Judged
+
+    if args.judged is not None:
+        return Judged(args.judged)
+    if args.judge is None:
+        return None
+    return Judge(args.judge, shared.cache_folder() / "judge", args.prompts, args.judge_workers)

@@ -28,7 +28,7 @@ from editmgt_jax.evaluation import editing, outcomes, published
 from editmgt_jax.evaluation.examples import Example, Skipped, Unreadable, read_picture
 from editmgt_jax.evaluation.features import Models
 from editmgt_jax.evaluation.leakage import leakage
-from editmgt_jax.evaluation.protocol import Protocol, Selection
+from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
 from editmgt_jax.files import write_json
 
 CHUNK = 32  # examples of a part
@@ -224,7 +224,8 @@ def _save(job: Evaluation, example: Example, edit: editing.Edit) -> None:
 
 
 def _score(job: Evaluation, chunk, failed: dict) -> list[dict]:
-    return [_outcome(job, entry, failed) for entry in chunk]
+    with ThreadPoolExecutor(getattr(job.models.judge, "workers", 1)) as pool:
+        return list(pool.map(lambda entry: _outcome(job, entry, failed), chunk))
 
 
 def _outcome(job: Evaluation, entry: Example | Skipped, failed: dict) -> dict[str, Any]:
@@ -245,7 +246,7 @@ def _outcome(job: Evaluation, entry: Example | Skipped, failed: dict) -> dict[st
     try:
         edited, odd = read_picture(job.outputs / entry.output, entry.output)
         traces = editing.load_traces(_trace_path(job, entry)) if job.editor else None
-        figures = job.protocol.score(entry, edited, job.models, traces)
+        figures = job.protocol.score(entry, edited, Scoring(job.models, job.outputs, traces))
         odd += figures.pop("notes", [])
         outcome |= {"notes": "; ".join(odd) or None} | figures | _variants(job, entry)
     except Unreadable as error:

@@ -36,6 +36,15 @@ class Traces:
     ceiling: Image.Image  # the source as the image tokenizer shows it, of the source's size
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scoring:
+    """What an edited picture is scored with."""
+
+    models: Models
+    outputs: Path  # the folder of edited pictures
+    traces: Traces | None = None
+
+
 class Protocol(abc.ABC):
     """A benchmark and how it is scored."""
 
@@ -55,7 +64,7 @@ class Protocol(abc.ABC):
         """The examples in the order of the data set. Errors: UserError, FileNotFoundError for another layout."""
 
     @abc.abstractmethod
-    def score(self, example: Example, edited: Image.Image, models: Models, traces: Traces | None) -> dict[str, Any]:
+    def score(self, example: Example, edited: Image.Image, given: Scoring) -> dict[str, Any]:
         """The figures of one edited picture, {metric: float}; other values are kept in its outcome. Errors: Unreadable."""
 
     def prepare(self, example: Example, outputs: Path) -> None:  # noqa: B027
@@ -78,7 +87,8 @@ class Protocol(abc.ABC):
             tables = {"all": kept} | {
                 group: [outcome for outcome in kept if outcome["group"] == group] for group in groups
             }
-            found[view] = {group: stats.table(members) for group, members in tables.items() if members}
+            if kept:
+                found[view] = {group: stats.table(members) for group, members in tables.items()}
         return found
 
     def finish(self, folder: Path, outcomes: Sequence[dict]) -> None:  # noqa: B027

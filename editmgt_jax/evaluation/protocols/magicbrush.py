@@ -19,9 +19,8 @@ from PIL import Image
 
 from editmgt_jax.evaluation import features, pixels
 from editmgt_jax.evaluation.examples import Example, Skipped, find_file, read_alpha, read_picture
-from editmgt_jax.evaluation.features import Models
 from editmgt_jax.evaluation.leakage import DIRECTIONS, leakage
-from editmgt_jax.evaluation.protocol import Protocol, Selection, Traces
+from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
 
 VIEWS = ("all_turn", "final_turn")
 
@@ -50,22 +49,22 @@ class MagicBrush(Protocol):
                 facts = {"all_turn": False, "final_turn": number == last, "after_output": f"{folder}/{before}.png"}
                 yield _example(data, folder, f"{folder}_iter_{number}", number, turn, captions, facts, before)
 
-    def score(self, example: Example, edited: Image.Image, models: Models, traces: Traces | None) -> dict[str, Any]:
+    def score(self, example: Example, edited: Image.Image, given: Scoring) -> dict[str, Any]:
         """See `Protocol.score`."""
         target, _ = read_picture(example.target, f"the target of {example.key}")
         resized = pixels.resized_to(edited, target)
         found = {name: example.facts[name] for name in VIEWS} | {
             "l1": pixels.l1(resized, target),
             "l2": pixels.mse(resized, target),
-            **features.pair_metrics(models, edited, target),
-            **features.caption_metric(models, edited, example.caption),
+            **features.pair_metrics(given.models, edited, target),
+            **features.caption_metric(given.models, edited, example.caption),
         }
         if resized is not edited:
             found["notes"] = ["another size, resized"]
         if example.mask is not None:
             source, _ = read_picture(example.source, f"the source of {example.key}")
             if source.size == target.size:
-                found |= leakage(resized, source, example.mask(), target, traces)
+                found |= leakage(resized, source, example.mask(), target, given.traces)
         return found
 
     def views(self) -> dict[str, Any]:

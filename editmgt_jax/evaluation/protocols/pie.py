@@ -18,9 +18,9 @@ from PIL import Image
 
 from editmgt_jax.evaluation import pixels
 from editmgt_jax.evaluation.examples import Example, Skipped, Unreadable, find_file, read_picture
-from editmgt_jax.evaluation.features import Models, cosine
+from editmgt_jax.evaluation.features import cosine
 from editmgt_jax.evaluation.leakage import DIRECTIONS, leakage
-from editmgt_jax.evaluation.protocol import Protocol, Selection, Traces
+from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
 
 SIDE = 512
 TYPES = (
@@ -84,7 +84,7 @@ class Pie(Protocol):
                 facts={"runs": item["mask"]},
             )
 
-    def score(self, example: Example, edited: Image.Image, models: Models, traces: Traces | None) -> dict[str, Any]:
+    def score(self, example: Example, edited: Image.Image, given: Scoring) -> dict[str, Any]:
         """See `Protocol.score`."""
         if edited.width != edited.height:
             edited = edited.crop((edited.width - SIDE, edited.height - SIDE, edited.width, edited.height))
@@ -95,12 +95,12 @@ class Pie(Protocol):
             )
         found = {}
         for rule, border in (("", True), ("_no_border", False)):
-            found |= _outside(edited, source, ~decode_mask(example.facts["runs"], border), models, rule)
-        if models.structure:
-            found["structure_distance"] = models.structure.distance(source, edited)
-        if models.clip:
-            found |= _similarities(models.clip, example, edited, source)
-        return found | leakage(edited, source, example.mask(), None, traces)
+            found |= _outside(edited, source, ~decode_mask(example.facts["runs"], border), given.models, rule)
+        if given.models.structure:
+            found["structure_distance"] = given.models.structure.distance(source, edited)
+        if given.models.clip:
+            found |= _similarities(given.models.clip, example, edited, source)
+        return found | leakage(edited, source, example.mask(), None, given.traces)
 
 
 def _outside(edited, source, outside, models, rule) -> dict[str, float]:

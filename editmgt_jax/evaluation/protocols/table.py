@@ -18,9 +18,16 @@ class Entry(NamedTuple):
 
 
 PROTOCOLS = {
+    "emu_paper": Entry("emu", "EmuPaper", "Emu Edit test set against the input picture"),
+    "emu_anybench": Entry("emu", "EmuAnyBench", "Emu Edit test set against Emu Edit's own generation"),
     "magicbrush": Entry(
         "magicbrush", "MagicBrush", "MagicBrush's test set, single- and multi-turn, against its targets"
     ),
+    "anybench": Entry("anybench", "AnyBench", "AnyBench, 25 types of edits against the target"),
+    "gedit_step1x": Entry("gedit", "Step1X", "GEdit-Bench in the official scorer's form"),
+    "gedit_editmgt": Entry("gedit", "EditMGT", "GEdit-Bench in the form of EditMGT's script"),
+    "imgedit": Entry("imgedit", "ImgEdit", "ImgEdit-Bench, three marks of a judge"),
+    "geditbench_v2": Entry("geditbench_v2", "GEditBenchV2", "GEditBench v2, pairwise judgements and ratings"),
     "pie": Entry("pie", "Pie", "PIE-Bench: outside of the mask against the source, 700 edits"),
 }
 

@@ -283,6 +283,7 @@ def _summary(job: Evaluation, entries, found: Sequence[dict]) -> dict:
         "skipped": {reason: {"count": len(keys), "keys": keys[:NAMED]} for reason, keys in sorted(reasons.items())},
         "notes": {note: {"count": len(keys), "keys": keys[:NAMED]} for note, keys in sorted(notes.items())},
         "extra": {"count": len(extra), "files": extra[:NAMED]},
+        "differences": job.models.differences(job.protocol.wanted()),
         "directions": job.protocol.directions,
         "results": job.protocol.summary(scored),
         "published": [dataclasses.asdict(number) for number in published.of(job.protocol.name)],

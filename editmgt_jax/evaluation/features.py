@@ -6,7 +6,7 @@ Axes    n pictures or captions, D features, T tokens, K width of all heads
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,14 @@ from PIL import Image
 from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation import pixels, preprocess
 from editmgt_jax.evaluation.examples import check_extra
+
+# Variants of the models that the protocols name.
+VARIANTS = {
+    "openai/clip-vit-base-patch32": "width 768, 12 layers, patch 32",
+    "openai/clip-vit-large-patch14": "width 1024, 24 layers, patch 14",
+    "facebook/dino-vits16": "width 384, 12 layers, patch 16",
+    "facebook/dino-vitb8": "width 768, 12 layers, patch 8",
+}
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -141,6 +149,14 @@ class Models:
         """{part: where it comes from, and its variant} of those that there are."""
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: f"{model.where} ({model.variant})" for name, model in found.items() if model is not None}
+
+    def differences(self, wanted: Mapping[str, str | None]) -> list[str]:
+        """Of models of another variant than the protocol's, {part: name on the hub}: what is used in the place of what."""
+        return [
+            f"{part} is {model.variant}; the protocol's is {wanted[part]} ({VARIANTS[wanted[part]]})"
+            for part in wanted
+            if wanted[part] and (model := getattr(self, part)) and model.variant != VARIANTS[wanted[part]]
+        ]
 
 
 def pair_metrics(models: Models, edited: Image.Image, other: Image.Image, prefix: str = "") -> dict[str, float]:

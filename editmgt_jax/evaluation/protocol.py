@@ -55,6 +55,7 @@ class Protocol(abc.ABC):
     examples: ClassVar[int | None]  # of the complete data set
     clip: ClassVar[str | None] = None  # the CLIP that the reference uses, by its name on the hub
     dino: ClassVar[str | None] = None
+    structure: ClassVar[str | None] = None
     judged: ClassVar[bool] = False
     directions: ClassVar[dict[str, int]] = {}  # 1: more is better, -1: less is better, by metric
     resizes: ClassVar[bool] = True  # whether the reference resizes an edited picture of another size
@@ -66,6 +67,10 @@ class Protocol(abc.ABC):
     @abc.abstractmethod
     def score(self, example: Example, edited: Image.Image, given: Scoring) -> dict[str, Any]:
         """The figures of one edited picture, {metric: float}; other values are kept in its outcome. Errors: Unreadable."""
+
+    def wanted(self) -> dict[str, str | None]:
+        """{part of `Models`: the model of the reference, by its name on the hub}."""
+        return {"clip": self.clip, "dino": self.dino, "structure": self.structure}
 
     def prepare(self, example: Example, outputs: Path) -> None:  # noqa: B027
         """Writes what the official layout has beside an edited picture. Nothing by default."""

@@ -48,6 +48,7 @@ def benchmark(summary: dict) -> str:
         )
     for name, where in summary["models"].items():
         lines.append(f"  {name}: {where}")
+    lines += [f"  not the protocol's model: {text}" for text in summary["differences"]]
     for view, groups in summary["results"].items():
         lines += ["", view, f"{'':44}{'mean':>10}{'95 % interval':>22}{'n':>7}"]
         lines += [f"{name:44}{_figure(figure)}" for name, figure in groups["all"].items()]

@@ -36,8 +36,8 @@ def interval(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
     if len(sums) < 2:
         return float("nan"), float("nan")
     ratios = sums / counts
-    if np.ptp(ratios) == 0:  # every resample gives this value
-        return float(ratios[0]), float(ratios[0])
+    if np.ptp(ratios) <= 1e-9 * np.abs(ratios).max():  # every resample gives this value
+        return float(ratios.min()), float(ratios.max())
 
     def ratio(total, count, axis=-1):
         return total.sum(axis=axis) / count.sum(axis=axis)

@@ -122,3 +122,18 @@ def test_a_hold_threshold_that_is_asked_for_is_used(model, monkeypatch, threshol
 def test_nowhere_to_write_is_found_first(model, tmp_path):
     with pytest.raises(ImageError, match="existing folder"):
         scenes.evaluate_scenes(model, tmp_path / "gone" / "report.json")
+
+
+@pytest.mark.parametrize("hold, filter", [("released", "adaptive"), ("from_step", "none")])
+def test_hold_of_one_step_is_applied_afterwards(model, pairs, hold, filter):
+    runner = Runner(EditPipeline.from_pretrained(model), 8, seed=0)
+    settings = {"steps": 1, "hold": hold, "filter": filter, "layers": [1, 2]}
+    source_ids = runner.ids(pairs.source)
+    free = runner.edit(pairs, source_ids, **(settings | {"layers": [0, 1, 2], "hold_threshold": 0.0}))
+    held = runner.edit(pairs, source_ids, **(settings | {"hold_threshold": 0.4}))
+    found = runner.hold(free, source_ids, 0.4, **settings)
+    np.testing.assert_allclose(found["relevance"], held["relevance"], atol=1e-5)
+    sure = np.abs(held["relevance"] - 0.4) > 1e-4  # a cell at the threshold may be rounded to either side
+    assert sure.mean() > 0.99 and 0.05 < held["keep"].mean() < 0.95
+    np.testing.assert_array_equal(found["tokens"][sure], held["tokens"][sure])
+    np.testing.assert_array_equal(found["passes"], held["passes"])

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import DTypeLike
 
 from editmgt_jax.config import LoRAConfig, MGTConfig
 from editmgt_jax.models.attention import attend, text_to_image_attention
@@ -60,7 +61,7 @@ class _Block(nn.Module):
     """What both kinds of block do: normalised heads, joint attention, attention to read."""
 
     config: MGTConfig
-    dtype: jnp.dtype
+    dtype: DTypeLike
     lora: LoRAConfig | None = None
     attention: str = "auto"
 

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import DTypeLike
 
 from editmgt_jax.config import LoRAConfig, MGTConfig
 from editmgt_jax.errors import UserError
@@ -47,7 +48,7 @@ class MGT(nn.Module):
     """
 
     config: MGTConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: str = "none"
     unroll: int = 1
     lora: LoRAConfig | None = None

@@ -21,7 +21,7 @@ from editmgt_jax.ablation.records import Records
 from editmgt_jax.ablation.sets import BlockSet
 from editmgt_jax.sampling import localize
 
-KEYS_AT_ONCE = 2**23  # integers of maps in memory together
+KEYS_AT_ONCE = 2**19  # integers of maps in memory together
 KEPT = 2**30  # bytes of attention of one view that are kept in memory; more is read again for each part
 NAMES = ("ap", "auroc", "iou_best", "pointing", "threshold", "iou", "f1", "kept_wrongly", "released_wrongly")
 
@@ -114,7 +114,8 @@ class Scorer:
     def _measured(self, weights, rows, thresholds):
         """Yields ((example, seed), (its rank measures, its counts)); the device makes the next maps meanwhile."""
         cells, parts = self.truth.shape[1], len(self._mesh.devices)
-        size = max(1, KEYS_AT_ONCE // (cells * len(weights)) // parts) * parts
+        most = min(KEYS_AT_ONCE // (cells * len(weights)), len(rows))
+        size = max(1, -(-most // parts)) * parts
         starts = range(0, len(rows), size)
         blocks = [(rows[start : start + size], seed) for seed in range(len(self.manifest.seeds)) for start in starts]
 

@@ -32,12 +32,13 @@ setup(
         "msgpack>=1.1",
         "numpy>=2.0",
         "scipy>=1.14",
+        "jaxtyping>=0.3",
         "pillow>=11.0",
         "tqdm>=4.66",
         "tensorboardX>=2.6",
     ],
     extras_require={
-        "test": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.8", *PREPARE],
+        "test": ["pytest>=8.0", "pytest-xdist>=3.6", "beartype>=0.20", "ruff>=0.8", *PREPARE],
         "prepare": PREPARE,
         # The PyTorch implementations that the parity tests compare with.
         "parity": ["torch>=2.6", "diffusers>=0.35"],

@@ -402,12 +402,12 @@ def table_rates(lab, keep):
         tokens = np.where(hidden, lab.mask_id, lab.target)
         for guidance in (1.0, 2.5, 4.0) if rate == 1 else (1.0, 2.5):
             seen = lab.look(tokens, guidance)
-            for place, where in (
+            for name, where in (
                 ("changed", wanted),
                 ("kept inside", lab.inside & ~lab.changed),
                 ("outside", ~lab.inside),
             ):
-                said.append((f"{rate:g} guidance {guidance:g} {place}", _said(lab, seen, hidden & where)))
+                said.append((f"{rate:g} guidance {guidance:g} {name}", _said(lab, seen, hidden & where)))
             change, truth = -np.expm1(seen.log_p_source[hidden]), lab.changed[hidden]
             bins = np.minimum((5 * change).astype(int), 4)
             pairs = [(change[bins == i].mean(), truth[bins == i].mean()) for i in range(5)]
@@ -480,12 +480,14 @@ def draw_steps(lab, index: int, steps: int = 8, side: int = 128) -> Image.Image:
     sheet = Image.new("RGB", ((steps + 2) * (cell + gap), len(rows) * (cell + line + gap)), "white")
     pen = ImageDraw.Draw(sheet)
     given = [lab.encoded.source[index], lab.encoded.target[index]]
-    for place, (name, (count, order)) in enumerate(rows.items()):
+    for number, (name, (count, order)) in enumerate(rows.items()):
         tokens = lab.decode(count, order).tokens[:, index].reshape(-1, *lab.grid)
         painted = np.asarray(lab.pipe.decode_image(tokens))
         frames = given + [images.hide(pixels, ids == lab.mask_id) for pixels, ids in zip(painted, tokens, strict=True)]
-        top = place * (cell + line + gap)
-        words = f"{lab.pairs.instructions[index]}   source, target, {name}" if place == 0 else f"source, target, {name}"
+        top = number * (cell + line + gap)
+        words = (
+            f"{lab.pairs.instructions[index]}   source, target, {name}" if number == 0 else f"source, target, {name}"
+        )
         pen.text((2, top + 2), words, fill="black")
         for column, pixels in enumerate(frames):
             sheet.paste(images.to_image(pixels, (cell, cell)), (column * (cell + gap), top + line))

@@ -289,7 +289,7 @@ class EditPipeline:
     def _change(self, order, image, instruction, mask, query=None):
         """Edits or fills images; the inputs may be lists."""
         jobs, is_list = read_jobs(self.model.text, image, instruction, mask, query)
-        order.progress("tokenise")
+        order.progress("tokenize")
         canvases = [self._canvas(order, job, ids) for job, ids in zip(jobs, self._source_ids(jobs), strict=True)]
         results = self._results(order, canvases)
         return results if is_list else results[0]

@@ -53,8 +53,8 @@ def gallery(
     height = -(-len(rows) // columns)
     grid = Image.new("RGB", (columns * (6 * (cell + 1) + 3 * gap), height * (cell + line + gap)), "white")
     pen = ImageDraw.Draw(grid)
-    for place, (index, outcome) in enumerate(rows):
-        left, top = place // height * (6 * (cell + 1) + 3 * gap), place % height * (cell + line + gap)
+    for number, (index, outcome) in enumerate(rows):
+        left, top = number // height * (6 * (cell + 1) + 3 * gap), number % height * (cell + line + gap)
         colour, word = ("#116611", "success") if outcome else ("#aa1111", "failure")
         pen.text((left + 2, top + 2), f"{pairs.instructions[index]}  [{word}]", fill=colour)
         shown = [pairs.source, pairs.target, best, pictures["free"], pictures["held"]]

@@ -12,15 +12,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import DTypeLike
 
 from editmgt_jax.config import LoRAConfig, MGTConfig
-from editmgt_jax.models.attention import NO_WEIGHT, attend, text_to_image_attention
+from editmgt_jax.models.attention import ATTENTION, NO_WEIGHT, Preparation, Reading, attend_and_read, prepare
 from editmgt_jax.models.attention.signals import measure_signals, muted_bias
-from editmgt_jax.models.layers import Linear, RMSNorm, constrain, layer_norm, per_segment, rotate
+from editmgt_jax.models.layers import PRODUCT, Linear, NormScale, constrain, layer_norm, per_segment
 
 REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "products": jax.checkpoint_policies.save_only_these_names(PRODUCT, ATTENTION),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -94,10 +96,10 @@ def _activated(x):
 
 
 class _Block(nn.Module):
-    """What both kinds of block do: normalised heads, joint attention, attention to read."""
+    """What both kinds of block do: joint attention, with the norms and the rotation of its heads."""
 
     config: MGTConfig
-    dtype: jnp.dtype
+    dtype: DTypeLike
     lora: LoRAConfig | None = None
     attention: str = "auto"
 
@@ -108,41 +110,34 @@ class _Block(nn.Module):
         start = 0 if self.lora.scope == "all" else reference_from
         return functools.partial(Linear(features, self.dtype, self.lora.scale, name=name), adapted_from=start)
 
-    def heads(self, x, norm=None):
-        x = x.reshape(*x.shape[:2], self.config.num_attention_heads, self.config.attention_head_dim)
-        return x if norm is None else norm(x)
-
-    def joint_attention(self, q, k, v, shared: Shared, visit: Visit):
-        """q, k, v [B S A K] before rotary -> ([B S D], attention [B' R N], signals [B' F A' R N] or None)."""
-        live = shared.num_live
+    def joint_attention(self, q, k, v, shared: Shared, visit: Visit, preparation: Preparation):
+        """Projections q, k, v [B S D] -> ([B S D], attention of text to image [B' R N], signals [B' F A' R N] or None)."""
+        live, heads = shared.num_live, self.config.num_attention_heads
+        q = constrain(q.reshape(*q.shape[:2], heads, -1), "batch", "length", "heads", None)
+        k, v = (constrain(x.reshape(*x.shape[:2], heads, -1), "batch", None, "heads", None) for x in (k, v))
+        reading = None
+        if shared.text_weights is not None and not shared.signals:
+            reading = Reading(shared.text_weights, visit.wanted, shared.num_image)
         bias, lengths = shared.group_bias, (live, q.shape[1] - live)
         if visit.interventions is not None:
-            lengths = (shared.num_text, shared.num_image, lengths[1])
+            lengths = shared.num_text, shared.num_image, lengths[1]
             bias = muted_bias(bias, visit.interventions.muted, lengths, NO_WEIGHT)
-        q, k = rotate(q, shared.cos, shared.sin), rotate(k, shared.cos, shared.sin)
-        q = constrain(q, "batch", "length", "heads", None)
-        k, v = (constrain(x, "batch", None, "heads", None) for x in (k, v))
-        out = attend(q, k, v, bias, lengths, self.attention)
-        if shared.text_weights is None:
-            return out, None
-        last = slice(q.shape[0] - len(shared.text_weights), None)
-        if shared.signals:
-            return out, self.signals(q[last], k[last], out[last], shared, last)
+        out, attention = attend_and_read(q, k, v, bias, lengths, self.attention, preparation, reading)
+        return out, self.signals(*prepare(q, k, preparation), out, shared) if shared.signals else attention
 
-        def measure(q, k):
-            return text_to_image_attention(q, k, shared.text_weights, shared.num_text)
-
-        def skip(q, k):
-            return jnp.zeros((*shared.text_weights.shape[:2], shared.num_image), jnp.float32)
-
-        return out, jax.lax.cond(visit.wanted, measure, skip, q[last, :live], k[last, :live])
-
-    def signals(self, q, k, out, shared: Shared, last: slice):
+    def signals(self, q, k, out, shared: Shared):
         """The signals that are asked for, of the last samples -> [B' F A' R N]."""
-        lengths = (shared.num_text, shared.num_image, q.shape[1] - shared.num_live)
+        last = slice(len(q) - len(shared.text_weights), None)
+        lengths = shared.num_text, shared.num_image, q.shape[1] - shared.num_live
         bias = shared.group_bias
         bias = bias if bias is None or len(bias) == 1 else bias[last]
-        return measure_signals(q, k, out, bias, shared.text_weights, lengths, shared.signals, shared.each_head)
+        return measure_signals(
+            q[last], k[last], out[last], bias, shared.text_weights, lengths, shared.signals, shared.each_head
+        )
+
+    def scales(self, *names):
+        """Scales of the norms of these names. -> [M K]"""
+        return jnp.stack([NormScale(name=name)(self.config.attention_head_dim) for name in names])
 
 
 class DoubleBlock(_Block):
@@ -172,19 +167,18 @@ class DoubleBlock(_Block):
 
         x = layer_norm(visual) * (1 + scale_attn) + shift_attn
         t = layer_norm(text) * (1 + t_scale_attn) + t_shift_attn
-        q = self.heads(visual_linear(width, "to_q")(x), RMSNorm(name="norm_q"))
-        k = self.heads(visual_linear(width, "to_k")(x), RMSNorm(name="norm_k"))
-        v = self.heads(visual_linear(width, "to_v")(x))
-        tq = self.heads(text_linear(width, "text_to_q")(t), RMSNorm(name="text_norm_q"))
-        tk = self.heads(text_linear(width, "text_to_k")(t), RMSNorm(name="text_norm_k"))
-        tv = self.heads(text_linear(width, "text_to_v")(t))
-        out, attention = self.joint_attention(
-            jnp.concatenate([tq, q], axis=1),
-            jnp.concatenate([tk, k], axis=1),
-            jnp.concatenate([tv, v], axis=1),
-            shared,
-            visit,
+        q, k, v = (
+            jnp.concatenate([text_linear(width, f"text_{name}")(t), visual_linear(width, name)(x)], axis=1)
+            for name in ("to_q", "to_k", "to_v")
         )
+        preparation = Preparation(
+            q_scale=self.scales("text_norm_q", "norm_q"),
+            k_scale=self.scales("text_norm_k", "norm_k"),
+            cos=shared.cos,
+            sin=shared.sin,
+            lengths=(length, visual.shape[1]),
+        )
+        out, attention = self.joint_attention(q, k, v, shared, visit, preparation)
         text_out, visual_out = out[:, :length], out[:, length:]
 
         visual = visual + gate_attn * visual_linear(width, "to_out")(visual_out)
@@ -213,10 +207,11 @@ class SingleBlock(_Block):
             return self.linear(features, name, shared.num_live)
 
         x = layer_norm(sequence) * (1 + scale) + shift
-        q = self.heads(linear(width, "to_q")(x), RMSNorm(name="norm_q"))
-        k = self.heads(linear(width, "to_k")(x), RMSNorm(name="norm_k"))
-        v = self.heads(linear(width, "to_v")(x))
-        out, attention = self.joint_attention(q, k, v, shared, visit)
+        q, k, v = (linear(width, name)(x) for name in ("to_q", "to_k", "to_v"))
+        preparation = Preparation(
+            self.scales("norm_q"), self.scales("norm_k"), shared.cos, shared.sin, (sequence.shape[1],)
+        )
+        out, attention = self.joint_attention(q, k, v, shared, visit, preparation)
         hidden = _activated(linear(4 * width, "mlp_in")(x))
         update = linear(width, "proj_out")(out, hidden)
         return spread(_bypassed(visit, sequence, sequence + gate * update)), attention

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import DTypeLike
 
 from editmgt_jax.config import LoRAConfig, MGTConfig
 from editmgt_jax.errors import UserError
@@ -50,7 +51,8 @@ class MGT(nn.Module):
     Attributes:
       config: architecture.
       dtype: compute dtype of the matrix products; parameters, norms, softmax and logits are float32.
-      remat: which activations the backward pass keeps: 'none' (all), 'dots' or 'full' (recompute everything).
+      remat: which activations the backward pass keeps: 'none' (all), 'dots' (float32 results of products), 'products' (the
+        same in `dtype`, and those of fused attention) or 'full' (recompute everything).
       unroll: blocks in one turn of the scan. All of them is right for training small models on a CPU, which then need
         not stack what the backward pass keeps.
       head_precision: of the product with the codebook; only 'highest' keeps parity, and 'default' suits training.
@@ -59,7 +61,7 @@ class MGT(nn.Module):
     """
 
     config: MGTConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: str = "none"
     unroll: int = 1
     lora: LoRAConfig | None = None

@@ -53,7 +53,8 @@ class Knobs(
     """
 
 
-_Values = dataclasses.make_dataclass("_Values", [(setting.name, setting.kind) for setting in SETTINGS], frozen=True)
+# Their rules check types, too, with errors for users.
+_Values = dataclasses.make_dataclass("_Values", [(setting.name, Any) for setting in SETTINGS], frozen=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,14 +17,15 @@ import jax
 from editmgt_jax.data.loader import Batches
 from editmgt_jax.errors import EditMGTError, UserError
 from editmgt_jax.files import mounted
-from editmgt_jax.training import inputs, processes, runs, samples, sharding
+from editmgt_jax.training import compiler, inputs, processes, runs, samples, sharding
 from editmgt_jax.training.checkpoint import Checkpoints
 from editmgt_jax.training.config import TrainConfig
 from editmgt_jax.training.goodput import Ledger
 from editmgt_jax.training.metrics import Profiler, RunLog, Sums, keep_lines
 from editmgt_jax.training.optimizer import make_optimizer
+from editmgt_jax.training.programs import jitted_steps
 from editmgt_jax.training.samples import Samples
-from editmgt_jax.training.step import new_state, train_step
+from editmgt_jax.training.step import new_state
 from editmgt_jax.training.tasks.protocol import Task
 from editmgt_jax.training.tasks.table import TASKS, make_task
 
@@ -79,8 +80,10 @@ def _set_up(config, workdir, ledger, watchdog):
     task = make_task(config)
     layout = sharding.Layout(sharding.make_mesh(dataclasses.asdict(config.mesh)), task.rules)
     layout.check_batch(config.batch_size, config.accumulate)
-    rows = layout.local_rows(config.batch_size)
-    data, heldout = (inputs.make_batches(config, split, task.encode_prompts, rows) for split in ("train", "heldout"))
+    examples = layout.local_examples(config.batch_size)
+    data, heldout = (
+        inputs.make_batches(config, split, task.encode_prompts, examples) for split in ("train", "heldout")
+    )
 
     # ---- state: the latest checkpoint's, or new
     optimizer, key = make_optimizer(config.optimizer), jax.random.key(config.seed)
@@ -113,9 +116,9 @@ def _set_up(config, workdir, ledger, watchdog):
         )
 
     # ---- programs
-    def one_step(state, frozen, batch):
-        return train_step(task, optimizer, config, state, frozen, batch, jax.random.fold_in(key, state.step))
-
+    if described := compiler.describe(config.compiler, layout.mesh.devices.flat[0].platform):
+        _say(described)
+    step, evaluate_step = jitted_steps(task, optimizer, config, layout, shardings)
     run = _Run(
         config=config,
         workdir=workdir,
@@ -123,8 +126,8 @@ def _set_up(config, workdir, ledger, watchdog):
         layout=layout,
         key=key,
         frozen=frozen,
-        train_step=jax.jit(one_step, donate_argnums=0, out_shardings=(shardings, layout.replicated)),
-        evaluate_step=jax.jit(task.evaluate, out_shardings=layout.replicated),
+        train_step=step,
+        evaluate_step=evaluate_step,
         train_data=data,
         heldout_data=heldout,
         checkpoints=checkpoints,
@@ -189,7 +192,7 @@ class _Run:
         """Evaluate, save, draw a batch, step, log. Returns: the last evaluation.
 
         The order must not change, or a run that is resumed would differ from one that never stopped: step n evaluates and
-        saves the state of n updates, with the place in the data before batch n is drawn; a checkpoint then holds its own
+        saves the state of n updates, with the position in the data before batch n is drawn; a checkpoint then holds its own
         evaluation, by which the best one is chosen, and the batch that comes next.
         """
         config, start, evaluation, pending = self.config, int(state.step), {}, None
@@ -215,7 +218,7 @@ class _Run:
                     evaluation = self._evaluate(step, state)
                     log.write(step, {f"eval/{name}": value for name, value in evaluation.items()})
                     self.watchdog.heard()
-                # 5. Save it with its place in the data, which the batch of this step has not moved yet.
+                # 5. Save it with its position in the data, which the batch of this step has not moved yet.
                 if saving:
                     self._save(step, state, evaluation if evaluating else {})
                 if last or asked:

@@ -1,7 +1,7 @@
 """Raw edit pairs from parquet files, folders, TFDS or procedural scenes.
 
 A source consists of parts. A part is small and picklable, and any machine can read it. It yields raw pairs lazily, with encoded
-pictures. A row that is no pair is yielded with the reason.
+pictures. An entry that is no pair is yielded with the reason.
 
 Source  the columns of CrispEdit-2M, AnyEdit and ImgEdit; the folders of MagicBrush
 """
@@ -28,8 +28,8 @@ COLUMNS = {
 }
 OPTIONAL = {"mask": ("mask", "mask_img"), "category": ("type", "edit_type", "category", "task")}
 NO_CATEGORY = "edit"
-ROWS_AT_ONCE = 8  # rows whose pictures are in memory together
-PART_ROWS = 256  # in a part, for sources without parts of their own
+PAIRS_AT_ONCE = 8  # pairs whose pictures are in memory together
+PART_PAIRS = 256  # in a part, for sources without parts of their own
 
 
 class SourceError(UserError):
@@ -55,11 +55,11 @@ class Part(abc.ABC):
     """A range of a source."""
 
     name: str
-    rows: int
+    pairs: int
 
     @abc.abstractmethod
     def read(self) -> Iterator[RawPair]:
-        """Yields exactly `rows` raw pairs, in their order."""
+        """Yields exactly `pairs` raw pairs, in their order."""
 
 
 def open_source(where: str, mapping: dict[str, str] | None = None, resolution: int = 1024) -> list[Part]:
@@ -118,7 +118,7 @@ class ParquetPart(Part):
     path: str
     size: int  # of the file, bytes
     group: int
-    first: int  # number of the group's first row in its file
+    first: int  # number of the group's first pair in its file
     columns: tuple[tuple[str, str], ...]  # (meaning, column)
     notes: tuple[str, ...] = ()
 
@@ -130,7 +130,7 @@ class ParquetPart(Part):
         try:
             with pyarrow.parquet.ParquetFile(self.path) as file:
                 names = [column for _, column in self.columns]
-                for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[self.group], columns=names):
+                for batch in file.iter_batches(PAIRS_AT_ONCE, row_groups=[self.group], columns=names):
                     columns = {meaning: _values(batch.column(column)) for meaning, column in self.columns}
                     for index in range(batch.num_rows):
                         values = {meaning: column[index] for meaning, column in columns.items()}
@@ -140,7 +140,7 @@ class ParquetPart(Part):
             if getattr(error, "errno", None) is not None:  # an error of the disk, not of the file: it may pass
                 raise
             detail = f"row group {self.group} of {stem} cannot be read: {error}"
-            for index in range(read, self.rows):
+            for index in range(read, self.pairs):
                 yield RawPair(f"{stem}#{self.first + index}", defect=("unreadable_row_group", detail))
 
     def _pair(self, key, values) -> RawPair:
@@ -198,10 +198,10 @@ def _parquet_parts(root, files, mapping) -> list[Part]:
         notes = (("space_in_name",) if " " in path.name else ()) + (("small_file",) if metadata.num_rows <= 3 else ())
         first = 0
         for group in range(metadata.num_row_groups):
-            rows = metadata.row_group(group).num_rows
+            pairs = metadata.row_group(group).num_rows
             name = f"{path.relative_to(root)}:{group}"
-            parts.append(ParquetPart(name, rows, str(path), size, group, first, columns, notes))
-            first += rows
+            parts.append(ParquetPart(name, pairs, str(path), size, group, first, columns, notes))
+            first += pairs
     return parts
 
 
@@ -254,9 +254,9 @@ class FilesPart(Part):
 
 
 def _files_parts(root, entries) -> list[Part]:
-    starts = range(0, len(entries), PART_ROWS)
-    cut = [tuple(entries[start : start + PART_ROWS]) for start in starts]
-    return [FilesPart(f"rows {s}", len(c), str(root), c) for s, c in zip(starts, cut, strict=True)]
+    starts = range(0, len(entries), PART_PAIRS)
+    cut = [tuple(entries[start : start + PART_PAIRS]) for start in starts]
+    return [FilesPart(f"pairs {s}", len(c), str(root), c) for s, c in zip(starts, cut, strict=True)]
 
 
 def _jsonl_parts(root, mapping) -> list[Part]:
@@ -312,7 +312,7 @@ class TFDSPart(Part):
         names = dict(self.fields)
         images = {name: tfds.decode.SkipDecoding() for _, name in self.fields if _is_image(builder, name)}
         data = builder.as_data_source(self.split, decoders=images or None)
-        for index in range(self.first, self.first + self.rows):
+        for index in range(self.first, self.first + self.pairs):
             example = data[index]
             values = {meaning: example[name] for meaning, name in self.fields}
             category = category_name(_label(builder, names.get("category"), values.pop("category", "")))
@@ -361,8 +361,8 @@ def _tfds_parts(rest, mapping) -> list[Part]:
         )
     fields = _columns(f"the TFDS dataset {name}", list(builder.info.features), mapping)
     return [
-        TFDSPart(f"{rest}:{first}", min(PART_ROWS, count - first), name, split, first, fields)
-        for first in range(0, count, PART_ROWS)
+        TFDSPart(f"{rest}:{first}", min(PART_PAIRS, count - first), name, split, first, fields)
+        for first in range(0, count, PART_PAIRS)
     ]
 
 
@@ -381,7 +381,7 @@ class ScenePart(Part):
         from editmgt_jax.data.scenes.source import SceneSource
 
         scenes = SceneSource(self.config)
-        for index in range(self.first, self.first + self.rows):
+        for index in range(self.first, self.first + self.pairs):
             example = scenes[index]
             pictures = {name: _png(example[name]) for name in ("source", "target", "mask")}
             yield RawPair(
@@ -400,8 +400,8 @@ def _scene_parts(rest, resolution) -> list[Part]:
         raise SourceError(f"a source of scenes must be scenes:COUNT or scenes:COUNT:SEED; got scenes:{rest}")
     config = SceneConfig(size=resolution, seed=int(seed or 0))
     return [
-        ScenePart(f"scenes {first}", min(PART_ROWS, int(count) - first), config, first)
-        for first in range(0, int(count), PART_ROWS)
+        ScenePart(f"scenes {first}", min(PART_PAIRS, int(count) - first), config, first)
+        for first in range(0, int(count), PART_PAIRS)
     ]
 
 

@@ -40,6 +40,8 @@ setup(
     extras_require={
         "test": ["pytest>=8.0", "pytest-xdist>=3.6", "beartype>=0.20", "ruff>=0.8", *PREPARE],
         "prepare": PREPARE,
+        # Benchmarks: rows of an evaluation; CLIP and DINO are PyTorch models of transformers.
+        "eval": ["pyarrow>=18.0", "torch>=2.6"],
         # The PyTorch implementations that the parity tests compare with.
         "parity": ["torch>=2.6", "diffusers>=0.35"],
         "tpu": ["jax[tpu]"],

@@ -33,7 +33,8 @@ from PIL import Image, ImageDraw
 from editmgt_jax import images
 from editmgt_jax.batching import in_batches
 from editmgt_jax.data.scenes.source import CATEGORIES
-from editmgt_jax.evaluation import metrics, protocols
+from editmgt_jax.evaluation import metrics
+from editmgt_jax.evaluation.protocols import scenes
 from editmgt_jax.models.text import stack
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.sampling import decode, masking, samplers
@@ -105,9 +106,9 @@ class Lab:
         self.pipe = EditPipeline.from_pretrained(model)
         self.mgt, self.mask_id = self.pipe.model.mgt, self.pipe.mask_token_id
         self.codebook = self.pipe._vq_params["codebook"]  # [C E]
-        self.pairs = protocols.Pairs(self.pipe.model.scheduler.native_size, split, count, objects, seed, categories)
+        self.pairs = scenes.Pairs(self.pipe.model.scheduler.native_size, split, count, objects, seed, categories)
         self.pairs.scenes.distractors = functools.lru_cache(maxsize=None)(self.pairs.scenes.distractors)
-        self.runner = protocols.Runner(self.pipe, batch_size, 0)
+        self.runner = scenes.Runner(self.pipe, batch_size, 0)
         self.encoded = self.runner.encode(self.pairs)
         self.grid, self.batch_size = self.encoded.source_ids.shape[1:], batch_size
         self.source, self.target = (
@@ -203,7 +204,7 @@ class Lab:
         """Figures of each pair from the ids of its edit [n L] -> {name: [n]}"""
         ids = tokens.reshape(-1, *self.grid)
         pictures = self.runner.decode(ids)
-        scores = protocols.score_edits(self.pairs, ids, pictures, self.encoded)
+        scores = scenes.score_edits(self.pairs, ids, pictures, self.encoded)
         scores["changed_inside"] = metrics.masked_mean((tokens != self.source).astype(float), self.inside)
         scores["right_changed"] = metrics.masked_mean((tokens == self.target).astype(float), self.changed)
         scores["edges"] = _edges(pictures, self.pairs.mask) / _edges(self.encoded.target, self.pairs.mask)

@@ -350,6 +350,6 @@ def test_evaluate_calls_the_protocol(monkeypatch, folder):
     def evaluate_scenes(model, output, gallery, count, batch_size, seed, split, objects, **settings):
         calls.append((model, count, split, settings))
 
-    monkeypatch.setattr("editmgt_jax.evaluation.protocols.evaluate_scenes", evaluate_scenes)
+    monkeypatch.setattr("editmgt_jax.evaluation.protocols.scenes.evaluate_scenes", evaluate_scenes)
     assert cli.main("evaluate scenes --count 5 --hold-threshold 0.2".split()) == 0
     assert calls == [(None, 5, "heldout", {"hold_threshold": 0.2})]

@@ -111,33 +111,34 @@ class _Block(nn.Module):
         return functools.partial(Linear(features, self.dtype, self.lora.scale, name=name), adapted_from=start)
 
     def joint_attention(self, q, k, v, shared: Shared, visit: Visit, preparation: Preparation):
-        """Projections q, k, v [B S D] -> ([B S D], attention of text to image [B' R N], signals [B' F A' R N] or None)."""
+        """Projections q, k, v [B S D] -> ([B S D], attention [B' R N] or signals [B' F A' R N] or None)."""
         live, heads = shared.num_live, self.config.num_attention_heads
+        bias, lengths = shared.group_bias, (live, q.shape[1] - live)
+        if visit.interventions is not None:
+            lengths = (shared.num_text, shared.num_image, lengths[1])
+            bias = muted_bias(bias, visit.interventions.muted, lengths, NO_WEIGHT)
         q = constrain(q.reshape(*q.shape[:2], heads, -1), "batch", "length", "heads", None)
         k, v = (constrain(x.reshape(*x.shape[:2], heads, -1), "batch", None, "heads", None) for x in (k, v))
         reading = None
         if shared.text_weights is not None and not shared.signals:
             reading = Reading(shared.text_weights, visit.wanted, shared.num_image)
-        bias, lengths = shared.group_bias, (live, q.shape[1] - live)
-        if visit.interventions is not None:
-            lengths = shared.num_text, shared.num_image, lengths[1]
-            bias = muted_bias(bias, visit.interventions.muted, lengths, NO_WEIGHT)
         out, attention = attend_and_read(q, k, v, bias, lengths, self.attention, preparation, reading)
-        return out, self.signals(*prepare(q, k, preparation), out, shared) if shared.signals else attention
-
-    def signals(self, q, k, out, shared: Shared):
-        """The signals that are asked for, of the last samples -> [B' F A' R N]."""
-        last = slice(len(q) - len(shared.text_weights), None)
-        lengths = shared.num_text, shared.num_image, q.shape[1] - shared.num_live
-        bias = shared.group_bias
-        bias = bias if bias is None or len(bias) == 1 else bias[last]
-        return measure_signals(
-            q[last], k[last], out[last], bias, shared.text_weights, lengths, shared.signals, shared.each_head
-        )
+        if shared.signals:
+            attention = self.signals(q, k, out, shared, preparation)
+        return out, attention
 
     def scales(self, *names):
         """Scales of the norms of these names. -> [M K]"""
         return jnp.stack([NormScale(name=name)(self.config.attention_head_dim) for name in names])
+
+    def signals(self, q, k, out, shared: Shared, preparation: Preparation):
+        """The signals that are asked for, of the samples with text weights, which are the last -> [B' F A' R N]."""
+        last = slice(len(q) - len(shared.text_weights), None)
+        q, k = prepare(q[last], k[last], preparation)
+        bias = shared.group_bias
+        bias = bias if bias is None or len(bias) == 1 else bias[last]
+        lengths = shared.num_text, shared.num_image, q.shape[1] - shared.num_live
+        return measure_signals(q, k, out[last], bias, shared.text_weights, lengths, shared.signals, shared.each_head)
 
 
 class DoubleBlock(_Block):

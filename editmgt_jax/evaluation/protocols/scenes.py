@@ -1,4 +1,4 @@
-"""Evaluation protocols. `scenes`: procedural edits, where the right answer is known.
+"""The protocol `scenes`: procedural edits, where the right answer is known.
 
 Success is measured, by category:
 
@@ -15,6 +15,7 @@ on the training split; the held-out split is for reporting.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -79,9 +80,13 @@ class Runner:
     def __init__(self, pipe: EditPipeline, batch_size: int, seed: int):
         self.pipe, self.batch_size, self.seed = pipe, batch_size, seed
 
+    def ids(self, pictures: np.ndarray) -> np.ndarray:
+        """float32 [n Y X 3] in [0, 1] -> int32 [n H W]"""
+        return map_batches(self.pipe.encode_image, pictures, self.batch_size)
+
     def encode(self, pairs: Pairs) -> Encoded:
         """The ids of both pictures, and these ids decoded."""
-        ids = [map_batches(self.pipe.encode_image, pixels, self.batch_size) for pixels in (pairs.source, pairs.target)]
+        ids = [self.ids(pictures) for pictures in (pairs.source, pairs.target)]
         return Encoded(*ids, *(self.decode(each) for each in ids))
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
@@ -103,6 +108,17 @@ class Runner:
         """Relevance [n H W], filtered as `kind` says, of some of the layers in `attention` [n J N]."""
         mgt_grid = tuple(side // self.pipe.model.mgt.config.stride for side in grid)
         return np.asarray(localize.localize(attention[:, layers], mgt_grid, grid, kind=kind))
+
+    def hold(self, free: dict, source_ids: np.ndarray, threshold: float, **settings: Any) -> dict:
+        """What `edit` gives with this hold threshold, from `free`, an edit of one step without hold that read all layers.
+
+        The only step of a decode commits every token, and what it draws for one does not depend on what is held elsewhere.
+        """
+        used = self.pipe.settings(**settings)
+        relevance = self.relevance(free["attention"], source_ids.shape[1:], list(used.layers), used.filter)
+        keep = np.asarray(localize.hold_mask(relevance, threshold))
+        tokens = np.where(keep, source_ids, free["tokens"])
+        return free | {"tokens": tokens, "keep": keep, "relevance": relevance}
 
 
 def succeeded(pairs: Pairs, edited: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -145,9 +161,9 @@ def score_edits(pairs: Pairs, tokens: np.ndarray, edited: np.ndarray, encoded: E
 def choose_localisation(runner: Runner, size: int, all_layers: Sequence[int], objects: str, **settings: Any) -> dict:
     """Thresholds of the relevance and the best single layer, on local edits of the training split."""
     pairs = Pairs(size, "train", SELECTION_PAIRS, objects, SELECTION_SEED, LOCAL)
-    encoded = runner.encode(pairs)
-    edits = runner.edit(pairs, encoded.source_ids, **(settings | {"layers": all_layers, "hold_threshold": 0.0}))
-    truth = pairs.token_mask(encoded.source_ids.shape[1:])
+    source_ids = runner.ids(pairs.source)
+    edits = runner.edit(pairs, source_ids, **(settings | {"layers": all_layers, "hold_threshold": 0.0}))
+    truth = pairs.token_mask(source_ids.shape[1:])
 
     used = runner.pipe.settings(**settings)
     layers = list(used.layers)
@@ -189,22 +205,27 @@ def evaluate(
     """
     runner = Runner(pipe, batch_size, seed)
     size, layers = pipe.model.scheduler.native_size, list(range(pipe.model.mgt.config.num_blocks))
-    pairs = Pairs(size, split, count, objects, SELECTION_SEED + 1 if split == "train" else 0)
+    with ThreadPoolExecutor(1) as host:  # scenes are drawn while the device chooses
+        drawn = host.submit(Pairs, size, split, count, objects, SELECTION_SEED + 1 if split == "train" else 0)
+        choice = choose_localisation(runner, size, layers, objects, **settings)
+        pairs = drawn.result()
     encoded = runner.encode(pairs)
-    choice = choose_localisation(runner, size, layers, objects, **settings)
     threshold = settings.get("hold_threshold")
     if threshold is None:
         threshold = pipe.settings().hold_threshold or choice["hold_threshold"]
 
     free = runner.edit(pairs, encoded.source_ids, **(settings | {"layers": layers, "hold_threshold": 0.0}))
-    held = runner.edit(pairs, encoded.source_ids, **(settings | {"hold_threshold": threshold}))
+    used = pipe.settings(**(settings | {"hold_threshold": threshold}))
+    if used.steps == 1:
+        held = runner.hold(free, encoded.source_ids, threshold, **settings)
+    else:
+        held = runner.edit(pairs, encoded.source_ids, **(settings | {"hold_threshold": threshold}))
     pictures = {"free": runner.decode(free["tokens"]), "held": runner.decode(held["tokens"])}
     results = {
         mode: score_edits(pairs, edits["tokens"], pictures[mode], encoded) | {"passes": edits["passes"].astype(float)}
         for mode, edits in (("free", free), ("held", held))
     }
     truth = pairs.token_mask(free["tokens"].shape[1:])
-    used = pipe.settings(**(settings | {"hold_threshold": threshold}))
     consolidated = runner.relevance(free["attention"], truth.shape[1:], choice["layers"], used.filter)
     single = runner.relevance(free["attention"], truth.shape[1:], [choice["single_layer"]], used.filter)
     results["free"]["iou_consolidated"] = metrics.iou(consolidated, truth, choice["threshold"])

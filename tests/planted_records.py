@@ -20,6 +20,7 @@ def manifest(**changes):
         "num_blocks": NUM_BLOCKS,
         "grid": GRID,
         "token_grid": TOKEN_GRID,
+        "size": 32,
         "layers": (4,),
         "chunk": 8,
         "dtype": "float16",

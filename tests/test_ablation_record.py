@@ -119,9 +119,9 @@ def test_signals_equal_a_slow_computation(gamma):
     length, dice = sum(lengths), np.random.default_rng(0)
     q, k = dice.standard_normal((2, 2, length, heads, width)).astype(np.float32)
     out = dice.standard_normal((2, length, heads * width)).astype(np.float32)
-    weights = dice.random((2, 2, 3)).astype(np.float32)
+    weights = jnp.asarray(dice.random((2, 2, 3)), jnp.float32)
     bias = None if gamma is None else strength_bias(jnp.array([gamma]), (7, 5))
-    found = attention_signals.measure_signals(q, k, out, bias, weights, lengths, SIGNALS, True)
+    found = attention_signals.measure_signals(*map(jnp.asarray, (q, k, out)), bias, weights, lengths, SIGNALS, True)
     assert found.shape == (2, len(SIGNALS), heads, 2, 4)
     for b in range(2):
         for a in range(heads):
@@ -132,7 +132,7 @@ def test_signals_equal_a_slow_computation(gamma):
             unit = out[b, :, a * width : (a + 1) * width]
             unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
             slow = [near[:3, 3:7], far[:3, 3:7], near[3:7, :3].T, far[3:7, :3].T, unit[:3] @ unit[3:7].T]
-            np.testing.assert_allclose(found[b, :, a], [weights[b] @ one for one in slow], atol=1e-6)
+            np.testing.assert_allclose(found[b, :, a], [np.asarray(weights[b], float) @ one for one in slow], atol=1e-6)
 
 
 def test_the_hidden_cells_of_a_rate():

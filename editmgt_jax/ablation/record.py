@@ -126,6 +126,7 @@ class Recorder:
             num_blocks=mgt.num_blocks,
             grid=(side // mgt.stride,) * 2,
             token_grid=(side, side),
+            size=self.model.scheduler.native_size,
             layers=self.settings.layers,
             chunk=record.chunk,
             dtype=record.dtype,

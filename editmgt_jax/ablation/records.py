@@ -45,6 +45,7 @@ class Manifest:
     num_blocks: int
     grid: tuple[int, int]  # (h, w)
     token_grid: tuple[int, int]  # (H, W)
+    size: int  # pixels along a side of the pictures
     layers: tuple[int, ...]  # the model's own
     chunk: int
     dtype: str

@@ -5,7 +5,7 @@ Axes    n examples (b of a block), Z sets; t thresholds; others as in `editmgt_j
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from editmgt_jax.ablation.records import Records
 from editmgt_jax.ablation.sets import BlockSet
 from editmgt_jax.sampling import localize
 
-KEYS_AT_ONCE = 2**23  # integers of maps in memory together
+KEYS_AT_ONCE = 2**19  # integers of maps in memory together
 KEPT = 2**30  # bytes of attention of one view that are kept in memory; more is read again for each part
 NAMES = ("ap", "auroc", "iou_best", "pointing", "threshold", "iou", "f1", "kept_wrongly", "released_wrongly")
 
@@ -112,16 +112,25 @@ class Scorer:
             found[name][:, :, example, seed] = of_sets if of_sets.ndim == 2 else of_sets[:, None]
 
     def _measured(self, weights, rows, thresholds):
-        """Yields ((example, seed), (its rank measures, its counts)); the device makes the next maps meanwhile."""
-        cells, parts = self.truth.shape[1], len(self._mesh.devices)
-        size = max(1, KEYS_AT_ONCE // (cells * len(weights)) // parts) * parts
-        starts = range(0, len(rows), size)
-        blocks = [(rows[start : start + size], seed) for seed in range(len(self.manifest.seeds)) for start in starts]
+        """Yields ((example, seed), (its rank measures, its counts))."""
 
         def measure(keys, true):
             ranked = measures.ranked(keys, true)
             return measures.rank_measures(ranked), measures.counts(ranked, thresholds)
 
+        return self._each(weights, rows, measure)
+
+    def ranked(self, weights: np.ndarray, rows: Sequence[int]) -> Iterator[tuple[tuple[int, int], measures.Ranked]]:
+        """Yields ((example, seed), its sorted maps) of weights float32 [Z J]; rows: a range of examples."""
+        return self._each(weights, rows, measures.ranked)
+
+    def _each(self, weights, rows, function):
+        """Yields ((example, seed), function(its keys, its true cells)); the device makes the next maps meanwhile."""
+        cells, parts = self.truth.shape[1], len(self._mesh.devices)
+        most = min(KEYS_AT_ONCE // (cells * len(weights)), len(rows))
+        size = max(1, -(-most // parts)) * parts
+        starts = range(0, len(rows), size)
+        blocks = [(rows[start : start + size], seed) for seed in range(len(self.manifest.seeds)) for start in starts]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             ahead = self._keys(weights, *blocks[0], size) if blocks else None
             for number, (some, seed) in enumerate(blocks):
@@ -129,7 +138,7 @@ class Scorer:
                 if number + 1 < len(blocks):
                     ahead = self._keys(weights, *blocks[number + 1], size)
                 true = [int(self.truth[row].sum()) for row in some]
-                found = pool.map(measure, keys[: len(some)], true)
+                found = pool.map(function, keys[: len(some)], true)
                 yield from (((row, seed), one) for row, one in zip(some, found, strict=True))
 
     def _keys(self, weights, rows, seed, size) -> jax.Array:

@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from editmgt_jax.ablation import record, score, search
 from editmgt_jax.ablation.config import AblationConfig
+from editmgt_jax.ablation.report.report import report
 from editmgt_jax.ablation.workdir import write_workdir
 from editmgt_jax.training import processes
 
@@ -19,6 +20,7 @@ STEPS = {
     "record": lambda config, folder: record.record(config, folder, _progress),
     "score": lambda config, folder: score.score(config, folder, _progress),
     "search": lambda config, folder: search.search(config, folder),
+    "report": lambda config, folder: report(folder),
 }
 
 

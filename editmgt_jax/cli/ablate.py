@@ -6,7 +6,7 @@ from editmgt_jax.cli import shared
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Adds `ablate` with its steps."""
+    """Adds `ablate` with its steps, and `report`."""
     ablation = commands.add_parser("ablate", help="ablate the choices of consolidation")
     steps = ablation.add_subparsers(required=True, metavar="STEP")
     for name, text in (
@@ -28,6 +28,23 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         command.add_argument("--config", metavar="CONFIG", help="another config, of the same records")
         shared.add_distributed(command)
         command.set_defaults(step=name)
+
+    command = shared.add_command(
+        commands,
+        "report",
+        write_report,
+        "write one HTML file and a Markdown summary of an ablation, a run or an evaluation",
+    )
+    command.add_argument(
+        "folder", metavar="RUN", help="folder of an ablation or a training run, or evaluation's JSON file"
+    )
+
+
+def write_report(args: argparse.Namespace) -> None:
+    """Writes a report and prints its path."""
+    from editmgt_jax.ablation.report.report import report
+
+    print(report(args.folder))
 
 
 def run_step(args: argparse.Namespace) -> None:

@@ -142,6 +142,15 @@ def by_block(found: Scores, manifest: Manifest, best: dict, view: View) -> list:
     return [Figure(figures.lines(points, "block", NAMES[found.objective], levels), caption)]
 
 
+def single_blocks(config: AblationConfig, workdir: Path) -> dict:
+    """The objective of each block's own map in the winner's view, for `sweeps.sections`."""
+    found, m = Scores.read(workdir, config), Manifest.read(workdir / "records")
+    view = view_of(json.loads((workdir / FOLDER / SUMMARY).read_text())["winner"])
+    numbers = {block: found.find((block,), view) for block in range(m.num_blocks)}
+    points = {block: found.point(number) for block, number in numbers.items() if number is not None}
+    return {"view": view, "objective": NAMES[found.objective], "points": points}
+
+
 def ranges(found: Scores, manifest: Manifest, view: View) -> list:
     """The objective of every range, first block by last block."""
     points = []

@@ -14,7 +14,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     protocols = evaluation.add_subparsers(required=True, metavar="PROTOCOL")
     _add_scenes(protocols)
     for name, entry in PROTOCOLS.items():
-        _add_benchmark(protocols, name, entry)
+        if name != "scenes":
+            _add_benchmark(protocols, name, entry)
 
 
 def _add_scenes(protocols) -> None:
@@ -22,6 +23,7 @@ def _add_scenes(protocols) -> None:
     command.add_argument("--model", metavar="DIR", help="model directory (default: the default model)")
     command.add_argument("--output", metavar="FILE.json", help="where to write the numbers")
     command.add_argument("--gallery", metavar="FILE.png", help="where to draw successes and failures")
+    command.add_argument("--workdir", metavar="RUN", help="where to write the outcome of every scene, and the pictures")
     command.add_argument("--count", type=shared.positive, default=500, help="number of scenes (default 500)")
     judge = command.add_mutually_exclusive_group()
     judge.add_argument("--judge", metavar="MODEL", help="judge behind OPENAI_BASE_URL, with the key OPENAI_API_KEY")
@@ -42,7 +44,7 @@ def evaluate_scenes(args: argparse.Namespace) -> None:
     shared.use_disk_cache()
     from editmgt_jax.evaluation.protocols import scenes
 
-    names = ("model", "output", "gallery", "count", "batch_size", "seed", "split", "objects")
+    names = ("model", "output", "gallery", "count", "batch_size", "seed", "split", "objects", "workdir")
     scenes.evaluate_scenes(**{name: getattr(args, name) for name in names}, **shared.settings_of(args))
 
 

@@ -70,6 +70,22 @@ def token_batch(size=8, seed=0):
 
 def first_step(config, batch, devices=None, **sizes):
     """The first step of a run on a mesh of `sizes`. -> (state before, state after, metrics), host arrays"""
+    layout, step, state, rest = _set_up(config, batch, devices, sizes)
+    before = jax.device_get(state)
+    with layout.active():
+        state, metrics = step(state, *rest)
+    return before, jax.device_get(state), jax.device_get(metrics)
+
+
+def compiled_step(config, batch, **sizes) -> str:
+    """The text of the compiled step."""
+    layout, step, state, rest = _set_up(config, batch, None, sizes)
+    with layout.active():
+        return step.lower(state, *rest).compile().as_text()
+
+
+def _set_up(config, batch, devices, sizes):
+    """-> (layout, step, state, the other arguments of the step)"""
     config = checked(config)
     task, optimizer = trainer.make_task(config), make_optimizer(config.optimizer)
     layout = Layout(make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": 1} | sizes, devices), task.rules)
@@ -81,12 +97,9 @@ def first_step(config, batch, devices=None, **sizes):
         return new_state(params, optimizer, config.optimizer.ema_decay > 0, task.extra(params))
 
     state = jax.jit(make, out_shardings=layout.of(jax.eval_shape(make)))()
-    before = jax.device_get(state)
     frozen = task.frozen(layout.put_leaf, {"empty text"})
     step = jax.jit(functools.partial(train_step, task, optimizer, config))
-    with layout.active():
-        state, metrics = step(state, frozen, layout.put_batch(batch, config.batch_size), jax.random.key(1))
-    return before, jax.device_get(state), jax.device_get(metrics)
+    return layout, step, state, (frozen, layout.put_batch(batch, config.batch_size), jax.random.key(1))
 
 
 def distances(ours, theirs):

@@ -25,9 +25,10 @@ MAY_IMPORT = {
     "weights": {*BASE, "models"},
     "data": {*BASE, "images"},
     "training": {*BASE, "models", "images", "sampling", "weights", "data"},
-    "configs": {"weights", "training"},
+    "configs": {"weights", "training", "ablation"},
     "pipeline": {*BASE, "models", "images", "sampling", "weights"},
     "evaluation": {*BASE, "models", "images", "sampling", "weights", "data", "pipeline"},
+    "ablation": {*BASE, "models", "images", "sampling", "weights", "data", "pipeline", "evaluation", "training"},
 }
 FREE = {"__init__", "cli"}  # import everything; nothing imports cli
 WITHOUT_JAX = ("data", "images")  # but for the tokenizing job

@@ -68,7 +68,7 @@ def test_strength_may_differ_in_a_batch(params):
     np.testing.assert_allclose(mixed[1], _logits(params, True, 1.3)[1], atol=2e-5)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["dots", "products", "full"])
 def test_remat_changes_no_value(params, remat):
     np.testing.assert_allclose(_logits(params, True, remat=remat), _logits(params, True), atol=1e-5)
 

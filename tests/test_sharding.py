@@ -1,11 +1,13 @@
 """Where arrays lie: rules cover all, and a step is the same on every mesh."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from small_runs import distances, first_step, frozen_config, token_batch
+from small_runs import compiled_step, distances, first_step, frozen_config, token_batch
 
 from editmgt_jax.training.sharding import BATCH, MGT_RULES, Layout, make_mesh, replicated_share
 
@@ -38,6 +40,17 @@ def assert_same_step(result, expected):
 )
 def test_a_step_on_eight_devices_is_a_step_on_one(alone, tiny_model, sizes):
     assert_same_step(first_step(frozen_config(tiny_model), token_batch(), **sizes), alone)
+
+
+@pytest.mark.parametrize("remat", ["none", "products"])
+@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"data": 2, "fsdp": 4}, {"fsdp": 2, "tensor": 4}], ids=str)
+def test_a_step_moves_no_activations_between_devices(tiny_model, sizes, remat):
+    """Where positions are whole, XLA has no cause to exchange parts of arrays: it would mean that it guesses."""
+    config = frozen_config(tiny_model)
+    config.model.remat = remat
+    text = compiled_step(config, token_batch(), **sizes)
+    kinds = set(re.findall(r"(all-to-all|collective-permute|all-gather|all-reduce|reduce-scatter)(?:-start)?\(", text))
+    assert "all-reduce" in kinds and not kinds & {"all-to-all", "collective-permute"}
 
 
 def test_accumulating_four_parts_is_one_batch(alone, tiny_model):

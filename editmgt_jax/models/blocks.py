@@ -6,6 +6,7 @@ Differs a modulation vector per segment; blocks are scanned, and their attention
 """
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,14 +15,41 @@ from flax import struct
 from jax.typing import DTypeLike
 
 from editmgt_jax.config import LoRAConfig, MGTConfig
-from editmgt_jax.models.attention import attend, text_to_image_attention
-from editmgt_jax.models.layers import Linear, RMSNorm, constrain, layer_norm, per_segment, rotate
+from editmgt_jax.models.attention import ATTENTION, NO_WEIGHT, Preparation, Reading, attend_and_read, prepare
+from editmgt_jax.models.attention.signals import measure_signals, muted_bias
+from editmgt_jax.models.layers import PRODUCT, Linear, NormScale, constrain, layer_norm, per_segment
 
 REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "products": jax.checkpoint_policies.save_only_these_names(PRODUCT, ATTENTION),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+class Interventions(NamedTuple):
+    """What is done to blocks, for research; [J B] of a model, [B] of one block."""
+
+    bypass: jax.Array  # bool: the block changes nothing
+    muted: jax.Array  # bool [... 3]: off are text queries to image keys, image to text, image to reference
+
+
+class Probe(NamedTuple):
+    """What research wants of every block, besides what an edit needs."""
+
+    signals: tuple[str, ...] = ()  # static names of `attention.signals.SIGNALS`, measured instead of what an edit reads
+    each_head: bool = False  # whether their heads are kept apart
+    interventions: Interventions | None = None  # arrays [J B]
+
+
+NO_PROBE = Probe()
+
+
+class Visit(NamedTuple):
+    """What a forward pass wants of a block; stacked over blocks."""
+
+    wanted: jax.Array  # bool: whether its attention is read
+    interventions: Interventions | None = None
 
 
 @struct.dataclass
@@ -35,6 +63,8 @@ class Shared:
     text_weights: jax.Array | None  # [B' R T] weightings of the text whose attention is wanted, of the last B' samples
     num_text: int = struct.field(pytree_node=False)
     num_image: int = struct.field(pytree_node=False)
+    signals: tuple[str, ...] = struct.field(pytree_node=False, default=())  # () reads text to image, as released
+    each_head: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def num_live(self) -> int:
@@ -52,13 +82,21 @@ def spread_grid(x: jax.Array) -> jax.Array:
     return constrain(x, "batch", "length", *(None,) * (x.ndim - 2))
 
 
+def _bypassed(visit: Visit, before, after):
+    """Activations of samples that bypass the block as they were before it."""
+    if visit.interventions is None:
+        return after
+    off = visit.interventions.bypass[:, None, None]
+    return jax.tree.map(lambda old, new: jnp.where(off, old, new), before, after)
+
+
 def _activated(x):
     """Inside of a feed-forward part, spread over its channels, too."""
     return constrain(nn.gelu(x, approximate=True), "batch", "length", "channels")
 
 
 class _Block(nn.Module):
-    """What both kinds of block do: normalised heads, joint attention, attention to read."""
+    """What both kinds of block do: joint attention, with the norms and the rotation of its heads."""
 
     config: MGTConfig
     dtype: DTypeLike
@@ -72,35 +110,42 @@ class _Block(nn.Module):
         start = 0 if self.lora.scope == "all" else reference_from
         return functools.partial(Linear(features, self.dtype, self.lora.scale, name=name), adapted_from=start)
 
-    def heads(self, x, norm=None):
-        x = x.reshape(*x.shape[:2], self.config.num_attention_heads, self.config.attention_head_dim)
-        return x if norm is None else norm(x)
+    def joint_attention(self, q, k, v, shared: Shared, visit: Visit, preparation: Preparation):
+        """Projections q, k, v [B S D] -> ([B S D], attention [B' R N] or signals [B' F A' R N] or None)."""
+        live, heads = shared.num_live, self.config.num_attention_heads
+        bias, lengths = shared.group_bias, (live, q.shape[1] - live)
+        if visit.interventions is not None:
+            lengths = (shared.num_text, shared.num_image, lengths[1])
+            bias = muted_bias(bias, visit.interventions.muted, lengths, NO_WEIGHT)
+        q = constrain(q.reshape(*q.shape[:2], heads, -1), "batch", "length", "heads", None)
+        k, v = (constrain(x.reshape(*x.shape[:2], heads, -1), "batch", None, "heads", None) for x in (k, v))
+        reading = None
+        if shared.text_weights is not None and not shared.signals:
+            reading = Reading(shared.text_weights, visit.wanted, shared.num_image)
+        out, attention = attend_and_read(q, k, v, bias, lengths, self.attention, preparation, reading)
+        if shared.signals:
+            attention = self.signals(q, k, out, shared, preparation)
+        return out, attention
 
-    def joint_attention(self, q, k, v, shared: Shared, wanted):
-        """q, k, v [B S A K] before rotary -> ([B S D], attention [B' R N] or None)."""
-        live = shared.num_live
-        q, k = rotate(q, shared.cos, shared.sin), rotate(k, shared.cos, shared.sin)
-        q = constrain(q, "batch", "length", "heads", None)
-        k, v = (constrain(x, "batch", None, "heads", None) for x in (k, v))
-        out = attend(q, k, v, shared.group_bias, (live, q.shape[1] - live), self.attention)
-        if shared.text_weights is None:
-            return out, None
-        last = slice(q.shape[0] - len(shared.text_weights), None)
+    def scales(self, *names):
+        """Scales of the norms of these names. -> [M K]"""
+        return jnp.stack([NormScale(name=name)(self.config.attention_head_dim) for name in names])
 
-        def measure(q, k):
-            return text_to_image_attention(q, k, shared.text_weights, shared.num_text)
-
-        def skip(q, k):
-            return jnp.zeros((*shared.text_weights.shape[:2], shared.num_image), jnp.float32)
-
-        return out, jax.lax.cond(wanted, measure, skip, q[last, :live], k[last, :live])
+    def signals(self, q, k, out, shared: Shared, preparation: Preparation):
+        """The signals that are asked for, of the samples with text weights, which are the last -> [B' F A' R N]."""
+        last = slice(len(q) - len(shared.text_weights), None)
+        q, k = prepare(q[last], k[last], preparation)
+        bias = shared.group_bias
+        bias = bias if bias is None or len(bias) == 1 else bias[last]
+        lengths = shared.num_text, shared.num_image, q.shape[1] - shared.num_live
+        return measure_signals(q, k, out[last], bias, shared.text_weights, lengths, shared.signals, shared.each_head)
 
 
 class DoubleBlock(_Block):
     """Text has its own weights; image and reference share theirs and differ in their modulation only."""
 
     @nn.compact
-    def __call__(self, carry, wanted, shared: Shared):
+    def __call__(self, carry, visit: Visit, shared: Shared):
         text, visual = carry
         width, length = self.config.width, text.shape[1]
         lengths = (shared.num_image, visual.shape[1] - shared.num_image)
@@ -123,19 +168,18 @@ class DoubleBlock(_Block):
 
         x = layer_norm(visual) * (1 + scale_attn) + shift_attn
         t = layer_norm(text) * (1 + t_scale_attn) + t_shift_attn
-        q = self.heads(visual_linear(width, "to_q")(x), RMSNorm(name="norm_q"))
-        k = self.heads(visual_linear(width, "to_k")(x), RMSNorm(name="norm_k"))
-        v = self.heads(visual_linear(width, "to_v")(x))
-        tq = self.heads(text_linear(width, "text_to_q")(t), RMSNorm(name="text_norm_q"))
-        tk = self.heads(text_linear(width, "text_to_k")(t), RMSNorm(name="text_norm_k"))
-        tv = self.heads(text_linear(width, "text_to_v")(t))
-        out, attention = self.joint_attention(
-            jnp.concatenate([tq, q], axis=1),
-            jnp.concatenate([tk, k], axis=1),
-            jnp.concatenate([tv, v], axis=1),
-            shared,
-            wanted,
+        q, k, v = (
+            jnp.concatenate([text_linear(width, f"text_{name}")(t), visual_linear(width, name)(x)], axis=1)
+            for name in ("to_q", "to_k", "to_v")
         )
+        preparation = Preparation(
+            q_scale=self.scales("text_norm_q", "norm_q"),
+            k_scale=self.scales("text_norm_k", "norm_k"),
+            cos=shared.cos,
+            sin=shared.sin,
+            lengths=(length, visual.shape[1]),
+        )
+        out, attention = self.joint_attention(q, k, v, shared, visit, preparation)
         text_out, visual_out = out[:, :length], out[:, length:]
 
         visual = visual + gate_attn * visual_linear(width, "to_out")(visual_out)
@@ -146,6 +190,7 @@ class DoubleBlock(_Block):
         text_hidden = _activated(text_linear(4 * width, "text_mlp_in")(t))
         visual = visual + gate_mlp * visual_linear(width, "mlp_out")(hidden)
         text = text + t_gate_mlp * text_linear(width, "text_mlp_out")(text_hidden)
+        text, visual = _bypassed(visit, carry, (text, visual))
         return (spread(text), spread(visual)), attention
 
 
@@ -153,7 +198,7 @@ class SingleBlock(_Block):
     """One set of weights for the whole sequence; attention and feed-forward in parallel."""
 
     @nn.compact
-    def __call__(self, sequence, wanted, shared: Shared):
+    def __call__(self, sequence, visit: Visit, shared: Shared):
         width = self.config.width
         modulation = self.linear(3 * width, "modulation", 1)(nn.silu(shared.modulation))  # [B 2 3D]
         lengths = (shared.num_live, sequence.shape[1] - shared.num_live)
@@ -163,13 +208,14 @@ class SingleBlock(_Block):
             return self.linear(features, name, shared.num_live)
 
         x = layer_norm(sequence) * (1 + scale) + shift
-        q = self.heads(linear(width, "to_q")(x), RMSNorm(name="norm_q"))
-        k = self.heads(linear(width, "to_k")(x), RMSNorm(name="norm_k"))
-        v = self.heads(linear(width, "to_v")(x))
-        out, attention = self.joint_attention(q, k, v, shared, wanted)
+        q, k, v = (linear(width, name)(x) for name in ("to_q", "to_k", "to_v"))
+        preparation = Preparation(
+            self.scales("norm_q"), self.scales("norm_k"), shared.cos, shared.sin, (sequence.shape[1],)
+        )
+        out, attention = self.joint_attention(q, k, v, shared, visit, preparation)
         hidden = _activated(linear(4 * width, "mlp_in")(x))
         update = linear(width, "proj_out")(out, hidden)
-        return spread(sequence + gate * update), attention
+        return spread(_bypassed(visit, sequence, sequence + gate * update)), attention
 
 
 def scanned(block: type[nn.Module], length: int, policy: str, unroll: int) -> type[nn.Module]:

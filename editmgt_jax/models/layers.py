@@ -11,11 +11,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from editmgt_jax.shapes import Array, Float
 
 SINUSOID_WIDTH = 256
+PRODUCT = "product"  # the name by which rematerialisation may keep the results of `Linear`
 
 
 class RMSNorm(nn.Module):
@@ -26,9 +28,22 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        x32 = x.astype(jnp.float32)
-        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
-        return (normed * along_channels(scale, x)).astype(x.dtype)
+        return rms_normed(x, along_channels(scale, x), self.epsilon)
+
+
+class NormScale(nn.Module):
+    """The scale [K] of an `RMSNorm` that is applied elsewhere."""
+
+    @nn.compact
+    def __call__(self, width: int):
+        return self.param("scale", nn.initializers.ones, (width,))
+
+
+def rms_normed(x: Float[Array, "*axes D"], scale: Float[Array, "..."], epsilon: float) -> Float[Array, "*axes D"]:
+    """x / rms(x) * scale over the last axis, in x's dtype; `scale` has as many axes."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
+    return (normed * scale).astype(x.dtype)
 
 
 def along_channels(parameter: Float[Array, " C"], x: Float[Array, "..."]) -> Float[Array, "... C"]:
@@ -206,7 +221,7 @@ class Linear(nn.Module):
             low = _product(adapted, self.get_variable("lora", "lora_a"), self.dtype).astype(self.dtype)
             update = _product([low], self.get_variable("lora", "lora_b"), self.dtype)
             out = out.at[:, adapted_from:].add(self.lora_scale * update)
-        return out.astype(self.dtype)
+        return checkpoint_name(out.astype(self.dtype), PRODUCT)
 
 
 def _product(parts, kernel, dtype):

@@ -17,7 +17,19 @@ from jax.typing import DTypeLike
 from editmgt_jax.config import LoRAConfig, MGTConfig
 from editmgt_jax.errors import UserError
 from editmgt_jax.models.attention import check_backend, strength_bias
-from editmgt_jax.models.blocks import REMAT_POLICIES, DoubleBlock, Shared, SingleBlock, scanned, spread, spread_grid
+from editmgt_jax.models.attention.signals import check_signals
+from editmgt_jax.models.blocks import (
+    NO_PROBE,
+    REMAT_POLICIES,
+    DoubleBlock,
+    Probe,
+    Shared,
+    SingleBlock,
+    Visit,
+    scanned,
+    spread,
+    spread_grid,
+)
 from editmgt_jax.models.layers import RMSNorm, TokenEmbedding, TwoLayerMLP, rotary_table, sinusoid
 
 
@@ -39,7 +51,8 @@ class MGT(nn.Module):
     Attributes:
       config: architecture.
       dtype: compute dtype of the matrix products; parameters, norms, softmax and logits are float32.
-      remat: which activations the backward pass keeps: 'none' (all), 'dots' or 'full' (recompute everything).
+      remat: which activations the backward pass keeps: 'none' (all), 'dots' (float32 results of products), 'products' (the
+        same in `dtype`, and those of fused attention) or 'full' (recompute everything).
       unroll: blocks in one turn of the scan. All of them is right for training small models on a CPU, which then need
         not stack what the backward pass keeps.
       head_precision: of the product with the codebook; only 'highest' keeps parity, and 'default' suits training.
@@ -157,14 +170,30 @@ class MGT(nn.Module):
     def _modulation(self, time, pooled):
         return self.time_embedder(sinusoid(time * 1000.0)) + pooled  # [B D]
 
-    def _blocks(self, text, visual, wanted, shared: Shared):
+    def _blocks(self, text, visual, visits: Visit, shared: Shared):
         """Runs both stacks -> ([B S D], attention [blocks B' R N] or None)."""
-        double, single = wanted[: self.config.num_layers], wanted[self.config.num_layers :]
+        border = self.config.num_layers
+        double, single = (jax.tree.map(lambda x: x[:border], visits), jax.tree.map(lambda x: x[border:], visits))
         (text, visual), first = self.double_blocks((text, visual), double, shared)
         sequence, second = self.single_blocks(jnp.concatenate([text, visual], axis=1), single, shared)
         return sequence, None if shared.text_weights is None else jnp.concatenate([first, second])
 
-    def __call__(self, tokens, time, condition: Condition, text_weights=None, layers: tuple[int, ...] = ()):
+    def _check_layers(self, layers, text_weights):
+        if text_weights is not None and not layers:
+            raise ValueError("text_weights need layers, the blocks whose attention is read; got none")
+        bad = [layer for layer in layers if not 0 <= layer < self.config.num_blocks]
+        if bad:
+            raise ValueError(f"layers must lie in 0..{self.config.num_blocks - 1} (this model's blocks); got {bad}")
+
+    def __call__(
+        self,
+        tokens,
+        time,
+        condition: Condition,
+        text_weights=None,
+        layers: tuple[int, ...] = (),
+        probe: Probe = NO_PROBE,
+    ):
         """One forward pass.
 
         Args:
@@ -174,16 +203,14 @@ class MGT(nn.Module):
           text_weights: [B' R T] of the text tokens whose attention to the image is wanted, or None. B' <= B: they
             belong to the last B' samples (the conditional half under guidance).
           layers: static block numbers, 0 .. num_blocks-1, double-stream first; needed when `text_weights` are given.
+          probe: what else research wants of every block.
         Returns:
-          logits [B H W C] float32 and attention [B' J R N] float32 (None without text_weights).
+          logits [B H W C] float32 and attention [B' J R N] float32 (None without text_weights), or the
+          probe's signals [B' J F A' R N].
         """
         config = self.config
         self._check_grid("tokens", tokens)
-        if text_weights is not None and not layers:
-            raise ValueError("text_weights need layers, the blocks whose attention is read; got none")
-        bad = [layer for layer in layers if not 0 <= layer < config.num_blocks]
-        if bad:
-            raise ValueError(f"layers must lie in 0..{config.num_blocks - 1} (this model's blocks); got {bad}")
+        self._check_layers(layers, text_weights)
         batch, grid = tokens.shape[0], tuple(side // config.stride for side in tokens.shape[1:])
         image = self._trunk_tokens(tokens)
         num_text, num_image = condition.text.shape[1], image.shape[1]
@@ -203,10 +230,12 @@ class MGT(nn.Module):
             text_weights=text_weights,
             num_text=num_text,
             num_image=num_image,
+            signals=check_signals(probe.signals),
+            each_head=probe.each_head,
         )
         wanted = jnp.isin(jnp.arange(config.num_blocks), jnp.array(layers, jnp.int32))
         visual = jnp.concatenate([image, condition.reference], axis=1)
-        sequence, attention = self._blocks(condition.text, visual, wanted, shared)
+        sequence, attention = self._blocks(condition.text, visual, Visit(wanted, probe.interventions), shared)
         logits = self._head(sequence[:, num_text : num_text + num_image], grid)
         if text_weights is not None:
             attention = attention[jnp.array(layers, jnp.int32)].swapaxes(0, 1)  # [B' J R N]

@@ -73,7 +73,7 @@ def filter_relevance(
         return relevance
     smooth = FILTERS[kind](relevance, strength)
     if keep_peaks:
-        peak = jnp.quantile(relevance, 0.9, axis=(1, 2), keepdims=True)
+        peak = _upper_quantile(relevance, 0.9)
         smooth = jnp.where(relevance > peak, 0.7 * relevance + 0.3 * smooth, smooth)
     low, high = _range(relevance)
     smooth_low, smooth_high = _range(smooth)
@@ -99,8 +99,14 @@ def blur(relevance: Float[Array, "B h w"], sigma: float) -> Float[Array, "B h w"
 def local_variance(relevance: Float[Array, "B h w"]) -> Float[Array, "B h w"]:
     """Population variance in the window around each position, same edges as `blur`."""
     height, width = relevance.shape[1:]
-    windows = relevance[:, _reflected(height, WINDOW // 2)][..., _reflected(width, WINDOW // 2)]  # [B h 5 w 5]
-    return jnp.var(windows, axis=(2, 4))
+    mean = _separable(relevance, _window_matrix(height), _window_matrix(width))
+    rows, columns = (_extended(side, WINDOW // 2) for side in (height, width))
+    wide = relevance[:, rows][..., columns]  # [B h+4 w+4]
+    total = jnp.zeros_like(relevance)
+    for top in range(WINDOW):  # sums of slices: on CPUs 20 times as fast as a gather of all windows
+        for left in range(WINDOW):
+            total += jnp.square(wide[:, top : top + height, left : left + width] - mean)
+    return total / WINDOW**2
 
 
 def upsample(relevance: Float[Array, "B h w"], grid: tuple[int, int]) -> Float[Array, "B H W"]:
@@ -130,6 +136,18 @@ def _separable(relevance, rows, columns):
     return jnp.einsum("Hh,bhw,Ww->bHW", rows, relevance, columns, precision=_EXACT)
 
 
+def _upper_quantile(relevance, share: float):
+    """jnp.quantile of each sample, of which only the highest values are sorted. [B h w] -> [B 1 1]"""
+    flat = relevance.reshape(len(relevance), -1)
+    rank = share * (flat.shape[1] - 1)
+    low = int(rank)
+    count = flat.shape[1] - low
+    top = jax.lax.optimization_barrier(jax.lax.top_k(flat, count)[0])  # [B count], descending; else CPUs sort all
+    below, above = top[:, count - 1], top[:, max(count - 2, 0)]
+    part = np.float32(rank - low)
+    return (below * (1 - part) + above * part)[:, None, None]
+
+
 # Small constants, made on the host.
 
 
@@ -137,6 +155,21 @@ def _reflected(size: int, radius: int) -> np.ndarray:
     """Index of each neighbour within `radius`, reflected at the edges as often as it takes. -> int [size, 2 radius + 1]"""
     index = (np.arange(size)[:, None] + np.arange(-radius, radius + 1)) % (2 * size)
     return np.where(index < size, index, 2 * size - 1 - index)
+
+
+def _extended(size: int, radius: int) -> np.ndarray:
+    """Positions -radius ... size + radius - 1, reflected at the edges. -> int [size + 2 radius]"""
+    return np.concatenate(
+        [_reflected(size, radius)[0, :radius], np.arange(size), _reflected(size, radius)[-1, -radius:]]
+    )
+
+
+@lru_cache
+def _window_matrix(size: int) -> np.ndarray:
+    """Means over the window around each position. -> float32 [size size]"""
+    matrix = np.zeros((size, size))
+    np.add.at(matrix, (np.arange(size)[:, None], _reflected(size, WINDOW // 2)), 1 / WINDOW)
+    return matrix.astype(np.float32)
 
 
 @lru_cache

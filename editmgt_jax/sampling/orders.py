@@ -85,7 +85,7 @@ def query_weights(encoder: TextEncoder, text: EncodedText, phrase: str | None = 
     return encoder.weights(text, phrase)
 
 
-def check_prompts(prompts: Sequence[str | EncodedText]) -> None:
+def check_prompts(prompts: Sequence[Any]) -> None:
     """Errors: PromptError for a prompt that says nothing."""
     for prompt in prompts:
         if not isinstance(prompt, EncodedText) and not (isinstance(prompt, str) and prompt.strip()):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from editmgt_jax.config import CLIPTextConfig, MGTConfig, SchedulerConfig, VQConfig
 from editmgt_jax.data.scenes.variety import OBJECTS
-from editmgt_jax.training import declare
+from editmgt_jax.training import compiler, declare
 from editmgt_jax.training.declare import (
     FIXED,
     FREE,
@@ -173,6 +173,9 @@ class TrainConfig:
         0, "the number of held-out pairs that each evaluation edits, into the folder `samples`", at_least(0), FREE
     )
     accumulate: int = key(1, "the number of parts that a batch is computed in, one after another", at_least(1), FREE)
+    compiler: str = key(
+        "default", "the preset of compiler options, see `training/compiler.py`", one_of(*sorted(compiler.PRESETS)), FREE
+    )
     mesh: Mesh = section(Mesh)
     checkpoint: Checkpoint = section(Checkpoint)
     watchdog: Watchdog = section(Watchdog)
@@ -218,9 +221,12 @@ class MGTModel:
     )
     reference: bool = key(True, "whether the source is attended to; without, text-to-image is trained", change=FIXED)
     copy_friendly: bool = key(False, "whether training starts from a model that copies its source", change=FREE)
-    attention: str = key("auto", "the backend of attention, see `models/attention.py`", change=FREE)
+    attention: str = key("auto", "the backend of attention, see `models/attention/`", change=FREE)
     remat: str = key(
-        "none", "the activations that the backward pass computes again", one_of("none", "dots", "full"), FREE
+        "none",
+        "the activations that the backward pass computes again",
+        one_of("none", "dots", "products", "full"),
+        FREE,
     )
     unroll: int = key(1, "the number of blocks that are compiled as one", at_least(1), FREE)
 
@@ -320,19 +326,23 @@ class VQRun(TrainConfig):
 RUNS = {"mgt": MGTRun, "vq": VQRun}
 
 
-def run_type(values: Mapping) -> type[TrainConfig]:
+def run_type(values: Mapping, kinds: Mapping[str, type] = RUNS) -> type:
     """The class of a config by its key `task`. Errors: ConfigError."""
     task = values.get("task")
-    if not isinstance(task, str) or task not in RUNS:
-        raise ConfigError(f"task must be one of {', '.join(RUNS)}; got {task!r}")
-    return RUNS[task]
+    if not isinstance(task, str) or task not in kinds:
+        raise ConfigError(f"task must be one of {', '.join(kinds)}; got {task!r}")
+    return kinds[task]
 
 
-def read_config(values) -> TrainConfig:
-    """The typed config of a plain dict. Errors: ConfigError."""
+def read_config(values, kinds: Mapping[str, type] = RUNS):
+    """The typed config of a plain dict. Errors: ConfigError.
+
+    Args:
+      kinds: {task: class}, the kinds of config that are meant.
+    """
     if not isinstance(values, Mapping):
         raise ConfigError(f"a config must be a dict of keys and sections; got {type(values).__name__}")
-    return declare.read(run_type(values), values)
+    return declare.read(run_type(values, kinds), values)
 
 
 def starting_values() -> dict:

@@ -17,14 +17,15 @@ import jax
 from editmgt_jax.data.loader import Batches
 from editmgt_jax.errors import EditMGTError, UserError
 from editmgt_jax.files import mounted
-from editmgt_jax.training import inputs, processes, runs, samples, sharding
+from editmgt_jax.training import compiler, inputs, processes, runs, samples, sharding
 from editmgt_jax.training.checkpoint import Checkpoints
 from editmgt_jax.training.config import TrainConfig
 from editmgt_jax.training.goodput import Ledger
 from editmgt_jax.training.metrics import Profiler, RunLog, Sums, keep_lines
 from editmgt_jax.training.optimizer import make_optimizer
+from editmgt_jax.training.programs import jitted_steps
 from editmgt_jax.training.samples import Samples
-from editmgt_jax.training.step import new_state, train_step
+from editmgt_jax.training.step import new_state
 from editmgt_jax.training.tasks.protocol import Task
 from editmgt_jax.training.tasks.table import TASKS, make_task
 
@@ -115,9 +116,9 @@ def _set_up(config, workdir, ledger, watchdog):
         )
 
     # ---- programs
-    def one_step(state, frozen, batch):
-        return train_step(task, optimizer, config, state, frozen, batch, jax.random.fold_in(key, state.step))
-
+    if described := compiler.describe(config.compiler, layout.mesh.devices.flat[0].platform):
+        _say(described)
+    step, evaluate_step = jitted_steps(task, optimizer, config, layout, shardings)
     run = _Run(
         config=config,
         workdir=workdir,
@@ -125,8 +126,8 @@ def _set_up(config, workdir, ledger, watchdog):
         layout=layout,
         key=key,
         frozen=frozen,
-        train_step=jax.jit(one_step, donate_argnums=0, out_shardings=(shardings, layout.replicated)),
-        evaluate_step=jax.jit(task.evaluate, out_shardings=layout.replicated),
+        train_step=step,
+        evaluate_step=evaluate_step,
         train_data=data,
         heldout_data=heldout,
         checkpoints=checkpoints,

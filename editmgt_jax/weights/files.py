@@ -6,6 +6,7 @@ Source  the safetensors format; shards and their index as diffusers and transfor
 
 import json
 import math
+import os
 import struct
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -57,7 +58,7 @@ class Pending(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    make: Callable[[], np.ndarray]
+    make: Callable[[], np.ndarray] | None  # None is zeros that take no room on the disk
 
     @property
     def bytes(self) -> int:
@@ -206,6 +207,9 @@ def _write_file(path, tensors):
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for key, tensor in tensors.items():
+            if tensor.make is None:
+                file.truncate(file.seek(tensor.bytes, os.SEEK_CUR))
+                continue
             array = np.ascontiguousarray(tensor.make())
             if array.shape != tuple(tensor.shape) or array.dtype != tensor.dtype:
                 raise ValueError(f"{key} must be {tensor.shape} {tensor.dtype}; got {array.shape} {array.dtype}")

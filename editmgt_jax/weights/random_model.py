@@ -18,13 +18,19 @@ from editmgt_jax.weights.files import Pending, write_weights
 
 
 def make_random(
-    preset: str, output: str | Path, text_encoders: str = "small", dtype: str = "float32", seed: int = 0
+    preset: str,
+    output: str | Path,
+    text_encoders: str = "small",
+    dtype: str = "float32",
+    seed: int = 0,
+    zeros: bool = False,
 ) -> None:
     """Writes a model directory with the architecture of a released model and random weights, for tests without its files.
 
     Args:
       text_encoders: 'small' (few layers, few words, the widths that the transformer needs) or 'full'.
       dtype: of the matrices of the transformer and of the text encoders, 'float32', 'float16' or 'bfloat16'.
+      zeros: whether all weights are zeros that take no room on the disk, for programs that only ask for shapes.
     """
     if text_encoders not in ("small", "full"):
         raise UserError(f"text_encoders must be 'small' or 'full'; got {text_encoders!r}")
@@ -46,7 +52,10 @@ def make_random(
                 config.to_json(target / folder / "scheduler_config.json")
                 continue
             chosen = jnp.dtype("float32" if component(config).always_float32 else dtype)
-            write_weights(target / folder, component(config).file_name, dict(_random_tensors(config, chosen, seed)))
+            tensors = dict(_random_tensors(config, chosen, seed))
+            if zeros:
+                tensors = {key: tensor._replace(make=None) for key, tensor in tensors.items()}
+            write_weights(target / folder, component(config).file_name, tensors)
             config.to_json(target / folder / "config.json")
 
 

@@ -4,7 +4,8 @@ Axes    as in `editmgt_jax.config`; Q query groups (runs of positions that share
 Source  EditMGT: log(gamma) between the reference and everything else, in both directions (Q11)
 Differs gamma = 0 is exact: the bias is then so low that the softmax weight is 0.0, not NaN
 
-One function, `attend`, has several backends, by name, each in a file of its own:
+One function, `attend`, has several backends, by name, each in a file of its own. It may be given projections and the norm
+and rotation that make queries and keys of them (`preparation.py`), which `pallas_tpu` does inside of its kernels:
 
     auto        where products are in half precision, pallas_tpu on TPUs and cudnn on NVIDIA GPUs; xla elsewhere
     xla         plain products and a softmax in float32; on CPUs one head after another
@@ -18,13 +19,28 @@ from jax.extend.backend import get_backend
 
 from editmgt_jax.errors import UserError
 from editmgt_jax.models.attention import cudnn, xla
+from editmgt_jax.models.attention.preparation import ATTENTION, Preparation, Reading, prepare, text_to_image_attention
+
+__all__ = [
+    "ATTENTION",
+    "BACKENDS",
+    "NO_WEIGHT",
+    "Preparation",
+    "Reading",
+    "attend",
+    "attend_and_read",
+    "check_backend",
+    "prepare",
+    "strength_bias",
+    "text_to_image_attention",
+]
 
 # exp(NO_WEIGHT - anything) is exactly 0 in float32, while differences with it stay finite.
 NO_WEIGHT = -1e30
 
 
 def strength_bias(strength, lengths: tuple[int, int]):
-    """The bias of each query group for a reference of strength gamma.
+    """The biases of query groups for a reference of strength gamma.
 
     Args:
       strength: gamma >= 0, [1] for the whole batch or [B], traced; None is 1.
@@ -40,19 +56,40 @@ def strength_bias(strength, lengths: tuple[int, int]):
     return jnp.where(crosses[None], log_gamma[:, None, None], 0.0)
 
 
-def attend(q, k, v, group_bias, lengths: tuple[int, ...], backend: str = "auto"):
-    """Softmax attention with one additive bias per query group.
+def attend(
+    q, k, v, group_bias, lengths: tuple[int, ...], backend: str = "auto", preparation: Preparation | None = None
+):
+    """Softmax attention with one additive bias row per query group.
 
     Args:
       q, k, v: [B S A K]; `group_bias`: [1 or B, Q, S] float32 without a gradient, or None, which adds nothing; `lengths`: Q
         static group lengths, summing to S.
       backend: a name of `BACKENDS`.
+      preparation: what is done to q and k first; None if they are queries and keys already.
     Returns: [B S A*K]. Logits and softmax in float32.
-    Errors: ValueError for an unknown backend, or one that cannot compute in this dtype.
+    Errors: UserError for an unknown backend, or one that cannot compute in this dtype.
+    """
+    return attend_and_read(q, k, v, group_bias, lengths, backend, preparation, None)[0]
+
+
+def attend_and_read(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    group_bias: jax.Array | None,
+    lengths: tuple[int, ...],
+    backend: str,
+    preparation: Preparation | None,
+    reading: Reading | None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """`attend`, and the attention of text to image that `reading` asks for. -> ([B S A*K], [B' R N] float32 or None)
+
+    What is read has no gradient with some backends.
     """
     check_backend(backend, q.dtype)
     batch, length, heads, width = q.shape
-    return BACKENDS[backend](q, k, v, group_bias, lengths).reshape(batch, length, heads * width)
+    out, attention = BACKENDS[backend](q, k, v, group_bias, lengths, preparation, reading)
+    return out.reshape(batch, length, heads * width), attention
 
 
 def check_backend(name: str, dtype) -> None:
@@ -67,38 +104,26 @@ def _is_half(dtype) -> bool:
     return jnp.dtype(dtype).name in cudnn.NO_WEIGHT_OF
 
 
-def _auto(q, k, v, group_bias, lengths):
+def _auto(q, k, v, group_bias, lengths, preparation=None, reading=None):
     """The choice is made when the program is lowered: one traced beside a GPU, or for a TPU, still compiles for its CPU."""
 
     def of(backend):
-        return lambda q, k, v, group_bias: backend(q, k, v, group_bias, lengths)
+        return lambda q, k, v, group_bias, *more: backend(q, k, v, group_bias, lengths, *more)
 
     if not _is_half(q.dtype):
-        return xla.attend(q, k, v, group_bias, lengths)
+        return xla.attend(q, k, v, group_bias, lengths, preparation, reading)
     choices = {"tpu": of(_pallas_tpu)}
     if "cuda" in get_backend().platform_version:  # without a GPU even tracing cuDNN's attention is an error
         choices["cuda"] = of(cudnn.attend)
     # Branches share what they keep for the backward pass: without the checkpoint, the fused would hold room for the weights.
-    return jax.lax.platform_dependent(q, k, v, group_bias, **choices, default=jax.checkpoint(of(xla.attend)))
+    default = jax.checkpoint(of(xla.attend))
+    return jax.lax.platform_dependent(q, k, v, group_bias, preparation, reading, **choices, default=default)
 
 
-def _pallas_tpu(q, k, v, group_bias, lengths):
+def _pallas_tpu(q, k, v, group_bias, lengths, preparation=None, reading=None):
     from editmgt_jax.models.attention import pallas_tpu  # its imports take a while, and most programs need none of them
 
-    return pallas_tpu.attend(q, k, v, group_bias, lengths)
+    return pallas_tpu.attend(q, k, v, group_bias, lengths, preparation, reading)
 
 
 BACKENDS = {"auto": _auto, "xla": xla.attend, "cudnn": cudnn.attend, "pallas_tpu": _pallas_tpu}
-
-
-def text_to_image_attention(q, k, text_weights, num_text: int):
-    """Head-mean attention of weighted text positions to the image; the softmax is over [text, image] keys only.
-
-    Args:
-      q, k: [B' T+N.. A K] rotated queries and keys that start with [text, image] (a reference behind them is ignored
-        by the caller's slicing); `text_weights`: [B' R T], one weighting after another.
-    Returns: [B' R N] float32. Equal weights give the mean over the instruction, the identity the full T x N part.
-    """
-    logits = jnp.einsum("btak,bsak->bats", q[:, :num_text], k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    weights = jax.nn.softmax(logits, axis=-1)[..., num_text:]  # [B' A T N]
-    return jnp.einsum("brt,btn->brn", text_weights.astype(jnp.float32), weights.mean(axis=1))

@@ -3,14 +3,20 @@
 import jax
 import jax.numpy as jnp
 
+from editmgt_jax.models.attention.preparation import prepare, read
 from editmgt_jax.models.layers import per_segment
 
 # Biases whose softmax weight is exactly 0, of values whose differences cuDNN computes without an overflow.
 NO_WEIGHT_OF = {"bfloat16": -(2.0**41), "float16": -(2.0**15)}
 
 
-def attend(q, k, v, group_bias, lengths):
-    """See `editmgt_jax.models.attention.attend`. -> [B S A K]"""
+def attend(q, k, v, group_bias, lengths, preparation=None, reading=None):
+    """See `editmgt_jax.models.attention.attend`. -> ([B S A K], what is read)"""
+    q, k = prepare(q, k, preparation)
+    return _attend(q, k, v, group_bias, lengths), read(q, k, reading)
+
+
+def _attend(q, k, v, group_bias, lengths):
     batch, length = q.shape[:2]
     odd, keys, bias = length % 2, None, None
     if odd:  # the gradient takes even lengths alone: a key without weight, and a query whose result is dropped

@@ -1,79 +1,93 @@
 """Attention as kernels for TPUs: a tile of queries against all keys and values of a head, which stay in fast memory.
 
-Axes    B batch, S positions, A heads, K head width, Q query groups, G the groups that a tile sees
-Differs from `xla` in the order of sums only: logits and softmax are in float32, and the bias of each query
-        group is added inside, so that neither weights [B A S S] nor biases [B S S] are ever in memory
+Axes    B batch, S positions, A heads, K head width, Q query groups, M norms, R weightings of the text
+Differs from `xla` in the order of sums and, where norm and rotation are done inside, in one rounding less: logits and softmax
+        are in float32, and a bias is added inside, one for each query group, so that neither weights [B A S S] nor biases
+        [B S S] are ever in memory
 
 Activations stay flat, [B S A*K]: a block takes the K channels of a head, and no head is transposed. The forward pass keeps the
-logarithm of each query's sum of exponentials; the backward pass recomputes the weights from it, keys along rows, so that only
-the gradient of the queries needs a transposed product. On other platforms the kernels are interpreted.
+logarithm of each query's sum of exponentials; the backward pass recomputes the weights from it. On other platforms the
+kernels (`pallas_kernels.py`) are interpreted.
 """
 
 import dataclasses
 import functools
 import math
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
+
+from editmgt_jax.models.attention.pallas_kernels import LOG2_E, Tiling, backward_kernel, forward_kernel
+from editmgt_jax.models.attention.preparation import ATTENTION
 
 NO_WEIGHT = -1e30  # as in `editmgt_jax.models.attention`, of keys that fill up a block
 LANES = 128
 TILES = (256, 128)  # queries at a time, the dearest first
 
-_dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-_A_BT, _A_B, _AT_B = ((((1,), (1,)), ((), ())), (((1,), (0,)), ((), ())), (((0,), (0,)), ((), ())))
 
-
-@dataclasses.dataclass(frozen=True)
-class _Tiling:
-    """What is static about a call.
-
-    Args:
-      heads, width: A, and K as it is stored, a multiple of `LANES`; scale: of the logits.
-      bounds: first positions of the query groups but the first; tile: queries at a time.
-      whole: whether each tile lies in one group.
-    """
-
-    heads: int
-    width: int
-    scale: float
-    bounds: tuple[int, ...]
-    tile: int
-    whole: bool
-
-    def tiles(self, length: int) -> int:
-        return length // self.tile
-
-    def group(self, tile, start):
-        """The group of a tile, if it lies in one."""
-        return sum(((start + tile * self.tile) >= bound).astype(jnp.int32) for bound in self.bounds)
-
-
-def attend(q, k, v, group_bias, lengths):
+def attend(q, k, v, group_bias, lengths, preparation=None, reading=None):
     """See `editmgt_jax.models.attention.attend`. On a mesh each device computes its share of batch, heads and queries.
 
-    -> [B S A K]
+    -> ([B S A K], what is read, without a gradient)
     """
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh, whole = jax.sharding.get_abstract_mesh(), q.shape[1]
+    prepared = _tables(preparation)
+    weights = None
+    if reading is not None:  # 0 for the samples and positions that are not asked for: [B R S]
+        missing = len(q) - len(reading.text_weights)
+        weights = reading.text_weights.astype(jnp.float32)
+        weights = jnp.pad(weights, ((missing, 0), (0, 0), (0, whole - weights.shape[2])))
+    wanted = jnp.int32(0) if reading is None else reading.wanted.astype(jnp.int32)
+    norms = preparation and (tuple(preparation.lengths), preparation.epsilon)
+    static = (tuple(lengths), norms, reading and (reading.num_text, reading.num_live))
+    run = functools.partial(_attend, static=static)
     if mesh.empty or mesh.size == 1:
-        return _attend(q, k, v, group_bias, 0, lengths)
-    wanted = nn.logical_to_mesh_axes(("batch", "length", "heads"))
-    batch, length, heads = (_dividing(mesh, axes, size) for axes, size in zip(wanted, q.shape, strict=False))
+        out, read = run(q, k, v, group_bias, prepared, weights, wanted, jnp.int32(0))
+    else:
+        out, read = _on_mesh(run, mesh, q, k, v, group_bias, prepared, weights, wanted)
+    if reading is None:
+        return out, None
+    return out, read[missing:, :, reading.num_text : reading.num_live] / q.shape[2]
 
-    def share(q, k, v, group_bias):
+
+def _tables(preparation):
+    """{name: array} of what the kernels prepare with: the angles twice, of queries and of keys."""
+    if preparation is None:
+        return {}
+    scales = {"q_scale": preparation.q_scale, "k_scale": preparation.k_scale}
+    cos, sin = (jnp.asarray(x, jnp.float32) for x in (preparation.cos, preparation.sin))
+    cos, sin = jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
+    return scales | {"q_cos": cos, "q_sin": sin, "cos": cos, "sin": sin}
+
+
+def _on_mesh(run, mesh, q, k, v, group_bias, prepared, weights, wanted):
+    wanted_axes = nn.logical_to_mesh_axes(("batch", "length", "heads"))
+    batch, length, heads = (_dividing(mesh, axes, size) for axes, size in zip(wanted_axes, q.shape, strict=False))
+
+    def share(q, k, v, group_bias, prepared, weights, wanted):
         start = 0 if length is None else jax.lax.axis_index(length) * q.shape[1]
-        return _attend(q, k, v, group_bias, start, lengths)
+        out, read = run(q, k, v, group_bias, prepared, weights, wanted, start)
+        parts = [axes for axes in (length, heads) if axes is not None]
+        return out, jax.lax.psum(read, parts) if parts and read is not None else read
 
     queries, keys = P(batch, length, heads), P(batch, None, heads)
     biases = None if group_bias is None else P(batch if len(group_bias) > 1 else None)
+    tables = {name: P(length if name.startswith("q_") and name != "q_scale" else None) for name in prepared}
+    specs = (queries, keys, keys, biases, tables, None if weights is None else P(batch, None, length), P())
     return jax.shard_map(
-        share, mesh=mesh, in_specs=(queries, keys, keys, biases), out_specs=queries, check_vma=False
-    )(q, k, v, group_bias)  # fmt: skip
+        share,
+        mesh=mesh,
+        in_specs=specs,
+        out_specs=(queries, None if weights is None else P(batch)),
+        check_vma=False,
+    )(q, k, v, group_bias, prepared, weights, wanted)
 
 
 def _dividing(mesh, axes, size: int):
@@ -82,111 +96,166 @@ def _dividing(mesh, axes, size: int):
     return axes if names and not size % math.prod(mesh.shape[name] for name in names) else None
 
 
-def _attend(q, k, v, group_bias, start, lengths):
-    """Of queries that begin at position `start`; fills up blocks. -> [B S A K]"""
+def _attend(q, k, v, group_bias, prepared, weights, wanted, start, static):
+    """Of queries that begin at position `start`; fills up blocks. -> ([B S A K], the sum over heads of what is read [B R S'])"""
+    lengths, norms, reading = static
     batch, length, heads, width = q.shape
-    keys, bounds = k.shape[1], tuple(int(bound) for bound in np.cumsum(lengths)[:-1])
+    keys, bounds = k.shape[1], _bounds(lengths)
     even = [tile for tile in TILES if not any(edge % tile for edge in (*bounds, length))]
     tile = even[0] if even else min(TILES[0], _up(length, 16))
-    missing = _up(keys, LANES) - keys
+    queries, filled = _up(length, tile), _up(keys, LANES)
     if group_bias is None:
         bounds = ()
-        group_bias = jnp.zeros((1, 1, keys), jnp.float32) if missing else None
+        group_bias = jnp.zeros((1, 1, keys), jnp.float32) if filled > keys else None
     if group_bias is not None:
-        group_bias = jnp.pad(group_bias, ((0, 0), (0, 0), (0, missing)), constant_values=NO_WEIGHT)
-    tiling = _Tiling(heads, _up(width, LANES), width**-0.5, bounds, tile, bool(even) or not bounds)
+        group_bias = jnp.pad(group_bias, ((0, 0), (0, 0), (0, filled - keys)), constant_values=NO_WEIGHT) * LOG2_E
+    tiling = Tiling(heads, _up(width, LANES), width, bounds, tile, bool(even) or not bounds)
+    if norms is not None:
+        tiling = dataclasses.replace(tiling, norm_bounds=_bounds(norms[0]), epsilon=norms[1])
+    if reading is not None:
+        tiling = dataclasses.replace(tiling, text=reading[0], live=reading[1])
 
     def flat(x, length):
-        x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, tiling.width - width)))
-        return x.reshape(batch, length, heads * tiling.width)
+        x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
+        return _wide(x, tiling).reshape(batch, length, heads * tiling.width)
 
-    q, k, v = flat(q, _up(length, tile)), flat(k, keys + missing), flat(v, keys + missing)
-    start = jnp.full((1,), start, jnp.int32)
-    out = _fused(q, k, v, group_bias, start, tiling)
-    return out.reshape(batch, -1, heads, tiling.width)[:, :length, :, :width]
+    sizes = {"q_cos": queries, "q_sin": queries, "cos": filled, "sin": filled}
+    prepared = {
+        name: _wide(jnp.pad(x, ((0, sizes.get(name, len(x)) - len(x)), (0, 0))), tiling) for name, x in prepared.items()
+    }
+    if weights is not None:
+        weights = jnp.pad(weights, ((0, 0), (0, 0), (0, queries - length)))
+    scalars = jnp.stack([jnp.asarray(start, jnp.int32), wanted])
+    q, k, v = flat(q, queries), flat(k, filled), flat(v, filled)
+    out, read = _fused(q, k, v, prepared, group_bias, weights, scalars, tiling)
+    out = out.reshape(batch, -1, heads, tiling.width)[:, :length]
+    return _narrow(out, tiling), read
+
+
+def _bounds(lengths) -> tuple[int, ...]:
+    return tuple(int(bound) for bound in np.cumsum(lengths)[:-1])
 
 
 def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-# ---- the operation: q [B S A*K], k and v [B S' A*K], group_bias [1 or B, Q, S'] or None, start int32 [1]
+def _wide(x, tiling):
+    """[... channels] -> [... width]: each half of the channels is filled up, so that a rotated pair stays half a width apart."""
+    if tiling.width == tiling.channels:
+        return x
+    first, second = x[..., : tiling.channels // 2], x[..., tiling.channels // 2 :]
+    fill = [[(0, 0)] * (x.ndim - 1) + [(0, tiling.width // 2 - half.shape[-1])] for half in (first, second)]
+    return jnp.concatenate([jnp.pad(first, fill[0]), jnp.pad(second, fill[1])], axis=-1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _fused(q, k, v, group_bias, start, tiling):
-    return _forward(q, k, v, group_bias, start, tiling)[0]
+def _narrow(x, tiling):
+    if tiling.width == tiling.channels:
+        return x
+    half = tiling.channels // 2
+    second = x[..., tiling.width // 2 : tiling.width // 2 + tiling.channels - half]
+    return jnp.concatenate([x[..., :half], second], axis=-1)
 
 
-def _fused_forward(q, k, v, group_bias, start, tiling):
-    out, lse = _forward(q, k, v, group_bias, start, tiling)
-    return out, (q, k, v, group_bias, start, out, lse)
+# ---- the operation: q [B S A*K], k and v [B S' A*K], tables, group_bias [1 or B, Q, S'] or None, weights [B R S] or None
 
 
-def _fused_backward(tiling, kept, gradient):
-    q, k, v, group_bias, start, out, lse = kept
-    return *_backward(q, k, v, group_bias, start, out, lse, gradient, tiling), None, None
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
+def _fused(q, k, v, prepared, group_bias, weights, scalars, tiling):
+    """-> (out like q, what is read [B R S'] or None)"""
+    return _forward(q, k, v, prepared, group_bias, weights, scalars, tiling)[:2]
+
+
+def _fused_forward(q, k, v, prepared, group_bias, weights, scalars, tiling):
+    out, read, lse = _forward(q, k, v, prepared, group_bias, weights, scalars, tiling)
+    out, lse = checkpoint_name(out, ATTENTION), checkpoint_name(lse, ATTENTION)
+    return (out, read), (q, k, v, prepared, group_bias, scalars, out, lse)
+
+
+def _fused_backward(tiling, kept, gradients):
+    q, k, v, prepared, group_bias, scalars, out, lse = kept
+    dq, dk, dv, dtables = _backward(q, k, v, prepared, group_bias, scalars, out, lse, gradients[0], tiling)
+    return dq, dk, dv, {name: dtables.get(name) for name in prepared}, None, None, None
 
 
 _fused.defvjp(_fused_forward, _fused_backward)
 
 
-def _forward(q, k, v, group_bias, start, tiling):
-    """-> out like q, log-sum-exp [B A tiles 1 tile] float32"""
+def _forward(q, k, v, prepared, group_bias, weights, scalars, tiling):
+    """-> out like q, what is read [B R S'] or None, log-sum-exp [B A tiles 1 tile] float32"""
     batch, length, _ = q.shape
     lse = jax.ShapeDtypeStruct((batch, tiling.heads, tiling.tiles(length), 1, tiling.tile), jnp.float32)
-    biases = [] if group_bias is None else [group_bias[:, :, None]]  # [1 or B, Q, 1, S']
-    return _call(
-        functools.partial(_forward_kernel, tiling=tiling),
-        "fused_attention",
-        start,
-        biases,
-        [q, k, v],
-        [_tile(tiling), _head(tiling, k), _head(tiling, v)],
-        [(jax.ShapeDtypeStruct(q.shape, q.dtype), _tile(tiling)), (lse, _statistics(tiling))],
-        [],
-        tiling,
-        products=2,
-    )
+    inputs = {"q": (q, _tile(tiling)), "k": (k, _head(tiling, k)), "v": (v, _head(tiling, v))}
+    outputs = {"out": (jax.ShapeDtypeStruct(q.shape, q.dtype), _tile(tiling)), "lse": (lse, _statistics(tiling))}
+    if group_bias is not None:
+        inputs["bias"] = _bias(group_bias[:, :, None], tiling)  # [1 or B, Q, 1, S']
+    if weights is not None:
+        shape = (batch, tiling.heads, weights.shape[1], k.shape[1])
+        inputs["text_weights"] = (
+            weights,
+            pl.BlockSpec((None, weights.shape[1], tiling.tile), lambda b, h, i, _: (b, 0, i)),
+        )
+        outputs["read"] = jax.ShapeDtypeStruct(shape, jnp.float32), _of_head(*shape[2:])
+    found = _call(forward_kernel, "fused_attention", scalars, inputs, prepared, outputs, {}, tiling, products=2)
+    return found["out"], found["read"].sum(axis=1) if weights is not None else None, found["lse"]
 
 
-def _backward(q, k, v, group_bias, start, out, lse, gradient, tiling):
-    """-> gradients of q, k, v"""
-    biases = [] if group_bias is None else [group_bias[..., None]]  # [1 or B, Q, S', 1]
+def _backward(q, k, v, prepared, group_bias, scalars, out, lse, gradient, tiling):
+    """-> gradients of q, k, v, and of the scales by name"""
     tile, head = _tile(tiling), _head(tiling, k)
-    return _call(
-        functools.partial(_backward_kernel, tiling=tiling),
-        "fused_attention_backward",
-        start,
-        biases,
-        [q, k, v, out, gradient, lse],
-        [tile, head, head, tile, tile, _statistics(tiling)],
-        [(jax.ShapeDtypeStruct(x.shape, x.dtype), spec) for x, spec in ((q, tile), (k, head), (v, head))],
-        [pltpu.VMEM((k.shape[1], tiling.width), jnp.float32)] * 2,
-        tiling,
-        products=5,
+    inputs = {"q": (q, tile), "k": (k, head), "v": (v, head)}
+    inputs |= {"out": (out, tile), "gradient": (gradient, tile), "lse": (lse, _statistics(tiling))}
+    if group_bias is not None:
+        inputs["bias"] = _bias(group_bias[..., None], tiling)  # [1 or B, Q, S', 1]
+    outputs = {
+        f"d{name}": (jax.ShapeDtypeStruct(x.shape, x.dtype), spec)
+        for name, x, spec in (("q", q, tile), ("k", k, head), ("v", v, head))
+    }
+    for name in ("q_scale", "k_scale") if prepared else ():
+        shape = (len(q), tiling.heads, *prepared[name].shape)
+        outputs[f"d{name}"] = jax.ShapeDtypeStruct(shape, jnp.float32), _of_head(*shape[2:])
+    sums = pltpu.VMEM((k.shape[1], tiling.width), jnp.float32)
+    scratch = {"dk_sum": sums, "dv_sum": sums}
+    found = _call(
+        backward_kernel, "fused_attention_backward", scalars, inputs, prepared, outputs, scratch, tiling, products=5
     )
+    scales = {name: found[f"d{name}"].sum(axis=(0, 1)) for name in ("q_scale", "k_scale") if prepared}
+    return found["dq"], found["dk"], found["dv"], scales
 
 
-def _call(kernel, name, start, biases, inputs, specs, outputs, scratch, tiling, products):
-    """A kernel over (sample, head, tile of queries); `products`: how many of [tile K S'] it computes."""
-    q, k = inputs[:2]
+def _call(kernel, name, scalars, inputs, prepared, outputs, scratch, tiling, products):
+    """A kernel over (sample, head, tile of queries); its blocks are those of named inputs, outputs and scratch.
+
+    Args:
+      inputs, outputs: {name: (array or shape, block)}; products: how many of [tile K S'] it computes.
+    Returns: {name: array}.
+    """
+    q, k = inputs["q"][0], inputs["k"][0]
     batch, length, _ = q.shape
-    bias_specs = [_bias(tiling, bias.shape) for bias in biases]
     size = batch * tiling.heads * length * k.shape[1]
-    moved = [*inputs, *(shape for shape, _ in outputs)]
+    moved = [x for x, _ in (*inputs.values(), *outputs.values())]
+    for table, x in prepared.items():
+        of_tile = table in ("q_cos", "q_sin")
+        whole = pl.BlockSpec(x.shape, lambda b, h, i, _: (0, 0))
+        inputs[table] = x, pl.BlockSpec((tiling.tile, tiling.width), lambda b, h, i, _: (i, 0)) if of_tile else whole
+    if prepared:
+        scratch = scratch | {"ready": pltpu.VMEM((k.shape[1], tiling.width), k.dtype)}
+    names = ("scalars", *inputs, *outputs, *scratch)
 
-    def run(interpret, start, *arrays):
+    def body(*refs):
+        kernel(SimpleNamespace(**dict(zip(names, refs, strict=True))), tiling)
+
+    def run(interpret, scalars, *arrays):
         return pl.pallas_call(
-            kernel,
+            body,
             grid_spec=pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=1,
                 grid=(batch, tiling.heads, tiling.tiles(length)),
-                in_specs=[*bias_specs, *specs],
-                out_specs=[spec for _, spec in outputs],
-                scratch_shapes=scratch,
+                in_specs=[spec for _, spec in inputs.values()],
+                out_specs=[spec for _, spec in outputs.values()],
+                scratch_shapes=list(scratch.values()),
             ),
-            out_shape=[shape for shape, _ in outputs],
+            out_shape=[shape for shape, _ in outputs.values()],
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=96 * 2**20
             ),
@@ -197,85 +266,42 @@ def _call(kernel, name, start, biases, inputs, specs, outputs, scratch, tiling, 
             ),
             interpret=interpret,
             name=name,
-        )(start, *arrays)
+        )(scalars, *arrays)
 
-    return jax.lax.platform_dependent(
-        start, *biases, *inputs, tpu=functools.partial(run, False), default=functools.partial(run, True)
+    found = jax.lax.platform_dependent(
+        scalars,
+        *[x for x, _ in inputs.values()],
+        tpu=functools.partial(run, False),
+        default=functools.partial(run, True),
     )
+    return dict(zip(outputs, found, strict=True))
 
 
-# ---- blocks of arrays, by grid indices (sample, head, tile) and the start of the queries
+# ---- blocks of arrays, by grid indices (sample, head, tile) and the scalars
 
 
 def _tile(tiling):
-    return pl.BlockSpec((None, tiling.tile, tiling.width), lambda b, h, i, start: (b, i, h))
+    return pl.BlockSpec((None, tiling.tile, tiling.width), lambda b, h, i, _: (b, i, h))
 
 
 def _head(tiling, x):
-    return pl.BlockSpec((None, x.shape[1], tiling.width), lambda b, h, i, start: (b, 0, h))
+    return pl.BlockSpec((None, x.shape[1], tiling.width), lambda b, h, i, _: (b, 0, h))
+
+
+def _of_head(*shape):
+    """Of an array [B A ...]."""
+    return pl.BlockSpec((None, None, *shape), lambda b, h, i, _: (b, h, *[0] * len(shape)))
 
 
 def _statistics(tiling):
-    return pl.BlockSpec((None, None, None, 1, tiling.tile), lambda b, h, i, start: (b, h, i, 0, 0))
+    return pl.BlockSpec((None, None, None, 1, tiling.tile), lambda b, h, i, _: (b, h, i, 0, 0))
 
 
-def _bias(tiling, shape):
-    """Biases [1 or B, Q, ...]: of the tile's group, or of all groups."""
-    batch, groups, *rest = shape
+def _bias(biases, tiling):
+    """Biases [1 or B, Q, ...] with their block: of the tile's group, or of all groups."""
+    batch, groups, *rest = biases.shape
 
-    def index(b, h, i, start):
-        return b if batch > 1 else 0, tiling.group(i, start[0]) if tiling.whole and groups > 1 else 0, 0, 0
+    def index(b, h, i, scalars):
+        return b if batch > 1 else 0, tiling.group(i, scalars[0]) if tiling.whole and groups > 1 else 0, 0, 0
 
-    return pl.BlockSpec((None, 1 if tiling.whole else groups, *rest), index)
-
-
-# ---- kernels
-
-
-def _forward_kernel(start, *refs, tiling):
-    *bias, q, k, v, out, lse = refs
-    logits = _dot(q[...], k[...], _A_BT) * tiling.scale  # [tile S']
-    logits = _add_bias(logits, bias, start, 0, tiling)
-    largest = jnp.max(logits, axis=-1, keepdims=True)
-    weights = jnp.exp(logits - largest)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    out[...] = (_dot(weights.astype(v.dtype), v[...], _A_B) / total).astype(out.dtype)
-    lse[...] = jnp.transpose(largest + jnp.log(total))
-
-
-def _backward_kernel(start, *refs, tiling):
-    *bias, q, k, v, out, gradient, lse, dq, dk, dv, dk_sum, dv_sum = refs
-    tile, last = pl.program_id(2), pl.num_programs(2) - 1
-
-    @pl.when(tile == 0)
-    def _():
-        dk_sum[...] = jnp.zeros_like(dk_sum)
-        dv_sum[...] = jnp.zeros_like(dv_sum)
-
-    logits = _dot(k[...], q[...], _A_BT) * tiling.scale  # [S' tile]
-    weights = jnp.exp(_add_bias(logits, bias, start, 1, tiling) - lse[...])
-    dv_sum[...] += _dot(weights.astype(gradient.dtype), gradient[...], _A_B)
-    share = jnp.sum(gradient[...].astype(jnp.float32) * out[...].astype(jnp.float32), axis=-1, keepdims=True)
-    dlogits = weights * (_dot(v[...], gradient[...], _A_BT) - jnp.transpose(share))
-    dlogits = dlogits.astype(q.dtype)
-    dk_sum[...] += _dot(dlogits, q[...], _A_B)
-    dq[...] = (_dot(dlogits, k[...], _AT_B) * tiling.scale).astype(dq.dtype)
-
-    @pl.when(tile == last)
-    def _():
-        dk[...] = (dk_sum[...] * tiling.scale).astype(dk.dtype)
-        dv[...] = dv_sum[...].astype(dv.dtype)
-
-
-def _add_bias(logits, bias, start, axis: int, tiling):
-    """Adds the bias of each query's group; queries lie along `axis` of the logits."""
-    if not bias:
-        return logits
-    (bias,) = bias  # [G 1 S'] or [G S' 1]
-    bias_of_query = bias[0]
-    if not tiling.whole:
-        shape = tuple(tiling.tile if i == axis else 1 for i in range(2))
-        position = start[0] + pl.program_id(2) * tiling.tile + jax.lax.broadcasted_iota(jnp.int32, shape, axis)
-        for group, bound in enumerate(tiling.bounds, 1):
-            bias_of_query = jnp.where(position >= bound, bias[group], bias_of_query)
-    return logits + bias_of_query
+    return biases, pl.BlockSpec((None, 1 if tiling.whole else groups, *rest), index)

@@ -6,13 +6,16 @@ Axes    as in `editmgt_jax.config`; Q query groups
 import jax
 import jax.numpy as jnp
 
+from editmgt_jax.models.attention.preparation import prepare, read
 from editmgt_jax.models.layers import per_segment
 
 
-def attend(q, k, v, group_bias, lengths):
-    """See `editmgt_jax.models.attention.attend`; on CPUs one head after another. -> [B S A K]"""
+def attend(q, k, v, group_bias, lengths, preparation=None, reading=None):
+    """See `editmgt_jax.models.attention.attend`; on CPUs one head after another. -> ([B S A K], what is read)"""
+    q, k = prepare(q, k, preparation)
     biases = None if group_bias is None else per_segment(group_bias, lengths)  # [1 or B, S, S]
-    return jax.lax.platform_dependent(q, k, v, biases, cpu=attend_by_head, default=attend_at_once)
+    out = jax.lax.platform_dependent(q, k, v, biases, cpu=attend_by_head, default=attend_at_once)
+    return out, read(q, k, reading)
 
 
 def attend_at_once(q, k, v, biases):

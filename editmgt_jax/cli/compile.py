@@ -1,0 +1,54 @@
+"""`editmgt compile-check`: the programs of a run, compiled for TPUs that are not there."""
+
+import argparse
+import sys
+
+from editmgt_jax.cli import shared
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Adds `compile-check`."""
+    text = "compile a run's programs for TPUs without one, and estimate memory and time" + shared.OVERRIDABLE
+    command = shared.add_command(commands, "compile-check", compile_check, text, takes_overrides=True)
+    command.add_argument("--config", required=True, metavar="CONFIG", help="a file, or the name of a shipped one")
+    command.add_argument("--topology", nargs="+", default=["v5e:4x4"], metavar="CHIP:SHAPE", help="such as v5e:4x4")
+    command.add_argument(
+        "--slices", type=shared.positive, default=1, metavar="N", help="slices of the topology (default 1)"
+    )
+    command.add_argument(
+        "--programs",
+        nargs="+",
+        default=["train"],
+        metavar="NAME",
+        help="train, evaluate, tokenize, decode (default: train)",
+    )
+    command.add_argument("--states", action="store_true", help="records hold text states: steps encode no text")
+    command.add_argument("--json", metavar="FILE", help="write all figures")
+    command.add_argument("--markdown", metavar="FILE", help="write a table")
+
+
+def compile_check(args: argparse.Namespace) -> None:
+    """Prints what each program would cost. Errors: SystemExit with code 1 if one does not fit or compile."""
+    from editmgt_jax.errors import UserError
+    from editmgt_jax.files import write_json, write_text
+    from editmgt_jax.training.compile_job import NAMES, check
+    from editmgt_jax.training.compile_report import describe, markdown
+    from editmgt_jax.training.config_files import load_config
+
+    unknown = sorted(set(args.programs) - set(NAMES))
+    if unknown:
+        raise UserError(f"programs are {', '.join(NAMES)}; got {', '.join(unknown)}")
+    load_config(args.config, args.overrides)  # its errors are told once, and here
+    entries = []
+    for topology in args.topology:
+        for program in args.programs:
+            entry = check(args.config, args.overrides, topology, args.slices, program, args.states)
+            print(describe(entry), flush=True)
+            entries.append(entry)
+    print("editmgt: note: times are estimates from the compiler's static numbers", file=sys.stderr)
+    if args.json:
+        write_json(args.json, entries, indent=2)
+    if args.markdown:
+        write_text(args.markdown, markdown(entries))
+    if not all(entry.get("fits") for entry in entries):
+        raise SystemExit(1)

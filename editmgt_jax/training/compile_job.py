@@ -1,0 +1,106 @@
+"""Compiling ahead in processes of their own: libtpu may abort one, and its platform is chosen before jax is imported.
+
+    python -m editmgt_jax.training.compile_job '{"config": ..., "program": "train", ...}'     prints one line of JSON
+
+No jax in the process that calls `check`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from editmgt_jax.training.compile_report import add_estimate, advice, out_of_memory
+from editmgt_jax.training.topologies import Chip
+
+NAMES = ("train", "evaluate", "tokenize", "decode")
+# Of every process that compiles: quiet, next to others, and without looking for a TPU.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "JAX_PLATFORMS": "cpu",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_LOG_DIR": "disabled",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+_MARK = "COMPILED "  # before the line of JSON: libtpu prints, too
+
+
+def check(
+    config: str, overrides: Sequence[str], topology: str, slices: int = 1, program: str = "train", states: bool = False
+) -> dict:
+    """Compiles a program of a run. -> its entry: see `compile_ahead.compile_program` and `compile_report.add_estimate`
+
+    Where it cannot be compiled, the entry has 'error', and 'advice' if it does not fit the memory.
+    """
+    chip = Chip.of(topology)
+    asked = {
+        "config": config, "overrides": list(overrides), "topology": topology, "slices": slices, "program": program,
+        "states": states,
+    }  # fmt: skip
+    entry = {"topology": topology, "slices": slices, "program": program}
+    found = _run(asked)
+    if "error" in found:
+        return entry | found
+    kernels = [name for name in found["kernels"] if name.startswith("fused_attention")]
+    cycles = _kernel_cycles(topology, found["attention"]) if kernels else {}
+    return add_estimate(entry | found | {"kernel_cycles": cycles}, chip)
+
+
+def _run(asked: dict, more: dict | None = None) -> dict:
+    """What a process of its own prints for `asked`."""
+    command = [sys.executable, "-m", "editmgt_jax.training.compile_job", json.dumps(asked)]
+    environment = os.environ | ENVIRONMENT | (more or {})
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
+    if lines:
+        return json.loads(lines[-1].removeprefix(_MARK))
+    last = next(iter(done.stderr.strip().splitlines()[-1:]), "")
+    return {"error": f"the compiler ended with code {done.returncode}: {last}"}
+
+
+def _kernel_cycles(topology: str, shape: list) -> dict[str, float]:
+    """{kernel: cycles of a call} of attention of a shape, see `kernel_cost.Shape`."""
+    with tempfile.TemporaryDirectory() as folder:
+        more = {"LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"}
+        return _run({"kernels": shape, "topology": topology, "folder": folder}, more).get("cycles", {})
+
+
+def main(asked: dict) -> dict:
+    """What `check` asks of a process of its own."""
+    if "kernels" in asked:
+        from editmgt_jax.training import kernel_cost
+
+        # The cost of a call is that of one sample and head, times both.
+        shape = kernel_cost.Shape(*asked["kernels"])
+        one = shape._replace(batch=1)
+        kernel_cost.compile_kernels(asked["topology"], one)
+        tiles = shape.steps // (shape.batch * shape.heads)
+        found = kernel_cost.schedules(Path(asked["folder"]), tiles)
+        return {"cycles": {name: schedule.bundles * shape.steps for name, schedule in found.items()}}
+    from editmgt_jax.errors import UserError
+    from editmgt_jax.training.compile_ahead import Ahead, compile_program
+    from editmgt_jax.training.config_files import load_config
+
+    try:
+        config = load_config(asked["config"], asked["overrides"])
+        ahead = Ahead(config, asked["topology"], asked["slices"], asked["states"])
+    except UserError as error:
+        return {"error": str(error)}
+    try:
+        return compile_program(ahead, asked["program"])
+    except Exception as error:  # noqa: BLE001  (the compiler's errors are of several kinds)
+        needed = out_of_memory(str(error))
+        if needed is None:
+            return {"error": str(error).splitlines()[0]}
+        text = (
+            f"does not fit: {needed / 2**30:.1f} GiB of {ahead.chip.memory / 2**30:.0f}" if needed else "does not fit"
+        )
+        more = advice(max(needed, ahead.chip.memory + 1), *ahead.sizes()) if asked["program"] == "train" else []
+        return {"error": text, "advice": more}
+
+
+if __name__ == "__main__":
+    print(_MARK + json.dumps(main(json.loads(sys.argv[1]))), flush=True)

@@ -1,0 +1,129 @@
+"""What the attention kernels cost by the TPU compiler's own schedule: bundles of instructions times grid steps.
+
+A bundle is a cycle; waits for memory are left out. The compiler writes its schedule into a folder when libtpu is loaded with
+`dump_environment`: compile the kernels alone, for the dump of a whole program is gigabytes.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+from editmgt_jax.models import attention
+from editmgt_jax.training.topologies import devices_of
+
+FORWARD, BACKWARD = "fused_attention", "fused_attention_backward"
+TILE = 256  # queries of a grid step at the lengths that full-size models have
+_SKIPPED = 40  # bundles; a shorter region that a branch leaves out is not worth a thought
+
+
+class Shape(NamedTuple):
+    """Attention of one device: B samples, A heads of width K over [text, image, reference]."""
+
+    batch: int
+    heads: int
+    width: int
+    text: int
+    image: int
+    reference: int
+    biased: bool  # whether the reference has a strength
+    dtype: str = "bfloat16"
+
+    @property
+    def length(self) -> int:
+        """S."""
+        return self.text + self.image + self.reference
+
+    @property
+    def steps(self) -> int:
+        """Grid steps of a call."""
+        return self.batch * self.heads * -(-self.length // TILE)
+
+
+class Schedule(NamedTuple):
+    """The schedule of a kernel: bundles of a grid step on average, and how busy units are, {unit: share}."""
+
+    bundles: float
+    busy: dict[str, float]
+
+
+def dump_environment(folder: str | Path) -> dict[str, str]:
+    """Environment of a process whose libtpu writes schedules into `folder`."""
+    return {"LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"}
+
+
+def compile_kernels(topology: str, shape: Shape, prepared: bool = True, backward: bool = True) -> int:
+    """Compiles attention and its gradient for one chip. -> bytes of temporaries
+
+    Args:
+      prepared: whether norm and rotation are inside; backward: whether the gradient is compiled too.
+    """
+    device = devices_of(topology)[0]
+
+    def array(*sizes, dtype=shape.dtype):
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=SingleDeviceSharding(device))
+
+    groups = (shape.text + shape.image, shape.reference)
+    qkv = [array(shape.batch, shape.length, shape.heads, shape.width)] * 3
+    scales, angles = jnp.ones((2, shape.width)), jnp.zeros((shape.length, shape.width // 2))
+    norms = (shape.text, shape.length - shape.text)
+    preparation = attention.Preparation(scales, scales, angles, angles, norms) if prepared else None
+
+    def total(q, k, v, strength):
+        bias = attention.strength_bias(strength if shape.biased else None, groups)
+        out = attention.attend(q, k, v, bias, groups, "pallas_tpu", preparation)
+        return out.astype(jnp.float32).sum() if backward else out
+
+    program = jax.grad(total, (0, 1, 2)) if backward else total
+    compiled = jax.jit(program).lower(*qkv, array(1, dtype=jnp.float32)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def schedules(folder: Path, tiles: int) -> dict[str, Schedule]:
+    """{kernel: schedule} of a dump.
+
+    Args:
+      tiles: grid steps of a head. What a branch leaves out runs with one of them: keys are moved and prepared with the first
+        tile, and their gradients written with the last.
+    """
+    found = {}
+    for path in sorted(folder.glob("*-final_bundles.txt")):
+        name = re.search(r"fused_attention(_backward)?(?=[.-])", path.name)
+        if name is None or "schedule-analysis" in path.name:
+            continue
+        total, seldom = _regions(path.read_text())
+        found[name.group()] = Schedule(total - seldom * (tiles - 1) / tiles, _busy(path, name.group()))
+    return found
+
+
+def _regions(text: str) -> tuple[int, int]:
+    """-> (bundles, those of regions that a branch can leave out, without the body of the grid's loop)"""
+    last, jumps, ends = 0, [], {}
+    for line in text.splitlines():
+        address = re.match(r"\s*(0x[0-9a-f]+|0)\s.*?:", line)
+        if address is None:
+            continue
+        last = int(address.group(1), 16)
+        ends |= {region: last for region in re.findall(r"Start/End empty region (\d+)", line)}
+        target = re.search(r"sbr\.rel \(.*?target = \$region(\d+)", line)
+        if target:
+            jumps.append((last, target.group(1)))
+    regions = [(start, ends[target]) for start, target in jumps if ends.get(target, -1) - start > _SKIPPED]
+    body = max(regions, key=lambda region: region[1] - region[0], default=(0, 0))
+    seldom = [region for region in regions if region != body]
+    outer = [(a, b) for a, b in seldom if not any(c <= a and b <= d and (a, b) != (c, d) for c, d in seldom)]
+    return last + 1, sum(b - a for a, b in outer)
+
+
+def _busy(path: Path, name: str) -> dict[str, float]:
+    for other in path.parent.glob(f"{path.name.split('-')[0]}-*{name}.*final*per-bundle-utilization.txt"):
+        lines = other.read_text().splitlines()
+        units = [unit.strip() for unit in lines[1].split(",")]
+        room = [int(value) for value in lines[2].split()]
+        used = [[int(value) for value in line.split()] for line in lines[3:] if line[:1].isdigit()]
+        if used:
+            return {unit: sum(one[i] for one in used) / len(used) / room[i] for i, unit in enumerate(units)}
+    return {}

@@ -1,0 +1,154 @@
+"""Programs compiled ahead: what is read off a program's text, estimates, advice, and the command where libtpu is installed."""
+
+import importlib.util
+import json
+
+import pytest
+
+from editmgt_jax import cli
+from editmgt_jax.errors import UserError
+from editmgt_jax.training import compile_job, compiler, hlo_cost, kernel_cost
+from editmgt_jax.training.compile_report import GIB, add_estimate, advice, describe, markdown, out_of_memory
+from editmgt_jax.training.topologies import CHIPS, Chip
+
+# Cycles: 100 once, 7 in each of 3 turns, 40 or 900 in the branches; a kernel in each turn; 3 gathers and one reduction.
+TEXT = """HloModule jit_step
+
+%turn (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %p = (s32[], bf16[4,8]) parameter(0)
+  %scaled.1 = bf16[4,8]{1,0} add(%a, %b), metadata={op_name="jit(step)/while/add" source_file="/x/blocks.py" source_line=7}, backend_config={"estimated_cycles":"7"}
+  %fused_attention.3 = bf16[4,8]{1,0} custom-call(%q), custom_call_target="tpu_custom_call", metadata={op_name="attend
+}"}
+  %all-gather.2 = bf16[8,8]{1,0} all-gather(%w), dimensions={0}
+}
+
+%more (p: (s32[], bf16[4,8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(3)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+%seldom (p: f32[2]) -> f32[2] {
+  ROOT %x = f32[2]{0} negate(%p), backend_config={"estimated_cycles":"900"}
+}
+
+%often (p: f32[2]) -> f32[2] {
+  ROOT %x = f32[2]{0} copy(%p), backend_config={"estimated_cycles":"40"}
+}
+
+ENTRY %main (p: f32[2]) -> f32[2] {
+  %first = f32[2]{0} fusion(%p), kind=kLoop, calls=%often, backend_config={"estimated_cycles":"100"}
+  %loop = (s32[], bf16[4,8]) while(%t), condition=%more, body=%turn
+  %all-reduce-start.1 = (f32[10]{0}, f32[10]{0}) all-reduce-start(%a, %b), to_apply=%sum
+  ROOT %chosen = f32[2]{0} conditional(%c, %p, %p), true_computation=%seldom, false_computation=%often
+}
+"""
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+    cost = hlo_cost.read(TEXT)
+    assert cost.cycles == 100 + 3 * 7 + 900
+    assert cost.kernels == {"fused_attention": 3}
+    assert cost.collectives == {"all-gather": 3, "all-reduce": 1}
+    assert cost.collective_bytes == {"all-gather": 3 * 8 * 8 * 2, "all-reduce": 2 * 10 * 4}
+    assert ("add", "while/add", "bf16[4,8]", "blocks.py:7") in cost.by_operation and not cost.unknown
+
+
+def test_a_branch_counts_by_its_share():
+    assert hlo_cost.read(TEXT, branch_share=0.25).cycles == 100 + 3 * 7 + 225
+
+
+def test_a_loop_of_unknown_length_is_named():
+    text = TEXT.replace("constant(3)", "parameter(0)")
+    assert hlo_cost.read(text).unknown == ["more"] and hlo_cost.read(text).cycles == 100 + 7 + 900
+
+
+def test_what_a_kernel_does_once_a_head_counts_so():
+    """A loop of 1000 bundles whose first 200 a branch leaves out, and 60 before it."""
+    lines = [f"{address:#x} : {{ nop }}" for address in range(1100)]
+    lines[10] = "0xa : { %1 = sbr.rel (!%p) target = $region5 }"
+    lines[70] = "0x46 : { nop } /* Start/End empty region 5 */"
+    lines[80] = "0x50 : { %1 = sbr.rel (%p) target = $region9 }"
+    lines[90] = "0x5a : > { %1 = sbr.rel (%p) target = $region7 }"
+    lines[290] = "0x122 : > { nop } /* Start/End empty region 7 */"
+    lines[1080] = "0x438 : { nop } /* Start/End empty region 9 */"
+    assert kernel_cost._regions("\n".join(lines)) == (1100, 60 + 200)
+
+
+def test_presets_of_compiler_options():
+    assert compiler.options("default", "cpu") == {} == compiler.options("none", "tpu")
+    assert "xla_jf_spmd_threshold_for_windowed_einsum_mib" in compiler.options("default", "tpu")
+    assert "windowed_einsum_mib=1000000" in compiler.describe("default", "tpu") and not compiler.describe("none", "tpu")
+    with pytest.raises(UserError, match="compiler must be one of default, none; got 'fast'"):
+        compiler.options("fast", "tpu")
+
+
+def test_chips_are_named():
+    assert Chip.of("v5e:4x4") is CHIPS["v5e"]
+    with pytest.raises(UserError, match=r"a topology must read CHIP:SHAPE.*got 'h100:8'"):
+        Chip.of("h100:8")
+
+
+def _entry(**more):
+    return {
+        "topology": "v5e:4x4", "slices": 1, "program": "train", "devices": 16, "samples": 64,
+        "seconds": {"trace": 1.0, "compile": 90.0}, "flops": 197 * 10**9, "frozen_flops": 0,
+        "memory": {"arguments": GIB, "temporaries": 2 * GIB, "peak": 3 * GIB, "code": 0},
+        "cycles": 1.5e6, "kernels": {"fused_attention": 10}, "kernel_cycles": {"fused_attention": 15_000.0},
+        "collectives": {"all-gather": {"calls": 3, "bytes": GIB}}, "bound": {"all-gather": GIB}, "top": [],
+        "unknown_loops": [],
+    } | more  # fmt: skip
+
+
+def test_estimates_add_instructions_and_kernels():
+    entry = add_estimate(_entry(), CHIPS["v5e"])
+    times = entry["milliseconds"]
+    assert times["instructions"] == pytest.approx(1.0) and times["kernels"] == pytest.approx(0.1)
+    assert times["ratio"] == pytest.approx(1.1) and entry["fits"]
+    assert not add_estimate(_entry(memory={"arguments": 0, "peak": 17 * GIB}), CHIPS["v5e"])["fits"]
+    assert "estimate 1.1 ms" in describe(entry) and "4 samples a chip; fits" in describe(entry)
+    assert "all-gather: 3 calls, 1.00 GiB (parameters and gradients alone: 1.00)" in describe(entry)
+    header, _, line = markdown([entry]).splitlines()
+    assert header.count("|") == line.count("|") and "| 1.10 |" in line
+
+
+def test_what_does_not_fit_gets_advice():
+    error = (
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 33.40G of 15.75G hbm. Exceeded hbm capacity"
+    )
+    needed = out_of_memory(error)
+    assert needed == int(33.4 * GIB) and out_of_memory("INTERNAL: something else") is None
+    chip = CHIPS["v5e"]
+    assert advice(needed, GIB, chip, 64, 16, "products", 16) == [
+        "keep less for the backward pass: model.remat='full'", "batch_size=16, 1 a chip",
+        "or accumulate=3, with the batch as it is",
+    ]  # fmt: skip
+    assert "mesh.context" in advice(needed, GIB, chip, 16, 16, "full", 16)[0]
+    assert "mesh.fsdp, now 1" in advice(needed, 20 * GIB, chip, 64, 16, "full", 1)[0]
+    entry = {"topology": "v5e:4x4", "slices": 2, "program": "train", "error": "does not fit", "advice": ["less"]}
+    assert describe(entry) == "v5e:4x4 x 2, train: does not fit\n  advice: less"
+    assert "| v5e:4x4 x 2 | train | does not fit |" in markdown([entry])
+
+
+def test_programs_are_named(capsys):
+    assert cli.main(["compile-check", "--config", "stage2_finetune", "--programs", "serve"]) != 0
+    assert "programs are train, evaluate, tokenize, decode; got serve" in capsys.readouterr().err
+
+
+def test_a_compiler_that_dies_is_told(monkeypatch):
+    monkeypatch.setattr(compile_job.sys, "executable", "false")
+    assert "ended with code 1" in compile_job.check("stage2_finetune", [], "v5e:4x4")["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu (pip install 'jax[tpu]')")
+def test_a_small_run_compiles_for_tpus(tmp_path):
+    """Two blocks of the full-size width on 256 px."""
+    small = [f"--config.{one}" for one in (
+        "model.mgt.num_layers=1", "model.mgt.num_single_layers=1", "data.size=256", "batch_size=16",
+    )]  # fmt: skip
+    report, table = tmp_path / "report.json", tmp_path / "table.md"
+    more = ["--states", "--json", str(report), "--markdown", str(table)]
+    assert cli.main(["compile-check", "--config", "stage2_finetune", *more, *small]) == 0
+    (entry,) = json.loads(report.read_text())
+    assert entry["fits"] and entry["milliseconds"]["ratio"] > 1 and "| v5e:4x4 | train | 1 |" in table.read_text()
+    assert "all-to-all" not in entry["collectives"]

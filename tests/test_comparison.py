@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from editmgt_jax import cli
 from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation import comparison, evaluate, published
 from editmgt_jax.evaluation.protocols.table import PROTOCOLS, open_protocol
@@ -64,6 +65,17 @@ def test_the_page_is_whole_and_escapes(evaluated):
     assert text.count("<table>") == text.count("</table>") == 3 and 'src="data:image/jpeg' in text
     assert not re.search(r"https?://", re.sub(r"arXiv[^<]*", "", text))
     assert "&lt;b&gt;" in comparison._tables("| <b> |\n|---|\n| x |\n")
+
+
+def test_the_command_writes_the_report(evaluated, tmp_path, capsys):
+    folder, _ = evaluated
+    words = ["report", str(folder / "run_good"), str(folder / "run_dark"), "--labels", "good", "dark"]
+    assert cli.main([*words, "--output", str(tmp_path / "out"), "--metric", "l1", "--pictures", "2"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "report.html")
+    assert (tmp_path / "out" / "report.html").read_text().count("<section") == 2
+    assert "dark - good" in (tmp_path / "out" / "report.md").read_text()
+    assert cli.main([*words, "--metric", "nothing"]) == 2 and "a metric must be one of" in capsys.readouterr().err
+    assert cli.main(["report", str(folder / "run_good")]) == 0 and (folder / "run_good" / "report.html").is_file()
 
 
 def test_other_protocols_are_not_compared(evaluated, tmp_path):

@@ -21,6 +21,7 @@ from editmgt_jax.evaluation import outcomes, pixels, stats
 from editmgt_jax.evaluation.examples import Example, Unreadable, read_picture
 from editmgt_jax.evaluation.protocol import Selection
 from editmgt_jax.evaluation.protocols.table import open_protocol
+from editmgt_jax.files import write_text
 
 THUMBNAIL = 224  # pixels of the longer side
 PIXELS = "pixels"  # order of the gallery without a metric: mean absolute difference of the edited pictures
@@ -236,6 +237,15 @@ def page(evaluated: Sequence[Evaluated], metric: str | None = None, pictures: in
         "</html>",
     ]
     return "\n".join(parts)
+
+
+def write(evaluated: Sequence[Evaluated], folder: str | Path, metric: str | None = None, pictures: int = 24) -> Path:
+    """Writes report.html and report.md into a folder. -> the former. Errors: UserError for a metric that there is not."""
+    folder, text = Path(folder), page(evaluated, metric, pictures)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "report.md", markdown(compare(evaluated)))
+    write_text(folder / "report.html", text)
+    return folder / "report.html"
 
 
 _STYLE = """

@@ -90,15 +90,15 @@ def evaluate_benchmark(args: argparse.Namespace) -> None:
     import jax
 
     from editmgt_jax.evaluation import evaluate, features, report
+    from editmgt_jax.evaluation.devices import SpreadPipeline
     from editmgt_jax.evaluation.editing import Editor
     from editmgt_jax.evaluation.protocol import Selection
     from editmgt_jax.evaluation.protocols.table import open_protocol
-    from editmgt_jax.pipeline import EditPipeline
 
     editor = None
     if args.model is not None:
         name = None if args.model == "default" else args.model
-        pipe = EditPipeline.from_pretrained(name, batch_size=args.batch_size)
+        pipe = SpreadPipeline.from_pretrained(name, batch_size=args.batch_size)
         editor = Editor(pipe, args.seed, shared.settings_of(args), args.leakage)
     kinds = {"clip": features.Clip, "dino": features.Dino, "structure": features.Structure, "lpips": features.Lpips}
     chosen = {name: kind(getattr(args, name)) for name, kind in kinds.items() if getattr(args, name)}

@@ -22,6 +22,7 @@ from editmgt_jax.declarations import SETTINGS, SettingsError, check_integer
 from editmgt_jax.errors import UserError
 from editmgt_jax.images import ImageError
 from editmgt_jax.models import text as texts
+from editmgt_jax.models.blocks import Interventions
 from editmgt_jax.models.text import EncodedText
 from editmgt_jax.models.vq import ids_to_pixels, pixels_to_ids
 from editmgt_jax.sampling.decode import Noise
@@ -237,6 +238,8 @@ class EditPipeline:
         negative: EncodedText | str | None = None,
         text_weights: np.ndarray | jax.Array | None = None,
         attention_step: int | None = None,
+        settings_of: Sequence[Settings] | None = None,
+        interventions: Interventions | None = None,
         progress: Progress | None = None,
         **settings: Any,
     ) -> TokenEdit:
@@ -248,12 +251,13 @@ class EditPipeline:
           keys: a seed or a key (sample i draws from fold_in(key, i)), keys [B], or the draws (`decode.Noise`).
           text_weights: float [B T], see `query_weights`; by default all text tokens weigh the same.
           attention_step: the step whose attention is returned; None is the mean over the steps.
+          settings_of: the settings of each sample, instead of `settings`; they may differ in what is traced.
+          interventions: blocks that each sample bypasses, and attention that is switched off, [J B]: for research.
           settings: as in `__call__`.
         Errors: SettingsError, UserError.
         """
-        settings = self.settings(**settings)
         return self._decode(
-            settings,
+            settings_of or self.settings(**settings),
             text,
             self._negative(negative),
             progress or silent,
@@ -262,6 +266,7 @@ class EditPipeline:
             keys=keys,
             text_weights=text_weights,
             attention_step=attention_step,
+            interventions=interventions,
         )
 
     # ---- inside

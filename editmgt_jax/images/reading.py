@@ -86,7 +86,9 @@ def _upright(image):
     A damaged EXIF block is ignored.
     """
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the block is damaged
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # noqa: BLE001  (the pixels are good; Pillow raises many kinds for damaged EXIF blocks)
         orientation = None
     upright = image.transpose(_ROTATIONS[orientation]) if orientation in _ROTATIONS else image.copy()

@@ -18,6 +18,7 @@ from editmgt_jax.config import LoRAConfig, MGTConfig
 from editmgt_jax.models.attention import ATTENTION, NO_WEIGHT, Preparation, Reading, attend_and_read, prepare
 from editmgt_jax.models.attention.signals import measure_signals, muted_bias
 from editmgt_jax.models.layers import PRODUCT, Linear, NormScale, constrain, layer_norm, per_segment
+from editmgt_jax.shapes import Array
 
 REMAT_POLICIES = {
     "none": None,
@@ -72,12 +73,12 @@ class Shared:
         return self.num_text + self.num_image
 
 
-def spread(x: jax.Array) -> jax.Array:
+def spread(x: Array) -> Array:
     """Activations of the trunk [B S D], spread over batch and positions."""
     return constrain(x, "batch", "length", None)
 
 
-def spread_grid(x: jax.Array) -> jax.Array:
+def spread_grid(x: Array) -> Array:
     """Ids [B H W] or activations [B H W D] of a grid, spread over batch and rows of the grid."""
     return constrain(x, "batch", "length", *(None,) * (x.ndim - 2))
 

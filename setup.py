@@ -4,6 +4,8 @@ from setuptools import find_packages, setup
 
 # Making training sets of raw pairs: runners, parquet files, other people's datasets.
 PREPARE = ["apache-beam>=2.70", "pyarrow>=18.0", "tensorflow-datasets>=4.9.9", "importlib_resources"]
+# Ablations: tables and figures.
+ABLATE = ["pyarrow>=18.0", "vl-convert-python>=1.7"]
 
 setup(
     name="editmgt_jax",
@@ -32,13 +34,25 @@ setup(
         "msgpack>=1.1",
         "numpy>=2.0",
         "scipy>=1.14",
+        "jaxtyping>=0.3",
         "pillow>=11.0",
         "tqdm>=4.66",
         "tensorboardX>=2.6",
     ],
     extras_require={
-        "test": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.8", *PREPARE],
+        "test": [
+            "pytest>=8.0",
+            "pytest-xdist>=3.6",
+            "beartype>=0.20",
+            "ruff>=0.8",
+            "scikit-learn>=1.5",
+            *PREPARE,
+            *ABLATE,
+        ],
         "prepare": PREPARE,
+        # Benchmarks: rows of an evaluation; CLIP and DINO are PyTorch models of transformers.
+        "eval": ["pyarrow>=18.0", "torch>=2.6"],
+        "ablate": ABLATE,
         # The PyTorch implementations that the parity tests compare with.
         "parity": ["torch>=2.6", "diffusers>=0.35"],
         "tpu": ["jax[tpu]"],

@@ -33,7 +33,8 @@ from PIL import Image, ImageDraw
 from editmgt_jax import images
 from editmgt_jax.batching import in_batches
 from editmgt_jax.data.scenes.source import CATEGORIES
-from editmgt_jax.evaluation import metrics, protocols
+from editmgt_jax.evaluation import metrics
+from editmgt_jax.evaluation.protocols import scenes
 from editmgt_jax.models.text import stack
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.sampling import decode, masking, samplers
@@ -105,9 +106,9 @@ class Lab:
         self.pipe = EditPipeline.from_pretrained(model)
         self.mgt, self.mask_id = self.pipe.model.mgt, self.pipe.mask_token_id
         self.codebook = self.pipe._vq_params["codebook"]  # [C E]
-        self.pairs = protocols.Pairs(self.pipe.model.scheduler.native_size, split, count, objects, seed, categories)
+        self.pairs = scenes.Pairs(self.pipe.model.scheduler.native_size, split, count, objects, seed, categories)
         self.pairs.scenes.distractors = functools.lru_cache(maxsize=None)(self.pairs.scenes.distractors)
-        self.runner = protocols.Runner(self.pipe, batch_size, 0)
+        self.runner = scenes.Runner(self.pipe, batch_size, 0)
         self.encoded = self.runner.encode(self.pairs)
         self.grid, self.batch_size = self.encoded.source_ids.shape[1:], batch_size
         self.source, self.target = (
@@ -203,7 +204,7 @@ class Lab:
         """Figures of each pair from the ids of its edit [n L] -> {name: [n]}"""
         ids = tokens.reshape(-1, *self.grid)
         pictures = self.runner.decode(ids)
-        scores = protocols.score_edits(self.pairs, ids, pictures, self.encoded)
+        scores = scenes.score_edits(self.pairs, ids, pictures, self.encoded)
         scores["changed_inside"] = metrics.masked_mean((tokens != self.source).astype(float), self.inside)
         scores["right_changed"] = metrics.masked_mean((tokens == self.target).astype(float), self.changed)
         scores["edges"] = _edges(pictures, self.pairs.mask) / _edges(self.encoded.target, self.pairs.mask)
@@ -402,12 +403,12 @@ def table_rates(lab, keep):
         tokens = np.where(hidden, lab.mask_id, lab.target)
         for guidance in (1.0, 2.5, 4.0) if rate == 1 else (1.0, 2.5):
             seen = lab.look(tokens, guidance)
-            for place, where in (
+            for name, where in (
                 ("changed", wanted),
                 ("kept inside", lab.inside & ~lab.changed),
                 ("outside", ~lab.inside),
             ):
-                said.append((f"{rate:g} guidance {guidance:g} {place}", _said(lab, seen, hidden & where)))
+                said.append((f"{rate:g} guidance {guidance:g} {name}", _said(lab, seen, hidden & where)))
             change, truth = -np.expm1(seen.log_p_source[hidden]), lab.changed[hidden]
             bins = np.minimum((5 * change).astype(int), 4)
             pairs = [(change[bins == i].mean(), truth[bins == i].mean()) for i in range(5)]
@@ -480,12 +481,14 @@ def draw_steps(lab, index: int, steps: int = 8, side: int = 128) -> Image.Image:
     sheet = Image.new("RGB", ((steps + 2) * (cell + gap), len(rows) * (cell + line + gap)), "white")
     pen = ImageDraw.Draw(sheet)
     given = [lab.encoded.source[index], lab.encoded.target[index]]
-    for place, (name, (count, order)) in enumerate(rows.items()):
+    for number, (name, (count, order)) in enumerate(rows.items()):
         tokens = lab.decode(count, order).tokens[:, index].reshape(-1, *lab.grid)
         painted = np.asarray(lab.pipe.decode_image(tokens))
         frames = given + [images.hide(pixels, ids == lab.mask_id) for pixels, ids in zip(painted, tokens, strict=True)]
-        top = place * (cell + line + gap)
-        words = f"{lab.pairs.instructions[index]}   source, target, {name}" if place == 0 else f"source, target, {name}"
+        top = number * (cell + line + gap)
+        words = (
+            f"{lab.pairs.instructions[index]}   source, target, {name}" if number == 0 else f"source, target, {name}"
+        )
         pen.text((2, top + 2), words, fill="black")
         for column, pixels in enumerate(frames):
             sheet.paste(images.to_image(pixels, (cell, cell)), (column * (cell + gap), top + line))

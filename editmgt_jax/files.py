@@ -13,6 +13,7 @@ from pathlib import Path
 
 from editmgt_jax.errors import UserError
 
+JOB = "job.json"  # what the files of a folder are made of
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF}  # of file systems that cannot sync a folder
 
 
@@ -86,6 +87,41 @@ def new_folder(output: str | Path, *sources: str | Path) -> Iterator[Path]:
         _sync(output.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def claim(folder: str | Path, job: dict) -> None:
+    """Notes in a folder, created if need be, what its files are made of, or compares it: files of two jobs must not be mixed.
+
+    Several processes of one job may claim a folder at once. What a killed process was writing does not count.
+
+    Args:
+      job: values that JSON has.
+    Errors: UserError when the folder belongs to another job, or holds files of none.
+    """
+    folder, text = Path(folder), json.dumps(job, indent=2, sort_keys=True) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / JOB
+    # Listed before the note is looked for: another process of this job writes its other files after it.
+    holds = [entry for entry in folder.iterdir() if entry.suffix != ".tmp"]
+    if path.is_file():
+        if path.read_text() != text:
+            raise UserError(
+                f"{folder} belongs to a job with other {_differing(path, text)} (see {path}): name a new folder, or delete it"
+            )
+    elif holds:
+        raise UserError(f"{folder} is not empty, and has no {JOB}: name a new folder")
+    else:
+        write_text(path, text)
+
+
+def _differing(path: Path, text: str) -> str:
+    """Names of the values that a note and the text of another do not share."""
+    try:
+        before, now = dict(json.loads(path.read_text())), json.loads(text)
+    except (ValueError, TypeError):
+        return "values"
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return ", ".join(names) or "values"
 
 
 def _temporary(path: Path) -> Path:

@@ -17,6 +17,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import pytest  # noqa: E402  (the flags come first)
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Annotated types and axes of arrays are checked at every call.
+install_import_hook(["editmgt_jax.models", "editmgt_jax.sampling"], "type_check.check")
+
 import tiny  # noqa: E402
 
 from editmgt_jax.pipeline import EditPipeline  # noqa: E402

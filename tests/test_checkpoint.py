@@ -43,7 +43,7 @@ def state_of(value):
     return new_state(params, make_optimizer(Optimizer()), ema=True)
 
 
-def placed(devices, value=0.0):
+def put_state(devices, value=0.0):
     """-> (state on a mesh of so many devices, its shapes)"""
     sizes = {"data": 1, "fsdp": devices, "tensor": 1, "context": 1}
     layout = Layout(make_mesh(sizes, jax.devices()[:devices]), RULES)
@@ -61,7 +61,7 @@ def write(folder, steps=(2, 4), devices=8, **more):
     run, data = open_run(folder, **more), batches(Numbers(), 4)
     for step in steps:
         next(data)
-        run.save(step, placed(devices, float(step))[0], data, {"accuracy": -step})
+        run.save(step, put_state(devices, float(step))[0], data, {"accuracy": -step})
         run.wait()
     run.close()
 
@@ -69,11 +69,11 @@ def write(folder, steps=(2, 4), devices=8, **more):
 def restored(folder, devices=8):
     """-> (first value of the parameters, number of the next batch), or None"""
     data, run = batches(Numbers(), 4), open_run(folder)
-    state = run.restore(placed(devices)[1], data)
+    state = run.restore(put_state(devices)[1], data)
     run.close()
     if state is None:
         return None
-    expected = placed(devices, float(state.params["kernel"][0, 0]))[0]
+    expected = put_state(devices, float(state.params["kernel"][0, 0]))[0]
     jax.tree.map(np.testing.assert_array_equal, state, expected)
     assert state.params["kernel"].sharding.num_devices == devices
     return float(state.params["kernel"][0, 0]), data.get_state()["step"]
@@ -118,7 +118,7 @@ def test_a_damaged_last_checkpoint_is_put_aside(tmp_path, damage, sizes_known, c
     assert "checkpoint 4 is damaged, put aside" in capfd.readouterr().err
     for times in (1, 2):
         assert len(list((tmp_path / "checkpoints").glob("4.damaged.*"))) == times
-        write(tmp_path, steps=(4,))  # its place is free again
+        write(tmp_path, steps=(4,))  # its folder is free again
         assert restored(tmp_path) == (4.0, 1)
         damage(tmp_path / "checkpoints" / "4")
         assert restored(tmp_path) == (2.0, 1)
@@ -129,10 +129,10 @@ def test_an_array_that_changed_unnoticed_by_the_format_is_seen(tmp_path, monkeyp
     data, run = batches(Numbers(), 4), open_run(tmp_path)
     monkeypatch.setattr(checkpoint, "fingerprint", lambda tree: 1)
     with pytest.raises(CheckpointError, match="not those that were saved"):
-        run.restore(placed(8)[1], data)
+        run.restore(put_state(8)[1], data)
 
 
-def test_a_changed_place_in_the_data_is_seen(tmp_path, capfd):
+def test_a_changed_position_in_the_data_is_seen(tmp_path, capfd):
     write(tmp_path)
     (path,) = (tmp_path / "checkpoints" / "4").rglob("_CHECKPOINT_METADATA")
     path.write_text(path.read_text().replace('"step": 2', '"step": 3'))
@@ -165,10 +165,10 @@ def test_a_state_means_nothing_without_its_identity(tmp_path):
     for rank in ((1, 2), (1, 3)):
         run = open_run(tmp_path, identity={"rank": rank})
         if rank == (1, 2):
-            assert run.restore(placed(8)[1], batches(Numbers(), 4)) is not None
+            assert run.restore(put_state(8)[1], batches(Numbers(), 4)) is not None
             continue
         with pytest.raises(CheckpointError, match=r"was begun with .*\[1, 2\].* got .*\[1, 3\]"):
-            run.restore(placed(8)[1], batches(Numbers(), 4))
+            run.restore(put_state(8)[1], batches(Numbers(), 4))
 
 
 def test_saves_leave_no_file_open(tmp_path):
@@ -209,7 +209,7 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_stays(tmp_path, monkeypatch
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
     with pytest.raises(CheckpointError, match="has 0 MiB left: make room.*last whole checkpoint is 4"):
-        run.save(6, placed(8)[0], data, {})
+        run.save(6, put_state(8)[0], data, {})
     run.close()
     assert restored(tmp_path) == (4.0, 2)
 
@@ -230,20 +230,20 @@ def test_a_write_that_fails_is_told_and_the_last_checkpoint_stays(tmp_path):
     write(tmp_path)
     run, data = open_run(tmp_path), batches(Numbers(), 4)
     with pytest.raises(CheckpointError, match="cannot be written.*File too large"), small_files():
-        run.save(6, placed(8)[0], data, {})
+        run.save(6, put_state(8)[0], data, {})
         run.wait()
     assert restored(tmp_path) == (4.0, 2)
 
 
 def test_the_fingerprint_sees_every_bit_and_no_mesh():
-    state, _ = placed(8, 3.0)
+    state, _ = put_state(8, 3.0)
     tree = jax.device_get(state.params)
     whole = int(fingerprint(state.params))
     assert whole == int(fingerprint(tree))
-    for place in ((0, 0), (7, 31), (63, 5)):
+    for index in ((0, 0), (7, 31), (63, 5)):
         for bit in (0, 13, 31):
             changed = {name: value.copy() for name, value in tree.items()}
-            changed["kernel"].view(np.uint32)[place] ^= np.uint32(1 << bit)
+            changed["kernel"].view(np.uint32)[index] ^= np.uint32(1 << bit)
             assert int(fingerprint(changed)) != whole
     swapped = tree["kernel"].copy()
     swapped[[0, 1]] = swapped[[1, 0]]

@@ -347,9 +347,9 @@ def test_convert_released_takes_a_run(folder, trainer, capfd):
 def test_evaluate_calls_the_protocol(monkeypatch, folder):
     calls = []
 
-    def evaluate_scenes(model, output, gallery, count, batch_size, seed, split, objects, **settings):
+    def evaluate_scenes(model, output, gallery, count, batch_size, seed, split, objects, workdir, **settings):
         calls.append((model, count, split, settings))
 
-    monkeypatch.setattr("editmgt_jax.evaluation.protocols.evaluate_scenes", evaluate_scenes)
+    monkeypatch.setattr("editmgt_jax.evaluation.protocols.scenes.evaluate_scenes", evaluate_scenes)
     assert cli.main("evaluate scenes --count 5 --hold-threshold 0.2".split()) == 0
     assert calls == [(None, 5, "heldout", {"hold_threshold": 0.2})]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from editmgt_jax import images
-from editmgt_jax.evaluation import protocols
+from editmgt_jax.evaluation.protocols import scenes
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.weights.loading import DEFAULT_MODEL
 
@@ -37,7 +37,7 @@ def test_it_edits_what_the_instruction_is_about(pipe):
 @pytest.mark.slow
 def test_held_out_scenes():
     """What is expected of it on pairs that training never showed. About half an hour."""
-    report, _ = protocols.evaluate(EditPipeline.from_pretrained())
+    report, _ = scenes.evaluate(EditPipeline.from_pretrained())
     free = report["results"]["free"]
     assert report["reconstruction_psnr"] > 30
     assert free["all"]["success"] > 0.9

@@ -8,8 +8,9 @@ from PIL import Image
 from tiny import write_model
 
 from editmgt_jax.data.scenes.source import CATEGORIES
-from editmgt_jax.evaluation import metrics, protocols
-from editmgt_jax.evaluation.protocols import Encoded, Pairs, Runner
+from editmgt_jax.evaluation import comparison, metrics, stats
+from editmgt_jax.evaluation.protocols import scenes
+from editmgt_jax.evaluation.protocols.scenes import Encoded, Pairs, Runner
 from editmgt_jax.images import ImageError
 from editmgt_jax.pipeline import EditPipeline
 
@@ -50,8 +51,8 @@ def test_iou_and_its_best_threshold():
 
 def test_the_target_succeeds_and_the_source_fails(pairs):
     assert set(pairs.categories) == set(CATEGORIES)
-    assert protocols.succeeded(pairs, pairs.target, pairs.source, pairs.target).mean() > 0.95
-    assert not protocols.succeeded(pairs, pairs.source, pairs.source, pairs.target).any()
+    assert scenes.succeeded(pairs, pairs.target, pairs.source, pairs.target).mean() > 0.95
+    assert not scenes.succeeded(pairs, pairs.source, pairs.source, pairs.target).any()
 
 
 def test_a_colour_edit_must_have_the_colour_that_was_asked_for(pairs):
@@ -59,27 +60,27 @@ def test_a_colour_edit_must_have_the_colour_that_was_asked_for(pairs):
     wrong = {"blue": (1, 0, 0)}.get(pairs.facts[index]["colour"], (0, 0, 1))
     edited = np.array(pairs.target)
     edited[index][pairs.mask[index]] = wrong
-    assert not protocols.succeeded(pairs, edited, pairs.source, pairs.target)[index]
+    assert not scenes.succeeded(pairs, edited, pairs.source, pairs.target)[index]
 
 
 def test_only_the_right_object_is_recognised(pairs):
     new = np.isin(pairs.categories, ("add", "replace"))
-    found = protocols.recognised(pairs, pairs.target)
+    found = scenes.recognised(pairs, pairs.target)
     np.testing.assert_array_equal(np.isnan(found), ~new)
     assert (found[new] == 1).all()
     edited = np.array(pairs.target)
     for index in np.flatnonzero(new):
-        edited[index] = pairs.scenes.distractors(int(index), protocols.DISTRACTORS)[0] / 255
-    assert (protocols.recognised(pairs, edited)[new] == 0).all()
+        edited[index] = pairs.scenes.distractors(int(index), scenes.DISTRACTORS)[0] / 255
+    assert (scenes.recognised(pairs, edited)[new] == 0).all()
 
 
 def test_figures_of_a_perfect_edit(pairs):
     ids = np.zeros((len(pairs), 8, 8), np.int32)
     changed = np.where(pairs.token_mask((8, 8)), 1, ids)
     encoded = Encoded(ids, changed, pairs.source, pairs.target)
-    figures = protocols.score_edits(pairs, changed, pairs.target, encoded)
+    figures = scenes.score_edits(pairs, changed, pairs.target, encoded)
     assert np.nanmax(figures["l1_inside"]) == 0 and np.nanmax(figures["changed_outside"]) == 0
-    leaking = protocols.score_edits(pairs, np.ones_like(ids), pairs.target, encoded)
+    leaking = scenes.score_edits(pairs, np.ones_like(ids), pairs.target, encoded)
     assert np.nanmin(leaking["changed_outside"]) == 1
 
 
@@ -93,9 +94,10 @@ def test_a_pair_is_edited_alike_in_any_batch(model, pairs):
 
 
 def test_protocol_on_a_tiny_model(model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(protocols, "SELECTION_PAIRS", 10)
+    monkeypatch.setattr(scenes, "SELECTION_PAIRS", 10)
     report, gallery = tmp_path / "report.json", tmp_path / "gallery.png"
-    protocols.evaluate_scenes(model, report, gallery, count=14, batch_size=8, split="train", steps=2, layers=[0, 1])
+    options = {"count": 14, "batch_size": 8, "split": "train", "steps": 2, "layers": [0, 1]}
+    scenes.evaluate_scenes(model, report, gallery, workdir=tmp_path / "run", **options)
     printed = capsys.readouterr().out
     assert "without region hold" in printed and "recognised" in printed
     found = json.loads(report.read_text())
@@ -108,16 +110,39 @@ def test_protocol_on_a_tiny_model(model, tmp_path, capsys, monkeypatch):
     assert found["localisation"]["layers"] == [0, 1]
     assert set(found["localisation"]["selection_iou_of_single_layers"]) == {"0", "1", "2"}
     assert Image.open(gallery).width > 6 * 64
+    (run,) = comparison.read([tmp_path / "run"])
+    assert len(run.outcomes) == 14 and run.outcomes["00003"]["protocol"] == "scenes"
+    for name in ("success", "changed_outside"):
+        mean = np.nanmean(stats.column(list(run.outcomes.values()), f"held:{name}"))
+        assert mean == pytest.approx(held["all"][name], abs=1e-4)
+        assert run.summary["results"]["all"]["all"][f"held:{name}"]["mean"] == pytest.approx(mean)
+    assert "held:success ↑" in comparison.markdown(comparison.compare([run, run]))
+    assert Image.open(run.outputs / run.outcomes["00003"]["output"]).size == (32, 32)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.4])
 def test_a_hold_threshold_that_is_asked_for_is_used(model, monkeypatch, threshold):
-    monkeypatch.setattr(protocols, "SELECTION_PAIRS", 10)
+    monkeypatch.setattr(scenes, "SELECTION_PAIRS", 10)
     pipe = EditPipeline.from_pretrained(model)
-    report, _ = protocols.evaluate(pipe, count=7, batch_size=7, steps=1, hold_threshold=threshold)
+    report, _ = scenes.evaluate(pipe, count=7, batch_size=7, steps=1, hold_threshold=threshold)
     assert report["settings"]["hold_threshold"] == threshold
 
 
 def test_nowhere_to_write_is_found_first(model, tmp_path):
     with pytest.raises(ImageError, match="existing folder"):
-        protocols.evaluate_scenes(model, tmp_path / "gone" / "report.json")
+        scenes.evaluate_scenes(model, tmp_path / "gone" / "report.json")
+
+
+@pytest.mark.parametrize("hold, filter", [("released", "adaptive"), ("from_step", "none")])
+def test_hold_of_one_step_is_applied_afterwards(model, pairs, hold, filter):
+    runner = Runner(EditPipeline.from_pretrained(model), 8, seed=0)
+    settings = {"steps": 1, "hold": hold, "filter": filter, "layers": [1, 2]}
+    source_ids = runner.ids(pairs.source)
+    free = runner.edit(pairs, source_ids, **(settings | {"layers": [0, 1, 2], "hold_threshold": 0.0}))
+    held = runner.edit(pairs, source_ids, **(settings | {"hold_threshold": 0.4}))
+    found = runner.hold(free, source_ids, 0.4, **settings)
+    np.testing.assert_allclose(found["relevance"], held["relevance"], atol=1e-5)
+    sure = np.abs(held["relevance"] - 0.4) > 1e-4  # a cell at the threshold may be rounded to either side
+    assert sure.mean() > 0.99 and 0.05 < held["keep"].mean() < 0.95
+    np.testing.assert_array_equal(found["tokens"][sure], held["tokens"][sure])
+    np.testing.assert_array_equal(found["passes"], held["passes"])

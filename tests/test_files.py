@@ -9,7 +9,7 @@ import pytest
 
 from editmgt_jax import files
 from editmgt_jax.errors import UserError
-from editmgt_jax.files import mounted, new_folder, replacing, write_json, write_text
+from editmgt_jax.files import claim, mounted, new_folder, replacing, write_json, write_text
 
 
 def names(folder):
@@ -121,3 +121,27 @@ def test_an_address_is_no_path(tmp_path, monkeypatch):
     assert mounted("runs/a", "a run") == tmp_path / "runs" / "a"
     with pytest.raises(UserError, match="a run must lie in a file system .* gs://bucket/a"):
         mounted("gs://bucket/a", "a run")
+
+
+def test_a_folder_belongs_to_one_job(tmp_path):
+    claim(tmp_path / "out", {"b": [1], "a": 2})
+    (tmp_path / "out" / "results").write_text("x")
+    claim(tmp_path / "out", {"a": 2, "b": [1]})
+    with pytest.raises(UserError, match="belongs to a job with other a, c "):
+        claim(tmp_path / "out", {"a": 3, "b": [1], "c": 4})
+    assert json.loads((tmp_path / "out" / "job.json").read_text()) == {"a": 2, "b": [1]}
+
+
+def test_a_folder_of_no_job_is_refused_unless_it_is_empty(tmp_path):
+    (tmp_path / "job.json.0f.tmp").write_text("half")  # of another process of the job, or of a killed one
+    claim(tmp_path, {"a": 2})
+    (tmp_path / "job.json").rename(tmp_path / "letter.txt")
+    with pytest.raises(UserError, match="is not empty, and has no job.json"):
+        claim(tmp_path, {"a": 2})
+
+
+@pytest.mark.parametrize("note", ["{", "[1, 2]", "7"])
+def test_a_note_that_is_damaged_is_of_another_job(tmp_path, note):
+    (tmp_path / "job.json").write_text(note)
+    with pytest.raises(UserError, match="belongs to a job with other values "):
+        claim(tmp_path, {"a": 2})

@@ -14,7 +14,7 @@ from editmgt_jax.errors import UserError
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
-    monkeypatch.setattr("editmgt_jax.data.tokenise.SHARD", 16)
+    monkeypatch.setattr("editmgt_jax.data.tokenize.SHARD", 16)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def same(one, other):
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
-# ---- tokenising
+# ---- tokenizing
 
 
 def test_records_hold_what_the_pairs_say(folder):
@@ -62,7 +62,7 @@ def test_a_stopped_job_goes_on(folder, tmp_path):
     report = tokens.write(folder)
     assert report["images"] == 2 * 16 and 0 <= report["waited"] <= 1
     assert {path.name: path.read_bytes() for path in folder.glob("*.array_record")} == whole
-    with pytest.raises(ValueError, match="begun as another job"):
+    with pytest.raises(ValueError, match="belongs to a job with other sizes "):
         tokens.write(folder, {"32x32": 51})
 
 
@@ -97,7 +97,7 @@ def test_text_states_can_be_stored(tmp_path):
 def test_hosts_share_the_same_global_batches(folder, hosts):
     whole = take(token_batches(mixture(folder), 8, seed=1), 12)
     parts = [
-        take(token_batches(mixture(folder), 8, seed=1, rows=range(8 * i // hosts, 8 * (i + 1) // hosts)), 12)
+        take(token_batches(mixture(folder), 8, seed=1, examples=range(8 * i // hosts, 8 * (i + 1) // hosts)), 12)
         for i in range(hosts)
     ]
     for step, batch in enumerate(whole):
@@ -119,7 +119,7 @@ def test_a_stop_changes_nothing(folder, workers):
 
 def test_a_state_of_other_batches_is_refused(folder):
     state = token_batches(mixture(folder), 4, seed=1).get_state()
-    token_batches(mixture(folder), 4, seed=1, rows=(1, 3), workers=2).set_state(state)
+    token_batches(mixture(folder), 4, seed=1, examples=(1, 3), workers=2).set_state(state)
     for other in (token_batches(mixture(folder), 8, seed=1), token_batches(mixture(folder), 4, seed=2)):
         with pytest.raises(DataError, match="drawn as before the stop"):
             other.set_state(state)
@@ -161,8 +161,8 @@ def test_corrupt_records_are_named_skipped_and_counted(tmp_path, capfd):
     tokens.write(folder, {"32x32": 50})
     path = folder / "32x32-00000.array_record"
     data = bytearray(path.read_bytes())
-    place = data.find(np.full(16, 3, np.uint16).tobytes())  # the ids of pair 3
-    data[place : place + 8] = b"\xff" * 8
+    position = data.find(np.full(16, 3, np.uint16).tobytes())  # the ids of pair 3
+    data[position : position + 8] = b"\xff" * 8
     path.write_bytes(data)
     only = mixture(folder)
     seen = [n for batch in take(token_batches(only, 4, seed=0), 60) for n in tokens.numbers(batch)]
@@ -174,7 +174,7 @@ def test_corrupt_records_are_named_skipped_and_counted(tmp_path, capfd):
 
 
 def test_the_records_of_a_batch_can_be_named(folder):
-    batches = token_batches(mixture(folder), 4, seed=5, rows=(0, 1))
+    batches = token_batches(mixture(folder), 4, seed=5, examples=(0, 1))
     files = {"32x32": 0, "64x32": 0}
     for step in range(10):
         names, batch = batches.names(step), next(batches)

@@ -46,7 +46,7 @@ def test_traced_settings_never_recompile(pipe, capsys, monkeypatch):
     base = dict(steps=5, hold_threshold=0.3, mask=mask)  # a number of steps that no other test uses
     stages = []
     fresh(picture(), INSTRUCTION, progress=stages.append, **base)
-    assert stages == ["text", "tokenise", "compile", "decode", "paint"]
+    assert stages == ["text", "tokenize", "compile", "decode", "paint"]
     assert capsys.readouterr().err.count("compiled for 8 x 8 tokens in") == 1
     before = traces.copy()
     for change in (

@@ -1,4 +1,4 @@
-"""Preparing raw pairs: every row is kept or rejected for the right reason, and the same bytes come out every time."""
+"""Preparing raw pairs: every one is kept or rejected for the right reason, and the same bytes come out every time."""
 
 import hashlib
 import io
@@ -26,8 +26,9 @@ from editmgt_jax.data.prepare.examine import PrepareConfig, examine  # noqa: E40
 from editmgt_jax.data.prepare.job import PrepareError, prepare  # noqa: E402
 from editmgt_jax.data.prepare.sources import RawPair  # noqa: E402
 from editmgt_jax.data.records import PairSource, read_manifest  # noqa: E402
+from editmgt_jax.errors import UserError  # noqa: E402
 
-CONFIG = PrepareConfig(resolution=planted.SIZE, task_rows=100)
+CONFIG = PrepareConfig(resolution=planted.SIZE, task_pairs=100)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_every_defect_is_reported_for_the_right_reason(raw, prepared):
     expected, manifest = raw[1], prepared[1]
     assert counts(manifest["rejects"]) == expected["rejects"]
     assert counts(manifest["notes"]) == expected["notes"]
-    assert manifest["rows"] == expected["rows"] == manifest["kept"] + sum(expected["rejects"].values())
+    assert manifest["pairs"] == expected["pairs"] == manifest["kept"] + sum(expected["rejects"].values())
     assert sum(manifest["categories"].values()) == sum(shard["records"] for shard in manifest["shards"])
     key, detail = manifest["rejects"]["bad_utf8"]["examples"][0]
     assert "#" in key and "not UTF-8" in detail
@@ -112,10 +113,10 @@ def test_a_stopped_preparation_goes_on_to_the_same_bytes(raw, prepared, tmp_path
         assert not set(again) & set(done)
 
 
-def _kill_and_restart(raw, output, task_rows, tasks):
+def _kill_and_restart(raw, output, task_pairs, tasks):
     """Runs the command, kills it with all its processes once some tasks are surveyed, and runs it again."""
     command = [sys.executable, "-m", "editmgt_jax.cli", "prepare", str(raw), "--output", str(output)]
-    command += [f"--resolution={planted.SIZE}", f"--task-rows={task_rows}", "--workers=2"]
+    command += [f"--resolution={planted.SIZE}", f"--task-pairs={task_pairs}", "--workers=2"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     while process.poll() is None and len(list((output / "staging").glob("[0-9]" * 5))) < tasks:
         time.sleep(0.02)
@@ -134,10 +135,10 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(raw, prepared, tmp_path)
 def test_five_thousand_pairs(tmp_path):
     """Counts, reasons and bytes at the size of the planted set that the project is held to."""
     expected = planted.write(tmp_path / "raw", 5000)
-    config = PrepareConfig(resolution=planted.SIZE, task_rows=512)
+    config = PrepareConfig(resolution=planted.SIZE, task_pairs=512)
     manifest = prepare(tmp_path / "raw", tmp_path / "set", config, workers=2)
     assert counts(manifest["rejects"]) == expected["rejects"] and counts(manifest["notes"]) == expected["notes"]
-    assert manifest["rows"] == 5000 == manifest["kept"] + sum(expected["rejects"].values())
+    assert manifest["pairs"] == 5000 == manifest["kept"] + sum(expected["rejects"].values())
     for tasks in (1, 6):
         _kill_and_restart(tmp_path / "raw", tmp_path / f"killed{tasks}", 512, tasks)
         assert checksums(tmp_path / f"killed{tasks}") == checksums(tmp_path / "set")
@@ -155,7 +156,7 @@ def test_a_kill_while_a_shard_is_written_leaves_nothing(raw, prepared, tmp_path)
         "    if len(seen) == 150: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return read(self, index)\n"
         "records.ShardReader.read = stop\n"
-        f"module.prepare(*sys.argv[1:], PrepareConfig(resolution={planted.SIZE}, task_rows=100))\n"
+        f"module.prepare(*sys.argv[1:], PrepareConfig(resolution={planted.SIZE}, task_pairs=100))\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(raw[0]), str(tmp_path / "set")], stderr=subprocess.DEVNULL)
     assert done.returncode == -signal.SIGKILL and list((tmp_path / "set").glob("*.tmp"))
@@ -163,7 +164,7 @@ def test_a_kill_while_a_shard_is_written_leaves_nothing(raw, prepared, tmp_path)
     assert checksums(tmp_path / "set") == checksums(prepared[0])
 
 
-def test_odd_rows_are_rejected_and_stop_nothing(tmp_path):
+def test_odd_pairs_are_rejected_and_stop_nothing(tmp_path):
     source, target = (planted.encoded(np.full((64, 64, 3), value, np.uint8), "PNG") for value in (0, 200))
     wide = planted.encoded(np.zeros((64, 330, 3), np.uint8), "PNG")
     bomb = io.BytesIO()
@@ -185,12 +186,12 @@ def test_odd_rows_are_rejected_and_stop_nothing(tmp_path):
 
 
 def test_source_and_target_are_cropped_alike(tmp_path):
-    """A target that is a little wider is scaled as a whole: what was in one place stays there."""
+    """A target that is a little wider is scaled as a whole: what was at one position stays there."""
     picture = np.zeros((128, 128, 3), np.uint8)
     picture[:, 24:28] = 255
     target = Image.fromarray(picture).resize((133, 128))
-    row = RawPair("k", planted.encoded(picture, "PNG"), planted.encoded(np.asarray(target), "PNG"), "x")
-    found = examine(row, PrepareConfig(resolution=128, min_changed=0.0, image_format="png"))
+    pair = RawPair("k", planted.encoded(picture, "PNG"), planted.encoded(np.asarray(target), "PNG"), "x")
+    found = examine(pair, PrepareConfig(resolution=128, min_changed=0.0, image_format="png"))
     columns = [
         np.asarray(Image.open(io.BytesIO(found.record[side])))[64, :, 0].argmax() for side in ("source", "target")
     ]
@@ -211,11 +212,21 @@ def test_a_finished_preparation_is_not_done_again(raw, prepared, monkeypatch):
 
 
 def test_another_preparation_s_folder_is_refused(raw, prepared, tmp_path):
-    with pytest.raises(PrepareError, match="another source, config"):
-        prepare(raw[0], prepared[0], PrepareConfig(resolution=planted.SIZE, task_rows=50))
+    with pytest.raises(UserError, match="belongs to a job with other config "):
+        prepare(raw[0], prepared[0], PrepareConfig(resolution=planted.SIZE, task_pairs=50))
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(PrepareError, match="is not empty"):
+    with pytest.raises(UserError, match="is not empty"):
         prepare(raw[0], tmp_path, CONFIG)
+
+
+def test_an_unfinished_preparation_under_former_names_is_refused_in_one_line(raw, prepared, tmp_path):
+    """`task_pairs` was `task_rows`."""
+    shutil.copytree(prepared[0], tmp_path / "set", ignore=shutil.ignore_patterns("manifest.json"))
+    note = tmp_path / "set" / "job.json"
+    note.write_text(note.read_text().replace("task_pairs", "task_rows"))
+    with pytest.raises(UserError, match=r"other config \(see .*job\.json\): name a new folder") as refused:
+        prepare(raw[0], tmp_path / "set", CONFIG)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_source_that_changed_is_refused(raw, prepared, tmp_path):
@@ -225,7 +236,7 @@ def test_a_source_that_changed_is_refused(raw, prepared, tmp_path):
     file = sorted(source.rglob("*.parquet"))[0]
     table = pyarrow.parquet.read_table(file)
     pyarrow.parquet.write_table(table.replace_schema_metadata({"changed": "yes"}), file)
-    with pytest.raises(PrepareError, match="belongs to a preparation of another source"):
+    with pytest.raises(UserError, match="belongs to a job with other parts "):
         prepare(source, tmp_path / "set", CONFIG)
 
 
@@ -240,15 +251,15 @@ def test_a_flag_that_no_one_knows(raw, tmp_path):
         prepare(raw[0], tmp_path / "set", CONFIG, flags=["--resolutoin=64"])
     assert not (tmp_path / "set").exists()
     flags = ["--runner=DirectRunner", "--direct_running_mode=multi_threading", "--direct_num_workers=2"]
-    assert prepare(raw[0], tmp_path / "set", CONFIG, flags=flags)["rows"] == raw[1]["rows"]
+    assert prepare(raw[0], tmp_path / "set", CONFIG, flags=flags)["pairs"] == raw[1]["pairs"]
 
 
 def test_a_category_can_be_limited(raw, tmp_path):
-    config = PrepareConfig(resolution=planted.SIZE, task_rows=100, max_per_category=20)
+    config = PrepareConfig(resolution=planted.SIZE, task_pairs=100, max_per_category=20)
     manifest = prepare(raw[0], tmp_path / "set", config)
     assert set(manifest["categories"].values()) == {20}
     rejected = sum(counts(manifest["rejects"]).values())
-    assert manifest["kept"] + rejected == manifest["rows"]
+    assert manifest["kept"] + rejected == manifest["pairs"]
     assert counts(manifest["rejects"])["over_category_limit"] > 0
 
 
@@ -282,7 +293,7 @@ def test_the_summary_names_reasons_and_shows_pairs(prepared):
     [
         ({"resolution": 100}, "multiple of 32"),
         ({"image_format": "gif"}, "image_format must be one of"),
-        ({"task_rows": 0}, "task_rows must be at least 1"),
+        ({"task_pairs": 0}, "task_pairs must be at least 1"),
         ({"min_changed": 0.9, "max_changed": 0.5}, "must be shares"),
     ],
 )

@@ -62,15 +62,15 @@ def test_two_processes_train_as_one_does(home, undisturbed, tmp_path):
     assert_close_parameters(tmp_path / "one", undisturbed)
 
 
-def test_two_processes_tokenise_as_one_does(home, tmp_path):
-    def tokenise(output, count):
+def test_two_processes_tokenize_as_one_does(home, tmp_path):
+    def tokenize(output, count):
         more = ["--output", tmp_path / output, "--examples", 40, "--config.model.encoders="]
         more += [f"--config.model.vq={home / 'model' / 'vqvae'}", "--config.data.tokens=", "--config.data.heldout="]
         started = start(["tokenize", "--config", home / "config.py", *more], processes=count, logs=tmp_path / "logs")
         assert finish(started) == [0] * count, (tmp_path / "logs" / "0.log").read_text()[-3000:]
         return {p.name: p.read_bytes() for p in (tmp_path / output).iterdir() if p.suffix in (".array_record", ".npy")}
 
-    two, one = tokenise("two", 2), tokenise("one", 1)
+    two, one = tokenize("two", 2), tokenize("one", 1)
     assert two == one and len(two) > 1
     assert TokenSet(tmp_path / "two").manifest["examples"] == 40
 

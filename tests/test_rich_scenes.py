@@ -10,7 +10,7 @@ import pytest
 from editmgt_jax.data.scenes import colours, drawing, patterns, phrases, sprites
 from editmgt_jax.data.scenes import source as scenes
 from editmgt_jax.data.scenes.variety import OBJECTS, Variety, variety
-from editmgt_jax.evaluation import protocols
+from editmgt_jax.evaluation.protocols import scenes as protocol
 
 SIZE, N_DRAWN, N_PLANNED = 96, 350, 5000
 RICH = variety("rich")
@@ -259,11 +259,11 @@ def test_greys_are_grey_and_as_light_as_their_name(name, low, high):
 
 
 def test_success_of_a_pattern_is_to_be_nearer_to_it():
-    pairs = protocols.Pairs(64, "train", 60, "rich", categories=("colour",))
+    pairs = protocol.Pairs(64, "train", 60, "rich", categories=("colour",))
     unnamed = np.array([facts["colour"] is None for facts in pairs.facts])
     assert unnamed.any() and not unnamed.all()
-    assert protocols.succeeded(pairs, pairs.target, pairs.source, pairs.target).all()
-    assert not protocols.succeeded(pairs, pairs.source, pairs.source, pairs.target).any()
+    assert protocol.succeeded(pairs, pairs.target, pairs.source, pairs.target).all()
+    assert not protocol.succeeded(pairs, pairs.source, pairs.source, pairs.target).any()
 
 
 def test_choices_are_declared_once():

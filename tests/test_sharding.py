@@ -107,6 +107,6 @@ def test_batches_are_spread_over_data_and_fsdp():
     assert spread["source_ids"].sharding.spec == P(BATCH, "context") and spread["text_ids"].sharding.spec == P(BATCH)
     for name, value in spread.items():
         np.testing.assert_array_equal(value, batch[name])
-    assert layout.local_rows(8) == tuple(range(8))
+    assert layout.local_examples(8) == tuple(range(8))
     with pytest.raises(ValueError, match="batch_size must be a multiple of 12"):
         layout.check_batch(8, 3)

@@ -1,4 +1,4 @@
-"""Where raw pairs lie: every layout yields the same rows, and what cannot be read is said."""
+"""Where raw pairs lie: every layout yields the same ones, and what cannot be read is said."""
 
 import dataclasses
 import io
@@ -25,8 +25,8 @@ def picture(seed) -> bytes:
 SOURCES, TARGETS = [picture(i) for i in range(3)], [picture(10 + i) for i in range(3)]
 
 
-def rows(where, **more):
-    return [row for part in open_source(str(where), **more) for row in part.read()]
+def pairs(where, **more):
+    return [pair for part in open_source(str(where), **more) for pair in part.read()]
 
 
 def write_parquet(path, **columns):
@@ -35,9 +35,9 @@ def write_parquet(path, **columns):
 
 
 def check(found, keys=None):
-    assert [row.source for row in found] == SOURCES and [row.target for row in found] == TARGETS
-    assert [row.instruction for row in found] == TEXTS
-    assert all(row.defect is None for row in found)
+    assert [pair.source for pair in found] == SOURCES and [pair.target for pair in found] == TARGETS
+    assert [pair.instruction for pair in found] == TEXTS
+    assert all(pair.defect is None for pair in found)
 
 
 @pytest.mark.parametrize(
@@ -55,37 +55,37 @@ def test_parquet_of_all_known_column_names(tmp_path, names, struct):
     ]
     columns = dict(zip(names, (pictures[0], TEXTS, pictures[1]), strict=True))
     write_parquet(tmp_path / "data" / "add_00000.parquet", **columns)
-    check(rows(tmp_path))
-    check(rows(tmp_path / "data" / "add_00000.parquet"))
-    assert [part.rows for part in open_source(str(tmp_path))] == [2, 1]
+    check(pairs(tmp_path))
+    check(pairs(tmp_path / "data" / "add_00000.parquet"))
+    assert [part.pairs for part in open_source(str(tmp_path))] == [2, 1]
 
 
 def test_columns_can_be_named(tmp_path):
     write_parquet(tmp_path / "a.parquet", before=SOURCES, after=TARGETS, text=TEXTS)
-    check(rows(tmp_path, mapping={"source": "before", "target": "after", "instruction": "text"}))
+    check(pairs(tmp_path, mapping={"source": "before", "target": "after", "instruction": "text"}))
     with pytest.raises(SourceError, match="needs a column for source.*it has"):
-        rows(tmp_path)
+        pairs(tmp_path)
     with pytest.raises(SourceError, match="must have the column 'text2' for instruction"):
-        rows(tmp_path, mapping={"source": "before", "target": "after", "instruction": "text2"})
+        pairs(tmp_path, mapping={"source": "before", "target": "after", "instruction": "text2"})
     with pytest.raises(SourceError, match="--column takes source"):
-        rows(tmp_path, mapping={"picture": "before"})
+        pairs(tmp_path, mapping={"picture": "before"})
 
 
 def test_an_unreadable_file_is_named(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(SourceError, match="a.parquet is not a readable parquet file"):
-        rows(tmp_path)
+        pairs(tmp_path)
 
 
-def test_a_damaged_row_group_is_rows_with_a_reason(tmp_path):
+def test_a_damaged_row_group_is_pairs_with_a_reason(tmp_path):
     path = tmp_path / "a.parquet"
     write_parquet(path, input=SOURCES, output=TARGETS, instruction=TEXTS)
     data = bytearray(path.read_bytes())
     data[4:400] = bytes(396)  # the pages of the first group
     path.write_bytes(data)
-    found = rows(tmp_path)
-    assert [row.defect and row.defect[0] for row in found] == ["unreadable_row_group"] * 2 + [None]
-    assert [row.key for row in found] == ["a.parquet#0", "a.parquet#1", "a.parquet#2"]
+    found = pairs(tmp_path)
+    assert [pair.defect and pair.defect[0] for pair in found] == ["unreadable_row_group"] * 2 + [None]
+    assert [pair.key for pair in found] == ["a.parquet#0", "a.parquet#1", "a.parquet#2"]
 
 
 @pytest.fixture
@@ -110,13 +110,13 @@ def test_pairs_jsonl(pictures):
     lines[1]["mask"] = "images/7/7-in0.png"
     path = pictures / "pairs.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = rows(pictures)
+    found = pairs(pictures)
     check(found)
-    assert [row.category for row in found] == ["color"] * 3 and found[1].mask == SOURCES[0]
+    assert [pair.category for pair in found] == ["color"] * 3 and found[1].mask == SOURCES[0]
     path.write_text(
         path.read_text() + '{"source": 3}\n{"broken\n' + json.dumps(lines[0] | {"target": "gone.png"}) + "\n"
     )
-    assert [row.defect[0] for row in rows(pictures)[3:]] == ["bad_line", "bad_line", "missing_file"]
+    assert [pair.defect[0] for pair in pairs(pictures)[3:]] == ["bad_line", "bad_line", "missing_file"]
 
 
 @pytest.mark.parametrize("by_session", [True, False])
@@ -124,17 +124,17 @@ def test_magicbrush(pictures, by_session):
     turns = [{"input": f"7-in{i}.png", "output": f"7-out{i}.png", "instruction": text} for i, text in enumerate(TEXTS)]
     name, content = ("edit_sessions.json", {"7": turns}) if by_session else ("edit_turns.json", turns)
     (pictures / name).write_text(json.dumps(content))
-    check(rows(pictures))
+    check(pairs(pictures))
     (pictures / name).write_text('{"7": 3}')
     with pytest.raises(SourceError, match="must list turns"):
-        rows(pictures)
+        pairs(pictures)
 
 
 def test_scenes():
     parts = open_source("scenes:300:5", resolution=32)
-    assert [part.rows for part in parts] == [256, 44]
-    row = next(dataclasses.replace(parts[1], rows=1).read())
-    assert row.key == "scenes-5#256" and Image.open(io.BytesIO(row.mask)).size == (32, 32)
+    assert [part.pairs for part in parts] == [256, 44]
+    pair = next(dataclasses.replace(parts[1], pairs=1).read())
+    assert pair.key == "scenes-5#256" and Image.open(io.BytesIO(pair.mask)).size == (32, 32)
     for wrong in ("scenes:", "scenes:many", "scenes:0", "scenes:3:x"):
         with pytest.raises(SourceError, match="scenes:COUNT"):
             open_source(wrong)
@@ -156,20 +156,20 @@ def test_tfds_builder_of_the_parquet_files(tmp_path):
     builder = tfds.builder("crisp_edit", data_dir=tmp_path / "tfds", file_format="array_record")
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=tmp_path / "raw"))
     assert len(builder.as_data_source("train")) == 3
-    found = sorted(rows(f"tfds:{builder.data_path}"), key=lambda row: TEXTS.index(row.instruction))
+    found = sorted(pairs(f"tfds:{builder.data_path}"), key=lambda pair: TEXTS.index(pair.instruction))
     check(found)
-    assert {row.category for row in found} == {"motion_change"}
+    assert {pair.category for pair in found} == {"motion_change"}
     with pytest.raises(SourceError, match="a split 'test'"):
-        rows(f"tfds:{builder.data_path}:test")
+        pairs(f"tfds:{builder.data_path}:test")
     with pytest.raises(SourceError, match="TFDS must have 'no_such_set'"):
-        rows("tfds:no_such_set")
+        pairs("tfds:no_such_set")
 
 
 def test_nothing_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        rows(tmp_path / "gone")
+        pairs(tmp_path / "gone")
     with pytest.raises(SourceError, match="has none"):
-        rows(tmp_path)
+        pairs(tmp_path)
 
 
 def test_category_names():

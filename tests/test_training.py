@@ -100,7 +100,7 @@ def test_a_checkpoint_of_another_model_is_an_error(vq_run, tmp_path):
 
 
 def test_records_of_two_jobs_are_not_mixed(vq_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("editmgt_jax.data.tokenise.SHARD", 32)
+    monkeypatch.setattr("editmgt_jax.data.tokenize.SHARD", 32)
     config = mgt_config(vq_run[1], 2)
     tokenize_scenes(checked(config), tmp_path / "tokens", 64)
     first, second = sorted((tmp_path / "tokens").glob("*.array_record"))

@@ -1,10 +1,10 @@
-"""Small folders of token records, made by the tokenising job with encoders that any reader can undo."""
+"""Small folders of token records, made by the tokenizing job with encoders that any reader can undo."""
 
 import ml_dtypes
 import numpy as np
 from tiny import TEXT_LENGTH
 
-from editmgt_jax.data.tokenise import Encoders, tokenize
+from editmgt_jax.data.tokenize import Encoders, tokenize
 from editmgt_jax.models.prompts import PromptError, PromptTokenizer
 from editmgt_jax.training.inputs import identity
 from editmgt_jax.weights.loading import tokenizer_folders
@@ -69,8 +69,8 @@ def write_random(directory, model, count=64):
     tokenizer = PromptTokenizer(model / "tokenizer")
 
     def image(pixels):
-        places = np.arange(64).reshape(8, 8)
-        return (pixels[:, :1, :1, 0].astype(np.int32) * 7 + places * pixels[:, :1, :1, 2]) % 32
+        cells = np.arange(64).reshape(8, 8)
+        return (pixels[:, :1, :1, 0].astype(np.int32) * 7 + cells * pixels[:, :1, :1, 2]) % 32
 
     def text(texts):
         return {"text_ids": tokenizer(["make the car red"] * len(texts))}

@@ -75,7 +75,7 @@ def _add_prepare(commands):
     group.add_argument("--max-instruction", type=int, metavar="CHARACTERS", help="longest instruction")
     group.add_argument("--image-format", help="jpeg (default) or png")
     group.add_argument(
-        "--task-rows", type=int, metavar="N", help="raw pairs that a worker prepares at a time (default 2048)"
+        "--task-pairs", type=int, metavar="N", help="raw pairs that a worker prepares at a time (default 2048)"
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from editmgt_jax.cli import shared
 
-STAGES = ("load", "text", "tokenise", "compile", "decode", "paint", "save")
+STAGES = ("load", "text", "tokenize", "compile", "decode", "paint", "save")
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:

@@ -38,6 +38,14 @@ def join(args: argparse.Namespace) -> None:
         args.end_job = processes.end_job
 
 
+def leave(args: argparse.Namespace) -> None:
+    """Waits until every process of the job has come here."""
+    if args.distributed:
+        from editmgt_jax.training import processes
+
+        processes.wait_for_all()
+
+
 def add_exported(command: argparse.ArgumentParser) -> None:
     """Flags that choose the parameters of a training run to write."""
     command.add_argument("--step", type=int, help="checkpoint to write (default: the best one)")
@@ -101,12 +109,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def cache_folder() -> Path:
+    """EDITMGT_CACHE, or a folder in the user's cache folder."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("EDITMGT_CACHE") or base / "editmgt")
+
+
 def use_disk_cache() -> None:
     """Caches compiled programs on disk, in EDITMGT_CACHE or the user's cache folder. Prints a note if it cannot."""
     import jax
 
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(os.environ.get("EDITMGT_CACHE") or base / "editmgt")
+    folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,6 +1,6 @@
 """Batches of training data, on Grain. A batch is a function of (data, seed, step): nothing else is remembered.
 
-Every process makes the same plan of the global batches, numbers of records only, and reads the rows that it needs of each.
+Every process draws the same global batches, positions of records only, and reads the examples that it needs of each.
 Hence the global batches are the same whatever the number of processes, and the state of an iterator is the number of its next
 batch.
 
@@ -47,9 +47,9 @@ class Batches:
 
     def __init__(
         self,
-        planned: grain.MapDataset,
+        batches: grain.MapDataset,
         read: Callable,
-        rows: Sequence[int] | None = None,
+        examples: Sequence[int] | None = None,
         *,
         name: Callable,
         workers: int = 0,
@@ -59,21 +59,21 @@ class Batches:
     ):
         """
         Args:
-          planned: global batches, as arrays of places of records.
-          read: places -> dict of arrays; rows: of a global batch, to be read here (all by default).
-          name: one record's place -> what it is called in messages.
+          batches: global batches, as arrays of positions of records.
+          read: positions -> dict of arrays; examples: of a global batch, to be read here (all by default).
+          name: one record's position -> what it is called in messages.
           workers: processes that read ahead; 0 reads in `threads` of this one.
-          drawn: what identifies the plan.
+          drawn: identifies the batches.
         """
-        self._planned, self._name, self._drawn = planned, name, drawn
-        self._dataset = planned.map(_Rows(rows)).map(read)
+        self._batches, self._name, self._drawn = batches, name, drawn
+        self._dataset = batches.map(_Examples(examples)).map(read)
         self._workers = workers
         self._reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
         self._step, self._iterator = 0, None
 
     def names(self, step: int) -> list[str]:
         """Which records the global batch of a step is made of."""
-        return [self._name(place) for place in self._planned[step]]
+        return [self._name(position) for position in self._batches[step]]
 
     def __iter__(self):
         return self
@@ -123,7 +123,7 @@ def batches(
     *,
     encode_text: Callable[[list[str]], dict[str, np.ndarray]] | None = None,
     shuffle_seed: int | None = None,
-    rows: slice = None,
+    examples: slice = None,
     workers: int = 0,
     threads: int = 1,
     prefetch: int = 4,
@@ -133,7 +133,7 @@ def batches(
 
     Args:
       source: random access to examples, dicts of arrays and of strings.
-      batch_size: of the global batch; rows: those of it that this process needs, None is all.
+      batch_size: of the global batch; examples: those of it that this process needs, None is all.
       encode_text: list of strings -> {name: int32 [B T]}, of the examples' 'instruction'. None leaves text out.
       workers: processes that read ahead; 0 reads in threads of this one.
       shuffle_seed: draws a new order every epoch; None keeps the source's.
@@ -141,14 +141,14 @@ def batches(
     Yields: dict of arrays, batch first.
     """
 
-    places = grain.MapDataset.range(len(source))
+    positions = grain.MapDataset.range(len(source))
     if shuffle_seed is not None:
-        places = places.seed(shuffle_seed).shuffle()
-    planned = places.repeat().batch(batch_size, drop_remainder=True)
+        positions = positions.seed(shuffle_seed).shuffle()
+    batches = positions.repeat().batch(batch_size, drop_remainder=True)
     drawn = _digest(named, len(source), batch_size, shuffle_seed)
     name = "example {}".format
     read = _ExampleReader(source, encode_text)
-    return Batches(planned, read, rows, name=name, workers=workers, threads=threads, prefetch=prefetch, drawn=drawn)
+    return Batches(batches, read, examples, name=name, workers=workers, threads=threads, prefetch=prefetch, drawn=drawn)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,8 +158,8 @@ class _ExampleReader:
     source: object
     encode_text: Callable | None
 
-    def __call__(self, places) -> dict:
-        examples = [self.source[int(place)] for place in places]
+    def __call__(self, positions) -> dict:
+        examples = [self.source[int(position)] for position in positions]
         arrays = [{n: value for n, value in one.items() if isinstance(value, np.ndarray)} for one in examples]
         text = {} if self.encode_text is None else self.encode_text([one["instruction"] for one in examples])
         return _stacked(arrays) | text
@@ -170,7 +170,7 @@ def token_batches(
     batch_size: int,
     *,
     seed: int,
-    rows: Sequence[int] | None = None,
+    examples: Sequence[int] | None = None,
     workers: int = 0,
     threads: int = 2,
     bad_records: int = 100,
@@ -178,7 +178,7 @@ def token_batches(
     """Batches of token records. All of a batch are of one bucket; buckets come as often as they have records.
 
     Args:
-      batch_size: of the global batch; rows: those of it that this process needs, None is all.
+      batch_size: of the global batch; examples: those of it that this process needs, None is all.
       workers: processes that read ahead; 0 reads in threads of this one.
       bad_records: how many records a reader, this process or each of its workers, may find unreadable; each is named, and its
         neighbour taken instead.
@@ -186,18 +186,18 @@ def token_batches(
     Errors: ValueError for what cannot be drawn from; DataError when too many records are bad.
     """
     buckets = [inside for _, inside in sorted(_streams(mixture).items())]
-    planned, weights = [], []
-    for position, inside in enumerate(buckets):
-        datasets = [stream.dataset(position, _seed(seed, position, i)) for i, stream in enumerate(inside)]
+    of_buckets, weights = [], []
+    for number, inside in enumerate(buckets):
+        datasets = [stream.dataset(number, _seed(seed, number, i)) for i, stream in enumerate(inside)]
         drawn = grain.MapDataset.mix(datasets, [stream.weight for stream in inside]) if len(inside) > 1 else datasets[0]
-        planned.append(drawn.batch(batch_size, drop_remainder=True))
+        of_buckets.append(drawn.batch(batch_size, drop_remainder=True))
         weights.append(sum(stream.weight for stream in inside))
-    plan = grain.MapDataset.mix(planned, weights) if len(planned) > 1 else planned[0]
+    batches = grain.MapDataset.mix(of_buckets, weights) if len(of_buckets) > 1 else of_buckets[0]
     sizes = {inside[0].bucket.name: [(len(stream), stream.weight) for stream in inside] for inside in buckets}
     manifests = [read_manifest(directory, TOKENS) for directory, _ in mixture.directories]
     drawn = _digest(sizes, manifests, batch_size, seed)
     read = _Reader(buckets, _Problems(bad_records))
-    return Batches(plan, read, rows, name=read.name, workers=workers, threads=threads, drawn=drawn)
+    return Batches(batches, read, examples, name=read.name, workers=workers, threads=threads, drawn=drawn)
 
 
 def _digest(*facts) -> str:
@@ -221,11 +221,11 @@ class _Stream:
         return len(self.bucket) if self.indices is None else len(self.indices)
 
     def dataset(self, bucket: int, seed) -> grain.MapDataset:
-        """Endless: (bucket, stream, place in it), each epoch another permutation."""
+        """Endless: (bucket, stream, index in it), each epoch another permutation."""
         shuffled = grain.MapDataset.range(len(self)).seed(seed).shuffle().repeat()
-        return shuffled.map(functools.partial(self._place, bucket))
+        return shuffled.map(functools.partial(self._position, bucket))
 
-    def _place(self, bucket, index) -> np.ndarray:
+    def _position(self, bucket, index) -> np.ndarray:
         return np.array([bucket, self.number, index])
 
     def record(self, index) -> int:
@@ -276,26 +276,26 @@ def _seed(seed: int, *numbers: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rows:
-    """The rows of a planned batch that this process needs."""
+class _Examples:
+    """Of a global batch, the examples that this process needs."""
 
-    rows: Sequence[int] | None
+    examples: Sequence[int] | None
 
-    def __call__(self, planned):
-        return planned if self.rows is None else planned[np.asarray(self.rows)]
+    def __call__(self, batch):
+        return batch if self.examples is None else batch[np.asarray(self.examples)]
 
 
 class _Reader:
-    """(bucket, stream, place) [B 3] -> the batch. Unreadable records are told and counted; those behind them take their place."""
+    """(bucket, stream, index) [B 3] -> the batch. Unreadable records are told and counted; those behind them are taken instead."""
 
     def __init__(self, buckets: list[list[_Stream]], problems: "_Problems"):
         self._buckets, self._problems = buckets, problems
 
-    def __call__(self, places) -> dict:
-        return _stacked([self._read(self._buckets[bucket][stream], int(index)) for bucket, stream, index in places])
+    def __call__(self, positions) -> dict:
+        return _stacked([self._read(self._buckets[bucket][stream], int(index)) for bucket, stream, index in positions])
 
-    def name(self, place) -> str:
-        bucket, stream, index = place
+    def name(self, position) -> str:
+        bucket, stream, index = position
         stream = self._buckets[bucket][stream]
         return stream.bucket.name_of(stream.record(index))
 

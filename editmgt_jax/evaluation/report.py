@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from editmgt_jax import images
 
 if TYPE_CHECKING:
-    from editmgt_jax.evaluation.protocols import Pairs
+    from editmgt_jax.evaluation.protocols.scenes import Pairs
 
 _TITLES = {"free": "without region hold", "held": "with region hold, lambda {hold_threshold:.3f}"}
 
@@ -29,6 +29,38 @@ def table(report: dict) -> str:
             cells = (f"{values[name]:19.4f}" if name in values else f"{'':19}" for name in names)
             lines.append(f"{group:12}{values['pairs']:6d}" + "".join(cells))
     return "\n".join(lines)
+
+
+def benchmark(summary: dict) -> str:
+    """The summary of a benchmark as lines of text: counts, then each figure with its interval, then published numbers."""
+    lines = [f"protocol {summary['protocol']} version {summary['version']}: {summary['title']}"]
+    lines.append(f"rules of {summary['reference']}")
+    whole = summary["examples_of_the_whole_benchmark"]
+    part = f" of the benchmark's {whole}" if whole else ""
+    lines.append(f"{summary['examples']} examples{part}; {summary['scored']} scored")
+    for word in ("skipped", "notes"):
+        for reason, found in summary[word].items():
+            named = ", ".join(found["keys"][:3]) + (", ..." if found["count"] > 3 else "")
+            lines.append(f"  {word.rstrip('s') if word == 'notes' else word}: {found['count']} {reason} ({named})")
+    if summary["extra"]["count"]:
+        lines.append(
+            f"  {summary['extra']['count']} pictures are no example's: {', '.join(summary['extra']['files'][:3])}"
+        )
+    for name, where in summary["models"].items():
+        lines.append(f"  {name}: {where}")
+    lines += [f"  not the protocol's model: {text}" for text in summary["differences"]]
+    for view, groups in summary["results"].items():
+        lines += ["", view, f"{'':44}{'mean':>10}{'95 % interval':>22}{'n':>7}"]
+        lines += [f"{name:44}{_figure(figure)}" for name, figure in groups["all"].items()]
+    for number in summary["published"]:
+        values = ", ".join(f"{name} {value}" for name, value in number["values"].items())
+        lines += ["", f"published: {number['system']}: {values} ({number['source']})"]
+    return "\n".join(lines)
+
+
+def _figure(figure: dict) -> str:
+    interval = f"{figure['low']:.4f} .. {figure['high']:.4f}"
+    return f"{figure['mean']:10.4f}{interval:>22}{figure['n']:7d}"
 
 
 def gallery(
@@ -53,8 +85,8 @@ def gallery(
     height = -(-len(rows) // columns)
     grid = Image.new("RGB", (columns * (6 * (cell + 1) + 3 * gap), height * (cell + line + gap)), "white")
     pen = ImageDraw.Draw(grid)
-    for place, (index, outcome) in enumerate(rows):
-        left, top = place // height * (6 * (cell + 1) + 3 * gap), place % height * (cell + line + gap)
+    for number, (index, outcome) in enumerate(rows):
+        left, top = number // height * (6 * (cell + 1) + 3 * gap), number % height * (cell + line + gap)
         colour, word = ("#116611", "success") if outcome else ("#aa1111", "failure")
         pen.text((left + 2, top + 2), f"{pairs.instructions[index]}  [{word}]", fill=colour)
         shown = [pairs.source, pairs.target, best, pictures["free"], pictures["held"]]

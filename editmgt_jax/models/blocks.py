@@ -6,15 +6,18 @@ Differs a modulation vector per segment; blocks are scanned, and their attention
 """
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
 from editmgt_jax.config import LoRAConfig, MGTConfig
-from editmgt_jax.models.attention import ATTENTION, Preparation, Reading, attend_and_read
+from editmgt_jax.models.attention import ATTENTION, NO_WEIGHT, Preparation, Reading, attend_and_read, prepare
+from editmgt_jax.models.attention.signals import measure_signals, muted_bias
 from editmgt_jax.models.layers import Linear, NormScale, constrain, shared_vectors
 from editmgt_jax.models.modulation import gated_sum, modulated_norm
 
@@ -25,6 +28,31 @@ REMAT_POLICIES = {
     "products": jax.checkpoint_policies.save_only_these_names(PRODUCT, ATTENTION),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+class Interventions(NamedTuple):
+    """What is done to blocks, for research; [J B] of a model, [B] of one block."""
+
+    bypass: jax.Array  # bool: the block changes nothing
+    muted: jax.Array  # bool [... 3]: off are text queries to image keys, image to text, image to reference
+
+
+class Probe(NamedTuple):
+    """What research wants of every block, besides what an edit needs."""
+
+    signals: tuple[str, ...] = ()  # static names of `attention.signals.SIGNALS`, measured instead of what an edit reads
+    each_head: bool = False  # whether their heads are kept apart
+    interventions: Interventions | None = None  # arrays [J B]
+
+
+NO_PROBE = Probe()
+
+
+class Visit(NamedTuple):
+    """What a forward pass wants of a block; stacked over blocks."""
+
+    wanted: jax.Array  # bool: whether its attention is read
+    interventions: Interventions | None = None
 
 
 @struct.dataclass
@@ -38,6 +66,8 @@ class Shared:
     text_weights: jax.Array | None  # [B' R T] weightings of the text whose attention is wanted, of the last B' samples
     num_text: int = struct.field(pytree_node=False)
     num_image: int = struct.field(pytree_node=False)
+    signals: tuple[str, ...] = struct.field(pytree_node=False, default=())  # () reads text to image, as released
+    each_head: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def num_live(self) -> int:
@@ -55,6 +85,14 @@ def spread_grid(x: jax.Array) -> jax.Array:
     return constrain(x, "batch", "length", *(None,) * (x.ndim - 2))
 
 
+def _bypassed(visit: Visit, before, after):
+    """Activations of samples that bypass the block as they were before it."""
+    if visit.interventions is None:
+        return after
+    off = visit.interventions.bypass[:, None, None]
+    return jax.tree.map(lambda old, new: jnp.where(off, old, new), before, after)
+
+
 def _activated(x):
     """Inside of a feed-forward part, spread over its channels, too."""
     return constrain(nn.gelu(checkpoint_name(x, PRODUCT), approximate=True), "batch", "length", "channels")
@@ -64,7 +102,7 @@ class _Block(nn.Module):
     """What both kinds of block do: joint attention, with the norms and the rotation of its heads."""
 
     config: MGTConfig
-    dtype: jnp.dtype
+    dtype: DTypeLike
     lora: LoRAConfig | None = None
     attention: str = "auto"
 
@@ -75,21 +113,31 @@ class _Block(nn.Module):
         start = 0 if self.lora.scope == "all" else reference_from
         return functools.partial(Linear(features, self.dtype, self.lora.scale, name=name), adapted_from=start)
 
-    def joint_attention(self, q, k, v, shared: Shared, wanted, preparation: Preparation):
-        """Projections q, k, v [B S D], or tuples of parts of S -> (the same, attention of text to image [B' R N] or None)."""
-        heads, whole = self.config.num_attention_heads, sum(preparation.lengths)
+    def joint_attention(self, q, k, v, shared: Shared, visit: Visit, preparation: Preparation):
+        """Projections q, k, v [B S D], or tuples of parts of S -> (the same, attention [B' R N] or signals [B' F A' R N] or None)."""
+        if shared.signals and isinstance(q, tuple):
+            bounds = [sum(preparation.lengths[:i]) for i in range(1, len(q))]
+            whole = (jnp.concatenate(x, axis=1) for x in (q, k, v))
+            out, found = self.joint_attention(*whole, shared, visit, preparation)
+            return tuple(jnp.split(out, bounds, axis=1)), found
+        bias, lengths = shared.group_bias, (shared.num_live, sum(preparation.lengths) - shared.num_live)
+        if visit.interventions is not None:
+            lengths = (shared.num_text, shared.num_image, lengths[1])
+            bias = muted_bias(bias, visit.interventions.muted, lengths, NO_WEIGHT)
 
         def of_heads(x, along):
-            x = x.reshape(*x.shape[:2], heads, -1)
+            x = x.reshape(*x.shape[:2], self.config.num_attention_heads, -1)
             return constrain(x, "batch", along, "heads", None)
 
         q = jax.tree.map(lambda x: of_heads(x, "length"), q)
         k, v = (jax.tree.map(lambda x: of_heads(x, None), x) for x in (k, v))
         reading = None
-        if shared.text_weights is not None:
-            reading = Reading(shared.text_weights, wanted, shared.num_image)
-        lengths = shared.num_live, whole - shared.num_live
-        return attend_and_read(q, k, v, shared.group_bias, lengths, self.attention, preparation, reading)
+        if shared.text_weights is not None and not shared.signals:
+            reading = Reading(shared.text_weights, visit.wanted, shared.num_image)
+        out, attention = attend_and_read(q, k, v, bias, lengths, self.attention, preparation, reading)
+        if shared.signals:
+            attention = self.signals(q, k, out, shared, preparation)
+        return out, attention
 
     def norm(self, x, shift, scale, lengths):
         """See `modulated_norm`."""
@@ -103,12 +151,21 @@ class _Block(nn.Module):
         """Scales of the norms of these names. -> [M K]"""
         return jnp.stack([NormScale(name=name)(self.config.attention_head_dim) for name in names])
 
+    def signals(self, q, k, out, shared: Shared, preparation: Preparation):
+        """The signals that are asked for, of the samples with text weights, which are the last -> [B' F A' R N]."""
+        last = slice(len(q) - len(shared.text_weights), None)
+        q, k = prepare(q[last], k[last], preparation)
+        bias = shared.group_bias
+        bias = bias if bias is None or len(bias) == 1 else bias[last]
+        lengths = shared.num_text, shared.num_image, q.shape[1] - shared.num_live
+        return measure_signals(q, k, out[last], bias, shared.text_weights, lengths, shared.signals, shared.each_head)
+
 
 class DoubleBlock(_Block):
     """Text has its own weights; image and reference share theirs and differ in their modulation only."""
 
     @nn.compact
-    def __call__(self, carry, wanted, shared: Shared):
+    def __call__(self, carry, visit: Visit, shared: Shared):
         text, visual = carry
         width, length = self.config.width, text.shape[1]
         lengths = (shared.num_image, visual.shape[1] - shared.num_image)
@@ -139,7 +196,7 @@ class DoubleBlock(_Block):
             sin=shared.sin,
             lengths=(length, visual.shape[1]),
         )
-        (text_out, visual_out), attention = self.joint_attention(q, k, v, shared, wanted, preparation)
+        (text_out, visual_out), attention = self.joint_attention(q, k, v, shared, visit, preparation)
 
         visual = self.gated(visual, visual_linear(width, "to_out")(visual_out), gate_attn, lengths)
         text = self.gated(text, text_linear(width, "text_to_out")(text_out), t_gate_attn, (length,))
@@ -149,6 +206,7 @@ class DoubleBlock(_Block):
         text_hidden = _activated(text_linear(4 * width, "text_mlp_in")(t))
         visual = self.gated(visual, visual_linear(width, "mlp_out")(hidden), gate_mlp, lengths)
         text = self.gated(text, text_linear(width, "text_mlp_out")(text_hidden), t_gate_mlp, (length,))
+        text, visual = _bypassed(visit, carry, (text, visual))
         return (spread(text), spread(visual)), attention
 
 
@@ -156,7 +214,7 @@ class SingleBlock(_Block):
     """One set of weights for the whole sequence; attention and feed-forward in parallel."""
 
     @nn.compact
-    def __call__(self, sequence, wanted, shared: Shared):
+    def __call__(self, sequence, visit: Visit, shared: Shared):
         width = self.config.width
         conditioning = nn.silu(shared_vectors(shared.modulation))
         modulation = shared_vectors(self.linear(3 * width, "modulation", 1)(conditioning))  # [B 2 3D]
@@ -171,10 +229,10 @@ class SingleBlock(_Block):
         preparation = Preparation(
             self.scales("norm_q"), self.scales("norm_k"), shared.cos, shared.sin, (sequence.shape[1],)
         )
-        out, attention = self.joint_attention(q, k, v, shared, wanted, preparation)
+        out, attention = self.joint_attention(q, k, v, shared, visit, preparation)
         hidden = _activated(linear(4 * width, "mlp_in")(x))
         update = linear(width, "proj_out")(out, hidden)
-        return spread(self.gated(sequence, update, gate, lengths)), attention
+        return spread(_bypassed(visit, sequence, self.gated(sequence, update, gate, lengths))), attention
 
 
 def scanned(block: type[nn.Module], length: int, policy: str, unroll: int) -> type[nn.Module]:

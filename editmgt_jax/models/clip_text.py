@@ -10,10 +10,12 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from editmgt_jax.config import CLIPTextConfig
 from editmgt_jax.errors import UserError
 from editmgt_jax.models.layers import constrain
+from editmgt_jax.shapes import Array, Float, Int
 
 
 def _activation(name):
@@ -23,7 +25,7 @@ def _activation(name):
 
 class CLIPBlock(nn.Module):
     config: CLIPTextConfig
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x, _):
@@ -54,11 +56,11 @@ class CLIPText(nn.Module):
     """See the module docstring. `dtype` is the compute dtype; norms and softmax are float32."""
 
     config: CLIPTextConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, ids):
-        """ids [B T] int32 -> (states [B T E], pooled [B P])."""
+    def __call__(self, ids: Int[Array, "B T"]) -> tuple[Float[Array, "B T E"], Float[Array, "B P"]]:
+        """Ids -> (states, pooled vectors)."""
         config, length = self.config, ids.shape[1]
         ids = constrain(ids, "batch", None)
         if length > config.max_position_embeddings:

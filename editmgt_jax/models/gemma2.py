@@ -10,9 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from editmgt_jax.config import Gemma2Config
 from editmgt_jax.models.layers import along_channels, constrain, rotate
+from editmgt_jax.shapes import Array, Float, Int
 
 
 class GemmaNorm(nn.Module):
@@ -30,7 +32,7 @@ class GemmaNorm(nn.Module):
 
 class GemmaBlock(nn.Module):
     config: Gemma2Config
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x, slides, cos, sin):
@@ -77,11 +79,11 @@ class Gemma2(nn.Module):
     """See the module docstring. `dtype` is the compute dtype; norms and softmax are float32."""
 
     config: Gemma2Config
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, ids):
-        """ids [B T] int32 -> states [B T E]."""
+    def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T E"]:
+        """Ids -> states."""
         config = self.config
         ids = constrain(ids, "batch", None)
         x = nn.Embed(config.vocab_size, config.hidden_size, dtype=self.dtype, name="token_embedding")(ids)

@@ -11,6 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+
+from editmgt_jax.shapes import Array, Float
 
 SINUSOID_WIDTH = 256
 
@@ -34,15 +37,15 @@ class NormScale(nn.Module):
         return self.param("scale", nn.initializers.ones, (width,))
 
 
-def rms_normed(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+def rms_normed(x: Float[Array, "*axes D"], scale: Float[Array, "..."], epsilon: float) -> Float[Array, "*axes D"]:
     """x / rms(x) * scale over the last axis, in x's dtype; `scale` has as many axes."""
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
     return (normed * scale).astype(x.dtype)
 
 
-def along_channels(parameter: jax.Array, x: jax.Array) -> jax.Array:
-    """A parameter [C], one number for each channel of `x` [... C], with the axes of `x`."""
+def along_channels(parameter: Float[Array, " C"], x: Float[Array, "..."]) -> Float[Array, "... C"]:
+    """A parameter with one number for each channel, with as many axes as `x` has."""
     return parameter.reshape(*(1,) * (x.ndim - 1), -1)
 
 
@@ -80,7 +83,7 @@ class TokenEmbedding(nn.Module):
 
     size: int
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, ids):
@@ -115,7 +118,7 @@ def _lookup_backward(_dtype, kept, gradient):
 _lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
-def constrain(x, *axes):
+def constrain(x: Array, *axes: str | None) -> Array:
     """`x`, spread over devices as the training layout says for the logical names of its axes; else as it is.
 
     Names are "batch", "copy" (samples, whole on all devices that share a copy of the parameters), "length" (positions), "heads",
@@ -124,7 +127,7 @@ def constrain(x, *axes):
     return nn.with_logical_constraint(x, axes)
 
 
-def shared_vectors(x: jax.Array) -> jax.Array:
+def shared_vectors(x: Array) -> Array:
     """One or a few vectors for each sample, [B ... D], whole on all devices that share a copy of the parameters.
 
     They are few, and each device has a share of the channels of the weights that they are multiplied with: so vectors are
@@ -133,7 +136,7 @@ def shared_vectors(x: jax.Array) -> jax.Array:
     return constrain(x, "copy", *(None,) * (x.ndim - 1))
 
 
-def layer_norm(x):
+def layer_norm(x: Float[Array, "*axes D"]) -> Float[Array, "*axes D"]:
     """LayerNorm without affine parameters; what follows it is always an adaptive shift and scale."""
     x32 = x.astype(jnp.float32)
     centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
@@ -152,17 +155,19 @@ def _released_frequencies() -> np.ndarray:
 _FREQUENCIES = _released_frequencies()
 
 
-def sinusoid(value):
-    """[...] float -> [... 256]: [cos, sin] of value times 128 frequencies. Angles reach 1e6 rad, so float32 throughout."""
+def sinusoid(value: Float[Array, "*axes"]) -> Float[Array, "*axes 256"]:
+    """[cos, sin] of a value times 128 frequencies. Angles reach 1e6 rad, so float32 throughout."""
     angle = value.astype(jnp.float32)[..., None]
     angle = angle * along_channels(jnp.asarray(_FREQUENCIES), angle)
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
-def rotary_table(grid: tuple[int, int], num_text: int, axes_dims: tuple[int, ...]):
+def rotary_table(
+    grid: tuple[int, int], num_text: int, axes_dims: tuple[int, ...]
+) -> tuple[Float[np.ndarray, "S half"], Float[np.ndarray, "S half"]]:
     """Rotary angles of [text, image]: ids (0, 0, 0) for text and (0, row, column) for the image.
 
-    Returns cos, sin, each [num_text + h*w, K/2] float32, made on the host in float64.
+    Returns cos, sin, float32, made on the host in float64.
     """
     rows, columns = np.indices(grid).reshape(2, -1)
     ids = np.stack([np.zeros_like(rows), rows, columns], axis=-1)
@@ -175,8 +180,10 @@ def rotary_table(grid: tuple[int, int], num_text: int, axes_dims: tuple[int, ...
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
-def rotate(x, cos, sin):
-    """Rotates [B S A K] by per-position angles [S K/2].
+def rotate(
+    x: Float[Array, "B S A K"], cos: Float[Array, "S half"], sin: Float[Array, "S half"]
+) -> Float[Array, "B S A K"]:
+    """Rotates heads by angles per position, with half as many of them as channels K.
 
     A rotated pair is channels (i, i + K/2) of a head. The released weights pair (2i, 2i + 1); `convert` permutes the
     query and key channels once, which leaves every inner product unchanged and avoids strided access here.
@@ -187,7 +194,7 @@ def rotate(x, cos, sin):
     return rotated.astype(x.dtype)
 
 
-def per_segment(vectors, lengths: tuple[int, ...]):
+def per_segment(vectors: Float[Array, "B G D"], lengths: tuple[int, ...]) -> Float[Array, "B S D"]:
     """Spreads one vector per segment over its positions: [B G D] and G static lengths -> [B sum(lengths) D].
 
     A chain of selects, which fuses into what follows; a concatenation would be written to memory.
@@ -207,7 +214,7 @@ class Linear(nn.Module):
     """
 
     features: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
     lora_scale: float = 1.0
 
     @nn.compact
@@ -264,7 +271,7 @@ class TwoLayerMLP(nn.Module):
 
     width: int
     use_bias: bool
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x):

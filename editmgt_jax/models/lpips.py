@@ -8,6 +8,10 @@ Differs pictures are in [0, 1] here, as everywhere in this package
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from editmgt_jax.models.layers import along_channels
+from editmgt_jax.shapes import Array, Float
 
 _SHIFT = (-0.030, -0.088, -0.188)  # of pixels in [-1, 1]
 _SCALE = (0.458, 0.448, 0.450)
@@ -36,11 +40,11 @@ class LPIPS(nn.Module):
     """The distance of pairs of pictures. Attributes: network, a key of `NETWORKS`; dtype of its convolutions."""
 
     network: str = "vgg16"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, one, other):
-        """Pictures [B Y X 3] in [0, 1], sides of at least 32 pixels, twice -> distances float32 [B]."""
+    def __call__(self, one: Float[Array, "B Y X 3"], other: Float[Array, "B Y X 3"]) -> Float[Array, " B"]:
+        """Distances of pictures in [0, 1] with sides of at least 32 pixels."""
         features = self._features(jnp.concatenate([one, other]))
         distance = 0.0
         for stage, found in enumerate(features):
@@ -53,7 +57,8 @@ class LPIPS(nn.Module):
 
     def _features(self, pixels):
         """[2B Y X 3] -> the features of each stage [2B y x F]."""
-        x = ((2 * pixels - 1 - jnp.array(_SHIFT)) / jnp.array(_SCALE)).astype(self.dtype)
+        shift, scale = (along_channels(jnp.array(values), pixels) for values in (_SHIFT, _SCALE))
+        x = ((2 * pixels - 1 - shift) / scale).astype(self.dtype)
         found, done, window = [], 0, _POOL[self.network]
         for layer in _LAYERS[self.network]:
             if layer == "pool":

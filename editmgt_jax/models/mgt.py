@@ -12,12 +12,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import DTypeLike
 
 from editmgt_jax.config import LoRAConfig, MGTConfig
 from editmgt_jax.errors import UserError
 from editmgt_jax.models.attention import check_backend, strength_bias
-from editmgt_jax.models.blocks import REMAT_POLICIES, DoubleBlock, Shared, SingleBlock, scanned, spread, spread_grid
+from editmgt_jax.models.attention.signals import check_signals
+from editmgt_jax.models.blocks import (
+    NO_PROBE,
+    REMAT_POLICIES,
+    DoubleBlock,
+    Probe,
+    Shared,
+    SingleBlock,
+    Visit,
+    scanned,
+    spread,
+    spread_grid,
+)
 from editmgt_jax.models.layers import RMSNorm, TokenEmbedding, TwoLayerMLP, rotary_table, sinusoid
+from editmgt_jax.shapes import Array, Float, Int, Scalar
 
 
 @struct.dataclass
@@ -48,14 +62,15 @@ class MGT(nn.Module):
     """
 
     config: MGTConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: str = "none"
     unroll: int = 1
     lora: LoRAConfig | None = None
     head_precision: str = "highest"
     attention: str = "auto"
 
-    def setup(self):
+    def setup(self) -> None:
+        """Declares the modules. Errors: UserError for `remat` or `attention` that there is not."""
         config, width = self.config, self.config.width
         if self.remat not in REMAT_POLICIES:
             raise UserError(f"remat must be one of {sorted(REMAT_POLICIES)}; got {self.remat!r}")
@@ -115,7 +130,14 @@ class MGT(nn.Module):
                 f"got shape {tokens.shape}"
             )
 
-    def condition(self, text_states, pooled, micro_conditions, reference_tokens=None, strength=1.0) -> Condition:
+    def condition(
+        self,
+        text_states: Float[Array, "B T E"],
+        pooled: Float[Array, "B P"],
+        micro_conditions: Float[Array, "B 5"],
+        reference_tokens: Int[Array, "B H W"] | None = None,
+        strength: Scalar | Float[Array, " B"] = 1.0,
+    ) -> Condition:
         """Everything about a request that does not change between decode steps.
 
         Args:
@@ -123,6 +145,7 @@ class MGT(nn.Module):
           reference_tokens: [B H W] int32 ids of the source image, or None for text-to-image.
           strength: gamma >= 0, scalar or [B]; 0 switches the reference off exactly. A Python 1 adds nothing to the program,
             either.
+        Errors: UserError for states of another width, or a grid that the trunk does not divide.
         """
         batch = text_states.shape[0]
         if text_states.shape[-1] != self.config.joint_attention_dim:
@@ -157,14 +180,30 @@ class MGT(nn.Module):
     def _modulation(self, time, pooled):
         return self.time_embedder(sinusoid(time * 1000.0)) + pooled  # [B D]
 
-    def _blocks(self, text, visual, wanted, shared: Shared):
+    def _blocks(self, text, visual, visits: Visit, shared: Shared):
         """Runs both stacks -> ([B S D], attention [blocks B' R N] or None)."""
-        double, single = wanted[: self.config.num_layers], wanted[self.config.num_layers :]
+        border = self.config.num_layers
+        double, single = (jax.tree.map(lambda x: x[:border], visits), jax.tree.map(lambda x: x[border:], visits))
         (text, visual), first = self.double_blocks((text, visual), double, shared)
         sequence, second = self.single_blocks(jnp.concatenate([text, visual], axis=1), single, shared)
         return sequence, None if shared.text_weights is None else jnp.concatenate([first, second])
 
-    def __call__(self, tokens, time, condition: Condition, text_weights=None, layers: tuple[int, ...] = ()):
+    def _check_layers(self, layers, text_weights):
+        if text_weights is not None and not layers:
+            raise ValueError("text_weights need layers, the blocks whose attention is read; got none")
+        bad = [layer for layer in layers if not 0 <= layer < self.config.num_blocks]
+        if bad:
+            raise ValueError(f"layers must lie in 0..{self.config.num_blocks - 1} (this model's blocks); got {bad}")
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B H W"],
+        time: Scalar | Float[Array, " B"],
+        condition: Condition,
+        text_weights: Float[Array, "live R T"] | None = None,
+        layers: tuple[int, ...] = (),
+        probe: Probe = NO_PROBE,
+    ) -> tuple[Float[Array, "B H W C"], Float[Array, "live J *axes"] | None]:
         """One forward pass.
 
         Args:
@@ -174,16 +213,15 @@ class MGT(nn.Module):
           text_weights: [B' R T] of the text tokens whose attention to the image is wanted, or None. B' <= B: they
             belong to the last B' samples (the conditional half under guidance).
           layers: static block numbers, 0 .. num_blocks-1, double-stream first; needed when `text_weights` are given.
+          probe: what else research wants of every block.
         Returns:
-          logits [B H W C] float32 and attention [B' J R N] float32 (None without text_weights).
+          logits [B H W C] float32 and attention [B' J R N] float32 (None without text_weights), or the
+          probe's signals [B' J F A' R N].
+        Errors: UserError for a grid that the trunk does not divide; ValueError for layers, weights or a reference that do not fit.
         """
         config = self.config
         self._check_grid("tokens", tokens)
-        if text_weights is not None and not layers:
-            raise ValueError("text_weights need layers, the blocks whose attention is read; got none")
-        bad = [layer for layer in layers if not 0 <= layer < config.num_blocks]
-        if bad:
-            raise ValueError(f"layers must lie in 0..{config.num_blocks - 1} (this model's blocks); got {bad}")
+        self._check_layers(layers, text_weights)
         batch, grid = tokens.shape[0], tuple(side // config.stride for side in tokens.shape[1:])
         image = self._trunk_tokens(tokens)
         num_text, num_image = condition.text.shape[1], image.shape[1]
@@ -203,10 +241,12 @@ class MGT(nn.Module):
             text_weights=text_weights,
             num_text=num_text,
             num_image=num_image,
+            signals=check_signals(probe.signals),
+            each_head=probe.each_head,
         )
         wanted = jnp.isin(jnp.arange(config.num_blocks), jnp.array(layers, jnp.int32))
         visual = jnp.concatenate([image, condition.reference], axis=1)
-        sequence, attention = self._blocks(condition.text, visual, wanted, shared)
+        sequence, attention = self._blocks(condition.text, visual, Visit(wanted, probe.interventions), shared)
         logits = self._head(sequence[:, num_text : num_text + num_image], grid)
         if text_weights is not None:
             attention = attention[jnp.array(layers, jnp.int32)].swapaxes(0, 1)  # [B' J R N]
@@ -228,7 +268,7 @@ def _is_one(strength) -> bool:
     return isinstance(strength, int | float) and strength == 1
 
 
-def init_mgt(mgt: MGT, key):
+def init_mgt(mgt: MGT, key: Array) -> dict:
     """Random parameters of an MGT (or, under `jax.eval_shape`, their shapes)."""
     config, side = mgt.config, 2 * mgt.config.stride
 

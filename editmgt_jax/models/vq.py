@@ -16,6 +16,7 @@ from editmgt_jax.config import VQConfig
 from editmgt_jax.errors import UserError
 from editmgt_jax.models.layers import GroupNorm, along_channels
 from editmgt_jax.models.traces import traces
+from editmgt_jax.shapes import Array, Float, Int, UInt8
 
 
 def _conv(features, name):
@@ -117,7 +118,8 @@ class VQModel(nn.Module):
     config: VQConfig
     precision: str = "highest"  # of convolutions and products, as `jax.default_matmul_precision` names it
 
-    def setup(self):
+    def setup(self) -> None:
+        """Declares the modules and the codebook."""
         config = self.config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
@@ -129,44 +131,44 @@ class VQModel(nn.Module):
             (config.num_vq_embeddings, config.code_dim),
         )
 
-    def __call__(self, pixels):
-        """[B Y X 3] -> reconstruction [B Y X 3], not clipped. Touches every parameter (for `init`)."""
+    def __call__(self, pixels: Float[Array, "B Y X 3"]) -> Float[Array, "B Y X 3"]:
+        """The reconstruction, not clipped. Touches every parameter (for `init`)."""
         return self.decode(self.encode(pixels))
 
-    def latents(self, pixels):
-        """[B Y X 3] in [0, 1] -> [B H W code_dim] before quantisation. Sides must be multiples of `config.factor`."""
+    def latents(self, pixels: Float[Array, "B Y X 3"]) -> Float[Array, "B H W Z"]:
+        """Pixels in [0, 1] -> latents before quantisation. Errors: UserError unless sides are multiples of `config.factor`."""
         if any(side % self.config.factor for side in pixels.shape[1:3]):
             raise UserError(f"image sides must be multiples of {self.config.factor}; got {pixels.shape[1:3]}")
         with jax.default_matmul_precision(self.precision):
             return self.quant_conv(self.encoder(pixels.astype(jnp.float32)))
 
-    def quantize(self, latents):
-        """[B H W code_dim] -> ids [B H W] int32 of the nearest codebook vectors (Euclidean)."""
-        distance = (
-            jnp.sum(jnp.square(latents), axis=-1, keepdims=True)
-            - 2 * jnp.einsum("...z,cz->...c", latents, self.codebook, precision=jax.lax.Precision.HIGHEST)
-            + along_channels(jnp.sum(jnp.square(self.codebook), axis=-1), latents)
-        )
+    def quantize(self, latents: Float[Array, "B H W Z"]) -> Int[Array, "B H W"]:
+        """Ids of the nearest codebook vectors (Euclidean)."""
+        product = jnp.einsum("...z,cz->...c", latents, self.codebook, precision=jax.lax.Precision.HIGHEST)
+        norms = along_channels(jnp.sum(jnp.square(self.codebook), axis=-1), product)
+        distance = jnp.sum(jnp.square(latents), axis=-1, keepdims=True) - 2 * product + norms
         return jnp.argmin(distance, axis=-1).astype(jnp.int32)
 
-    def encode(self, pixels):
-        """[B Y X 3] in [0, 1] -> ids [B H W] int32."""
+    def encode(self, pixels: Float[Array, "B Y X 3"]) -> Int[Array, "B H W"]:
+        """Ids of pixels in [0, 1]."""
         return self.quantize(self.latents(pixels))
 
-    def decode_latents(self, latents):
-        """[B H W code_dim] -> pixels [B Y X 3], not clipped."""
+    def decode_latents(self, latents: Float[Array, "B H W Z"]) -> Float[Array, "B Y X 3"]:
+        """Pixels, not clipped."""
         with jax.default_matmul_precision(self.precision):
             return self.decoder(self.post_quant_conv(latents))
 
-    def decode(self, tokens):
-        """ids [B H W] -> pixels [B Y X 3], not clipped. Ids past the codebook (left-over masks) decode as code 0 (Q13)."""
+    def decode(self, tokens: Int[Array, "B H W"]) -> Float[Array, "B Y X 3"]:
+        """Pixels, not clipped. Ids past the codebook (left-over masks) decode as code 0 (Q13)."""
         tokens = jnp.where((tokens >= 0) & (tokens < self.config.num_vq_embeddings), tokens, 0)
         return self.decode_latents(jnp.take(self.codebook, tokens, axis=0))
 
 
 @functools.partial(jax.jit, static_argnames="vq")
-def pixels_to_ids(params: dict, pixels: jax.Array, vq: VQModel) -> jax.Array:
-    """Pictures [B Y X 3], uint8 or float in [0, 1] -> ids int32 [B H W]"""
+def pixels_to_ids(
+    params: dict, pixels: UInt8[Array, "B Y X 3"] | Float[Array, "B Y X 3"], vq: VQModel
+) -> Int[Array, "B H W"]:
+    """Ids of pictures; floats are in [0, 1]."""
     traces["pixels_to_ids"] += 1
     if pixels.dtype == jnp.uint8:
         pixels = pixels.astype(jnp.float32) / 255
@@ -174,7 +176,7 @@ def pixels_to_ids(params: dict, pixels: jax.Array, vq: VQModel) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="vq")
-def ids_to_pixels(params: dict, ids: jax.Array, vq: VQModel) -> jax.Array:
-    """ids [B H W] -> float32 [B Y X 3] in [0, 1]"""
+def ids_to_pixels(params: dict, ids: Int[Array, "B H W"], vq: VQModel) -> Float[Array, "B Y X 3"]:
+    """Pictures in [0, 1]."""
     traces["ids_to_pixels"] += 1
     return jnp.clip(vq.apply({"params": params}, ids, method="decode"), 0, 1)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from editmgt_jax.sampling.masking import Schedule, hidden_count
 from editmgt_jax.sampling.samplers import NOTHING_KNOWN, SAMPLERS, Context, Proposal, Sampler
+from editmgt_jax.shapes import Array, Bool, Float, Int, Key, Scalar
 
 FREE = -1  # in `Prediction.pinned`: this position takes the id that is drawn
 HOLDS = ("released", "from_step")
@@ -59,16 +60,16 @@ Predict = Callable[[jax.Array, Schedule], Prediction]
 
 def decode(
     predict: Predict,
-    tokens: jax.Array,
+    tokens: Int[Array, "B L"],
     schedule: Schedule,
-    key: jax.Array | Noise,
+    key: Array | Noise,
     mask_id: int,
     *,
-    sampling_temperature: jax.Array | float = 1.0,
+    sampling_temperature: Scalar | Float[Array, "B 1 1"] = 1.0,
     sampler: Sampler = SAMPLERS["confidence"],
     context: Context = NOTHING_KNOWN,
 ) -> Decoded:
-    """Fill the positions of `tokens` (int32 [B L]) that hold `mask_id`, in one scan over the steps of `schedule`.
+    """Fill the positions of `tokens` that hold `mask_id`, in one scan over the steps of `schedule`.
 
     key                   one key (sample i then draws from fold_in(key, i)), a key per sample [B], or the draws themselves
     sampling_temperature  divides the logits before an id is drawn, > 0; the confidence stays the model's own probability,
@@ -122,7 +123,7 @@ def decode_step(
     step: Schedule,
     noise: Noise,
     mask_id: int,
-    sampling_temperature: jax.Array | float = 1.0,
+    sampling_temperature: Scalar | Float[Array, "B 1 1"] = 1.0,
     sampler: Sampler = SAMPLERS["confidence"],
     context: Context = NOTHING_KNOWN,
 ) -> tuple[DecodeState, Prediction]:
@@ -142,7 +143,9 @@ def decode_step(
     log_p = jnp.log(jnp.maximum(probability_of(candidate, logits), MIN_PROBABILITY))
     # 4. The sampler's order, and how many of the hidden positions stay so.
     hidden = state.tokens == mask_id
-    proposal = Proposal(logits, candidate, log_p, step.temperature * noise.gumbel, hidden, prediction.priority)
+    proposal = Proposal(
+        logits, candidate, log_p, _of_samples(step.temperature) * noise.gumbel, hidden, prediction.priority
+    )
     priority = sampler.order(proposal, context)
     if not sampler.keeps_ties:
         priority = ranks(priority, noise.gumbel)
@@ -154,10 +157,21 @@ def decode_step(
     return DecodeState(commit(state.tokens, candidate, priority, count, mask_id), state.start_ratio), prediction
 
 
-def commit(tokens: jax.Array, candidate: jax.Array, priority: jax.Array, count: jax.Array, mask_id: int) -> jax.Array:
-    """Take the candidates where tokens are hidden, then hide `count` [B] of these again. -> int32 [B L]
+def _of_samples(value):
+    """A number [] or one of each sample [B], to go with [B L]."""
+    return value if jnp.ndim(value) == 0 else value[:, None]
 
-    The count-th smallest priority [B L] (from 0) is the cut-off; those strictly below it are hidden, so ties with it stay.
+
+def commit(
+    tokens: Int[Array, "B L"],
+    candidate: Int[Array, "B L"],
+    priority: Float[Array, "B L"],
+    count: Int[Array, " B"],
+    mask_id: int,
+) -> Int[Array, "B L"]:
+    """Take the candidates where tokens are hidden, then hide `count` of these again.
+
+    The count-th smallest priority (from 0) is the cut-off; those strictly below it are hidden, so ties with it stay.
     """
     hidden = tokens == mask_id
     priority = jnp.where(hidden, priority, jnp.inf)
@@ -165,8 +179,8 @@ def commit(tokens: jax.Array, candidate: jax.Array, priority: jax.Array, count: 
     return jnp.where(priority < cutoff, mask_id, jnp.where(hidden, candidate, tokens))
 
 
-def stay_hidden(hidden: jax.Array, step: Schedule, start_ratio: jax.Array) -> jax.Array:
-    """How many of the `hidden` positions (bool [B L]) the schedule leaves so. -> int32 [B]
+def stay_hidden(hidden: Bool[Array, "B L"], step: Schedule, start_ratio: Float[Array, " B"]) -> Int[Array, " B"]:
+    """How many of the `hidden` positions the schedule leaves so.
 
     floor(L * start_ratio * hidden_ratio), but at least 1 and at most one less than are hidden; the last step (ratio 0) none.
     """
@@ -175,13 +189,15 @@ def stay_hidden(hidden: jax.Array, step: Schedule, start_ratio: jax.Array) -> ja
     return jnp.where(step.hidden_ratio > 0, jnp.clip(count, 1, length - 1), 0)
 
 
-def ranks(priority: jax.Array, tie_break: jax.Array) -> jax.Array:
-    """Place of each position in the order of `priority`, ties by `tie_break`, both [B L]. -> float32 [B L], 0 ... L - 1"""
+def ranks(priority: Float[Array, "B L"], tie_break: Float[Array, "B L"]) -> Float[Array, "B L"]:
+    """Rank of each position in the order of `priority`, ties by `tie_break`: 0 ... L - 1"""
     order = jnp.lexsort((tie_break, priority), axis=-1)
     return jnp.argsort(order, axis=-1).astype(jnp.float32)
 
 
-def settle(state: DecodeState, pinned: jax.Array, settled: jax.Array | bool, mask_id: int) -> DecodeState:
+def settle(
+    state: DecodeState, pinned: Int[Array, "B L"], settled: bool | Bool[Array, ""] | Bool[Array, " B"], mask_id: int
+) -> DecodeState:
     """Write a settled step's pins into the tokens for good; the rest of the schedule is for the positions that are left.
 
     What follows is an inpainting of those: settled before the first step, it is the decode that starts from these tokens.
@@ -193,29 +209,29 @@ def settle(state: DecodeState, pinned: jax.Array, settled: jax.Array | bool, mas
     return DecodeState(jnp.where(written, pinned, state.tokens), state.start_ratio * share)
 
 
-def choose(drawn: jax.Array, pinned: jax.Array | None) -> jax.Array:
-    """The candidates of a step: the drawn id, or the pin. -> int32 [B L]"""
+def choose(drawn: Int[Array, "B L"], pinned: Int[Array, "B L"] | None) -> Int[Array, "B L"]:
+    """The candidates of a step: the drawn id, or the pin."""
     return drawn if pinned is None else jnp.where(pinned == FREE, drawn, pinned)
 
 
-def draw_ids(logits: jax.Array, uniform: jax.Array) -> jax.Array:
+def draw_ids(logits: Float[Array, "B L C"], uniform: Float[Array, "B L"]) -> Int[Array, "B L"]:
     """Categorical draws by the inverse of the distribution function: one random number a position, not one per id.
 
-    The number of entries of cumsum(p) that are <= u * sum(p). logits [B L C], uniform [B L] in [0, 1) -> int32 [B L]
+    The number of entries of cumsum(p) that are <= u * sum(p), u in [0, 1).
     """
     cumulative = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
     drawn = jnp.sum(cumulative <= uniform[..., None] * cumulative[..., -1:], axis=-1, dtype=jnp.int32)
     return jnp.minimum(drawn, logits.shape[-1] - 1)
 
 
-def probability_of(ids: jax.Array, logits: jax.Array) -> jax.Array:
-    """Softmax probability of one id a position. ids [B L], logits [B L C] -> [B L]"""
+def probability_of(ids: Int[Array, "B L"], logits: Float[Array, "B L C"]) -> Float[Array, "B L"]:
+    """Softmax probability of one id a position."""
     picked = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
     return jnp.exp(picked - jax.nn.logsumexp(logits, axis=-1))
 
 
-def sample_keys(key: jax.Array, batch: int) -> jax.Array:
-    """A key per sample: fold_in(key, index) of one key; keys that are already per sample come back. -> keys [B]"""
+def sample_keys(key: Array, batch: int) -> Key[Array, " {batch}"]:
+    """A key per sample: fold_in(key, index) of one key, of any kind; keys that are already per sample come back."""
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     if key.ndim == 0:
@@ -225,8 +241,8 @@ def sample_keys(key: jax.Array, batch: int) -> jax.Array:
     return key
 
 
-def draw_noise(keys: jax.Array, step: jax.Array, length: int) -> Noise:
-    """The draws of one step from per-sample keys [B]."""
+def draw_noise(keys: Key[Array, " B"], step: Int[Array, ""], length: int) -> Noise:
+    """The draws of one step from per-sample keys."""
 
     def one(key):
         id_key, confidence_key = jax.random.split(jax.random.fold_in(key, step))
@@ -238,14 +254,18 @@ def draw_noise(keys: jax.Array, step: jax.Array, length: int) -> Noise:
     return jax.vmap(one)(keys)
 
 
-def guide(logits: jax.Array, scale: jax.Array | float) -> jax.Array:
-    """Classifier-free guidance, unconditional half first. [2B L C] -> float32 [B L C]"""
+def guide(logits: Float[Array, "copies L C"], scale: Scalar | Float[Array, "B 1 1"]) -> Float[Array, "B L C"]:
+    """Classifier-free guidance, unconditional half of the copies first."""
     unconditional, conditional = jnp.split(logits.astype(jnp.float32), 2)
     return unconditional + scale * (conditional - unconditional)
 
 
-def guide_image(logits: jax.Array, scale: jax.Array | float, image_scale: jax.Array | float) -> jax.Array:
-    """Guidance by text and image apart: copies without both, with the image alone, with both. [3B L C] -> float32 [B L C]
+def guide_image(
+    logits: Float[Array, "copies L C"],
+    scale: Scalar | Float[Array, "B 1 1"],
+    image_scale: Scalar | Float[Array, "B 1 1"],
+) -> Float[Array, "B L C"]:
+    """Guidance by text and image apart: copies without both, with the image alone, with both.
 
     With equal scales it is `guide` of the last two. InstructPix2Pix (arXiv 2211.09800) has the same three passes; its
     image scale is 1 + image_scale - scale. As without image guidance, a scale up to 1 gives the text its plain weight.
@@ -255,7 +275,9 @@ def guide_image(logits: jax.Array, scale: jax.Array | float, image_scale: jax.Ar
 
 
 def with_guidance(
-    predict_all: Predict, scale: jax.Array | float, image_scale: jax.Array | float | None = None
+    predict_all: Predict,
+    scale: Scalar | Float[Array, "B 1 1"],
+    image_scale: Scalar | Float[Array, "B 1 1"] | None = None,
 ) -> Predict:
     """`predict` from a model called on [unconditional, conditional] copies of the tokens [2B L].
 
@@ -274,9 +296,14 @@ def with_guidance(
 
 
 def with_region_hold(
-    predict: Predict, keep_of: Callable[[Any], jax.Array], reference: jax.Array, *, hold: str = "released", hold_step=0
+    predict: Predict,
+    keep_of: Callable[[Any], Bool[Array, "B L"]],
+    reference: Int[Array, "B L"],
+    *,
+    hold: str = "released",
+    hold_step: int | Int[Array, ""] | Int[Array, " B"] = 0,
 ) -> Predict:
-    """`predict` that also pins hidden positions to the reference's ids (int32 [B L]) where `keep_of(aux)` (bool [B L]).
+    """`predict` that also pins hidden positions to the reference's ids where `keep_of(aux)`.
 
     'released'   at every step; a held position may be hidden again until the last step, which holds by its own relevance
     'from_step'  at step number `hold_step` (may be traced) only, and for good: from then on held positions are known, and the rest
@@ -293,6 +320,6 @@ def with_region_hold(
         if hold == "released":
             return prediction._replace(pinned=jnp.where(keep, reference, FREE))
         now = step.number == hold_step
-        return prediction._replace(pinned=jnp.where(keep & now, reference, FREE), settled=now)
+        return prediction._replace(pinned=jnp.where(keep & jnp.reshape(now, (-1, 1)), reference, FREE), settled=now)
 
     return held

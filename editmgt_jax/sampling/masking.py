@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from editmgt_jax.errors import UserError
+from editmgt_jax.shapes import Array, Bool, Float, Int, Key, Scalar
 
 HALF_PI = np.float32(np.pi / 2)
 
@@ -40,22 +41,22 @@ class Schedule(NamedTuple):
     temperature: np.ndarray  # float32 [I]: scale of the Gumbel noise on the confidence
 
 
-def hidden_curve(t, kind: str):
+def hidden_curve(t: Float[Array, "*shape"], kind: str) -> Float[Array, "*shape"]:
     """Share of tokens hidden at progress `t` in [0, 1] (float32, any shape; a numpy array stays on the host)."""
     if kind not in CURVES:
         raise UserError(f"unknown mask schedule {kind!r}: choose one of {', '.join(CURVES)}")
     return CURVES[kind](t)
 
 
-def covered_tokens(pixels, grid: tuple[int, int]):
-    """bool [B Y X] of pixels -> bool [B H W]: tokens of which any pixel is set. numpy and jax arrays alike."""
+def covered_tokens(pixels: Bool[Array, "B Y X"], grid: tuple[int, int]) -> Bool[Array, "B H W"]:
+    """Tokens of which any pixel is set, on a grid (H, W). numpy and jax arrays alike."""
     batch, y, x = pixels.shape
     rows, columns = grid
     return pixels.reshape(batch, rows, y // rows, columns, x // columns).any(axis=(2, 4))
 
 
-def hidden_count(length: int, ratio) -> jax.Array:
-    """floor(length * ratio) in float32, as released (Q2). -> int32, shape of `ratio`"""
+def hidden_count(length: int, ratio: float | Float[Array, "*shape"]) -> Int[Array, "*shape"]:
+    """floor(length * ratio) in float32, as released (Q2)."""
     return jnp.floor(length * jnp.asarray(ratio, jnp.float32)).astype(jnp.int32)
 
 
@@ -91,13 +92,13 @@ def _linear(first: float, last: float, steps: int) -> np.ndarray:
     return np.where(up < steps // 2, first + stride * up, last - stride * up[::-1]) if steps > 1 else np.array([first])
 
 
-def training_time(mask_rate, convention: str):
+def training_time(mask_rate: Scalar | Float[Array, " B"], convention: str) -> Scalar | Float[Array, " B"]:
     """What the model is told in training of a mask rate in [0, 1]; it multiplies by 1000 again (Q1)."""
     return mask_rate * 1000.0 if convention == "released" else mask_rate
 
 
-def sample_mask_rate(key: jax.Array, min_masking_rate: float = 0.0) -> jax.Array:
-    """A training sample's mask rate: the cosine at a uniform point, clipped below. -> float32 []
+def sample_mask_rate(key: Key[Array, ""], min_masking_rate: Scalar = 0.0) -> Float[Array, ""]:
+    """A training sample's mask rate: the cosine at a uniform point, clipped below.
 
     The cosine of a uniform angle has the density (2 / pi) / sqrt(1 - r^2) of the paper.
     """
@@ -105,13 +106,17 @@ def sample_mask_rate(key: jax.Array, min_masking_rate: float = 0.0) -> jax.Array
 
 
 def random_mask(
-    key: jax.Array, batch: int, length: int, min_masking_rate: float = 0.0, lean: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
+    key: Key[Array, ""],
+    batch: int,
+    length: int,
+    min_masking_rate: Scalar = 0.0,
+    lean: Float[Array, "{batch} {length}"] | None = None,
+) -> tuple[Bool[Array, "{batch} {length}"], Float[Array, " {batch}"]]:
     """Masks of a training batch: max(1, round(L * rate)) positions of each sample, uniformly at random.
 
-    `lean` [B L], if given, is added to uniform numbers in [0, 1), and the positions with the smallest sums are hidden.
+    `lean`, if given, is added to uniform numbers in [0, 1), and the positions with the smallest sums are hidden.
 
-    The mask of a sample is a function of (key, its index). -> bool [B L], rate float32 [B]
+    The mask of a sample is a function of (key, its index). -> mask, rate
     """
 
     def one(index, lean):

@@ -16,6 +16,9 @@ from editmgt_jax.models.prompts import PromptError
 from editmgt_jax.models.text import EncodedText, TextEncoder
 from editmgt_jax.sampling.settings import Settings
 
+# One for all of a call, or a list with one for each.
+Pictures = images.Readable | Sequence[images.Readable]
+Prompts = str | EncodedText | Sequence[str | EncodedText]
 Progress = Callable[[str], None]  # called with the name of each stage as it begins
 
 
@@ -85,7 +88,7 @@ def query_weights(encoder: TextEncoder, text: EncodedText, phrase: str | None = 
     return encoder.weights(text, phrase)
 
 
-def check_prompts(prompts: Sequence[str | EncodedText]) -> None:
+def check_prompts(prompts: Sequence[Any]) -> None:
     """Errors: PromptError for a prompt that says nothing."""
     for prompt in prompts:
         if not isinstance(prompt, EncodedText) and not (isinstance(prompt, str) and prompt.strip()):

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from editmgt_jax.shapes import Array, Float, Int
+
 
 class Proposal(NamedTuple):
     """A step as samplers see it."""
@@ -58,41 +60,41 @@ class Sampler:
     keeps_ties: bool = False
 
 
-def confidence(proposal: Proposal, context: Context) -> jax.Array:
+def confidence(proposal: Proposal, context: Context) -> Float[Array, "B L"]:
     """The surest candidates first, with noise."""
     return proposal.log_p + proposal.noise
 
 
-def halton(proposal: Proposal, context: Context) -> jax.Array:
+def halton(proposal: Proposal, context: Context) -> Float[Array, "B L"]:
     """A fixed order that covers the grid evenly at every length: no noise."""
     return jnp.broadcast_to(-halton_ranks(context.grid).astype(np.float32), proposal.hidden.shape)
 
 
-def entropy(proposal: Proposal, context: Context) -> jax.Array:
+def entropy(proposal: Proposal, context: Context) -> Float[Array, "B L"]:
     """The lowest entropy first: no noise."""
     return -_entropy(proposal.logits)
 
 
-def entropy_budget(proposal: Proposal, context: Context) -> jax.Array:
-    """The longest run, by rising entropy, whose summed entropy without its largest is at most the bound. -> int32 [B]"""
+def entropy_budget(proposal: Proposal, context: Context) -> Int[Array, " B"]:
+    """The longest run, by rising entropy, whose summed entropy without its largest is at most the bound."""
     rising = jnp.sort(jnp.where(proposal.hidden, _entropy(proposal.logits), jnp.inf), axis=1)
     before = jnp.cumsum(rising, axis=1)[:, :-1]  # the sum of those that come earlier
     within = jnp.pad(before, ((0, 0), (1, 0))) <= context.knobs.entropy_bound
     return jnp.sum(within & jnp.isfinite(rising), axis=1, dtype=jnp.int32)
 
 
-def margin(proposal: Proposal, context: Context) -> jax.Array:
+def margin(proposal: Proposal, context: Context) -> Float[Array, "B L"]:
     """By how much surer the candidate is than the source's own id, with noise; copies have 0."""
     return _at(proposal.logits, proposal.candidate) - _at(proposal.logits, context.source) + proposal.noise
 
 
-def changes_first(proposal: Proposal, context: Context) -> jax.Array:
+def changes_first(proposal: Proposal, context: Context) -> Float[Array, "B L"]:
     """Confidence, but copies of the source are less sure by the copy penalty (nats)."""
     copied = (proposal.candidate == context.source).astype(jnp.float32)
     return proposal.log_p - context.knobs.copy_penalty * copied + proposal.noise
 
 
-def relevance(proposal: Proposal, context: Context) -> jax.Array:
+def relevance(proposal: Proposal, context: Context) -> Float[Array, "B L"]:
     """Where the instruction points first, by the prediction's own priority (the relevance): no noise."""
     return proposal.priority
 

@@ -1,6 +1,6 @@
 """Saving and restoring runs. This module and `weights.trees` talk to Orbax, no other.
 
-A checkpoint holds the train state and, as metadata, the place in the data and the run's config: a run resumed from it equals
+A checkpoint holds the train state and, as metadata, the position in the data and the run's config: a run resumed from it equals
 one that was never stopped. It is whole or not there (Orbax renames it into place), and damage that comes later is seen: the
 sizes of its files are noted beside the checkpoints, and fingerprints of the state's bits inside.
 """
@@ -79,7 +79,7 @@ class Checkpoints:
         return None if latest is None else latest.step
 
     def save(self, step: int, state, data, metrics: dict) -> None:
-        """Saves the state and its place in the data together; returns while the files are still being written.
+        """Saves the state and its position in the data together; returns while the files are still being written.
 
         Args:
           metrics: of an evaluation of this state, or {}.
@@ -144,7 +144,7 @@ class Checkpoints:
         """The latest whole checkpoint. Damaged ones after it are named and put aside.
 
         Args:
-          abstract_state: shapes with shardings, which may be others than it was saved with; data: is moved to its place.
+          abstract_state: shapes with shardings, which may be others than it was saved with; data: is moved to its position.
         Returns: the state, or None without any checkpoint.
         Errors: CheckpointError when there are checkpoints, but none can be used.
         """
@@ -153,7 +153,7 @@ class Checkpoints:
         for step in steps:
             # 2. Sizes of files are cheap to compare, and tell most damage.
             problems[step] = any_problem(self._problem_of_sizes(step))
-            # 3. Read the state into its shardings, compare its bits, and move the data to its place.
+            # 3. Read the state into its shardings, compare its bits, and move the data to its position.
             if problems[step] is None:
                 state, problems[step] = self._load(step, abstract_state, data)
             # 4. Only once a whole one is found are the damaged ones after it put aside: if none is, nothing is touched.
@@ -242,7 +242,7 @@ class Checkpoints:
 
 
 def _arrays(state) -> dict:
-    """The state as a dict without empty entries (Orbax has no place for None)."""
+    """The state as a dict without empty entries (Orbax does not store None)."""
     return {k: v for k, v in vars(state).items() if v is not None}
 
 
@@ -310,10 +310,10 @@ def _of_leaves(leaves):
 
 def _of_leaf(x):
     bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
-    place = jnp.zeros(x.shape, jnp.uint32)
+    index = jnp.zeros(x.shape, jnp.uint32)
     for axis in range(x.ndim):
-        place = place * np.uint32(0x01000193) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    return jnp.sum(bits.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)  # odd weights lose no bit
+        index = index * np.uint32(0x01000193) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)  # odd weights lose no bit
 
 
 def restore_params(directory, step: int | None = None, average: bool = False):

@@ -326,19 +326,23 @@ class VQRun(TrainConfig):
 RUNS = {"mgt": MGTRun, "vq": VQRun}
 
 
-def run_type(values: Mapping) -> type[TrainConfig]:
+def run_type(values: Mapping, kinds: Mapping[str, type] = RUNS) -> type:
     """The class of a config by its key `task`. Errors: ConfigError."""
     task = values.get("task")
-    if not isinstance(task, str) or task not in RUNS:
-        raise ConfigError(f"task must be one of {', '.join(RUNS)}; got {task!r}")
-    return RUNS[task]
+    if not isinstance(task, str) or task not in kinds:
+        raise ConfigError(f"task must be one of {', '.join(kinds)}; got {task!r}")
+    return kinds[task]
 
 
-def read_config(values) -> TrainConfig:
-    """The typed config of a plain dict. Errors: ConfigError."""
+def read_config(values, kinds: Mapping[str, type] = RUNS):
+    """The typed config of a plain dict. Errors: ConfigError.
+
+    Args:
+      kinds: {task: class}, the kinds of config that are meant.
+    """
     if not isinstance(values, Mapping):
         raise ConfigError(f"a config must be a dict of keys and sections; got {type(values).__name__}")
-    return declare.read(run_type(values), values)
+    return declare.read(run_type(values, kinds), values)
 
 
 def starting_values() -> dict:

@@ -12,30 +12,36 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from editmgt_jax.training import declare
-from editmgt_jax.training.config import TrainConfig, read_config, run_type
+from editmgt_jax.training.config import RUNS, TrainConfig, read_config, run_type
 from editmgt_jax.training.declare import ConfigError
 
 PREFIX = "--config."
 SHIPPED = Path(__file__).parents[1] / "configs"
 
 
-def load_config(config, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_config(config, overrides: Sequence[str] = (), kinds: Mapping[str, type] = RUNS):
     """Runs a file's `get_config`, applies overrides, such as '--config.steps=100', in turn, and checks every key.
 
     Args:
       config: path of a config file, or the name of a shipped one, such as 'scenes_mgt'.
+      kinds: {task: class}, the kinds of config that are meant: those of training runs, or of `ablation/config.py`.
     Errors: FileNotFoundError, ConfigError.
     """
     values = plain(_run(_find(config)))
     if not isinstance(values, dict):
         raise ConfigError(f"get_config() must return a ConfigDict; {config} gives a {type(values).__name__}")
+    return read_config(overridden(values, overrides, kinds), kinds)
+
+
+def overridden(values: dict, overrides: Sequence[str], kinds: Mapping[str, type] = RUNS) -> dict:
+    """Plain values with overrides, such as '--config.steps=100', applied in turn. Errors: ConfigError."""
     for text in overrides:
         name, equals, value = text.partition("=")
         if not name.startswith(PREFIX) or not equals:
             raise ConfigError(f"an override must read {PREFIX}KEY=VALUE; got {text!r}")
         name = name.removeprefix(PREFIX)
-        declare.override(run_type(values | {"task": value} if name == "task" else values), values, name, value)
-    return read_config(values)
+        declare.override(run_type(values | {"task": value} if name == "task" else values, kinds), values, name, value)
+    return values
 
 
 def checked(config) -> TrainConfig:

@@ -26,6 +26,8 @@ _WORDS = {
     bool: "True or False",
     str: "a text",
     tuple[str, ...]: "several texts, such as ('to_q', 'to_k')",
+    tuple[int, ...]: "several integers",
+    tuple[float, ...]: "several finite numbers",
 }
 
 

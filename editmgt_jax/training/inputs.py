@@ -86,24 +86,24 @@ def encoded_in_steps(config) -> set[str]:
     return needed
 
 
-def make_batches(config, split: str, encode_text=None, rows=None) -> Batches:
+def make_batches(config, split: str, encode_text=None, examples=None) -> Batches:
     """Batches of a split: those of the token records that the config names, else of scenes.
 
     Args:
-      split: 'train' or 'heldout'; encode_text: strings -> {name: ids [B T]}, for scenes; rows: of each global batch.
+      split: 'train' or 'heldout'; encode_text: strings -> {name: ids [B T]}, for scenes; examples: of each global batch.
     """
     data = config.data
     folders = data.tokens if split == "train" else data.heldout
     if not folders:
         source = scene_source(config, split)
         workers = data.workers if split == "train" else 0  # evaluation draws few
-        more = {"rows": rows, "workers": workers, "threads": data.threads, "named": repr(source.config)}
+        more = {"examples": examples, "workers": workers, "threads": data.threads, "named": repr(source.config)}
         return batches(source, config.batch_size, encode_text=encode_text, **more)
     return token_batches(
         Mixture(tuple((folder.path, folder.weight) for folder in folders), data.categories if split == "train" else ()),
         config.batch_size,
         seed=data.seed,
-        rows=rows,
+        examples=examples,
         workers=data.workers,
         threads=data.threads,
         bad_records=data.bad_records,

@@ -121,6 +121,16 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def number() -> int:
+    """Of this process in the job, from 0."""
+    return jax.process_index()
+
+
+def count() -> int:
+    """Processes of the job."""
+    return jax.process_count()
+
+
 @contextlib.contextmanager
 def first_then_others():
     """A block that the first process runs before the others do: what it writes they find."""

@@ -27,7 +27,7 @@ class Samples:
     """Edits the first pairs of the held-out data, always the same ones with the same draws.
 
     Args:
-      directory: where pictures go; task: an MGTTask; layout: of the run; batches: the held-out data, of this process's rows
+      directory: where pictures go; task: an MGTTask; layout: of the run; batches: the held-out data, of this process's examples
         all of the first `count`.
     """
 

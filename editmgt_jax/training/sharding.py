@@ -107,25 +107,25 @@ class Layout:
                 f"batch_size must be a multiple of {share} (mesh axes data x fsdp x accumulate); got {batch_size}"
             )
 
-    def local_rows(self, batch_size: int) -> tuple[int, ...]:
-        """Which rows of a global batch the devices of this process hold."""
-        places = NamedSharding(self.mesh, P(BATCH)).addressable_devices_indices_map((batch_size,))
-        return tuple(sorted({row for (rows,) in places.values() for row in range(*rows.indices(batch_size))}))
+    def local_examples(self, batch_size: int) -> tuple[int, ...]:
+        """Which examples of a global batch the devices of this process hold."""
+        held = NamedSharding(self.mesh, P(BATCH)).addressable_devices_indices_map((batch_size,))
+        return tuple(sorted({example for (part,) in held.values() for example in range(*part.indices(batch_size))}))
 
     def put_batch(self, batch: dict, batch_size: int) -> dict:
-        """This process's rows (see `local_rows`) -> arrays of the global batch."""
-        rows = np.array(self.local_rows(batch_size))
-        return {name: self._put_rows(name, value, rows, batch_size) for name, value in batch.items()}
+        """This process's examples (see `local_examples`) -> arrays of the global batch."""
+        examples = np.array(self.local_examples(batch_size))
+        return {name: self._put_examples(name, value, examples, batch_size) for name, value in batch.items()}
 
     def of_batch(self, name: str, ndim: int) -> NamedSharding:
-        """Ids [B H W] are spread over rows of tokens, too."""
+        """Ids [B H W] are spread over rows of the grid, too."""
         along = ("context",) if name.endswith("_ids") and ndim == 3 else ()
         return NamedSharding(self.mesh, P(BATCH, *along))
 
-    def _put_rows(self, name, value, rows, batch_size):
+    def _put_examples(self, name, value, examples, batch_size):
         def part(index):
             wanted = np.arange(batch_size)[index[0]]
-            return value[(np.searchsorted(rows, wanted), *index[1:])]
+            return value[(np.searchsorted(examples, wanted), *index[1:])]
 
         shape = (batch_size, *value.shape[1:])
         return jax.make_array_from_callback(shape, self.of_batch(name, value.ndim), part)

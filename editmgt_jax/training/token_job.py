@@ -7,8 +7,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from editmgt_jax.data.records import PAIRS, PairSource, read_manifest
-from editmgt_jax.data.tokenise import Encoders
-from editmgt_jax.data.tokenise import tokenize as write_tokens
+from editmgt_jax.data.tokenize import Encoders
+from editmgt_jax.data.tokenize import tokenize as write_tokens
 from editmgt_jax.errors import UserError
 from editmgt_jax.files import mounted
 from editmgt_jax.models.vq import pixels_to_ids

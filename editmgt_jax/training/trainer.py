@@ -80,8 +80,10 @@ def _set_up(config, workdir, ledger, watchdog):
     task = make_task(config)
     layout = sharding.Layout(sharding.make_mesh(dataclasses.asdict(config.mesh)), task.rules)
     layout.check_batch(config.batch_size, config.accumulate)
-    rows = layout.local_rows(config.batch_size)
-    data, heldout = (inputs.make_batches(config, split, task.encode_prompts, rows) for split in ("train", "heldout"))
+    examples = layout.local_examples(config.batch_size)
+    data, heldout = (
+        inputs.make_batches(config, split, task.encode_prompts, examples) for split in ("train", "heldout")
+    )
 
     # ---- state: the latest checkpoint's, or new
     optimizer, key = make_optimizer(config.optimizer), jax.random.key(config.seed)
@@ -190,7 +192,7 @@ class _Run:
         """Evaluate, save, draw a batch, step, log. Returns: the last evaluation.
 
         The order must not change, or a run that is resumed would differ from one that never stopped: step n evaluates and
-        saves the state of n updates, with the place in the data before batch n is drawn; a checkpoint then holds its own
+        saves the state of n updates, with the position in the data before batch n is drawn; a checkpoint then holds its own
         evaluation, by which the best one is chosen, and the batch that comes next.
         """
         config, start, evaluation, pending = self.config, int(state.step), {}, None
@@ -216,7 +218,7 @@ class _Run:
                     evaluation = self._evaluate(step, state)
                     log.write(step, {f"eval/{name}": value for name, value in evaluation.items()})
                     self.watchdog.heard()
-                # 5. Save it with its place in the data, which the batch of this step has not moved yet.
+                # 5. Save it with its position in the data, which the batch of this step has not moved yet.
                 if saving:
                     self._save(step, state, evaluation if evaluating else {})
                 if last or asked:

@@ -14,7 +14,7 @@ HISTOGRAMS = {  # name -> edges; values outside count in the first or last bin
 
 
 def count(lines: list[dict], shards: list[dict]) -> dict:
-    """Counts the rows of a task.
+    """Counts the raw pairs of a task.
 
     Args:
       lines: one from `job.survey` for each raw pair; those with a `reason` are rejected.
@@ -28,7 +28,7 @@ def count(lines: list[dict], shards: list[dict]) -> dict:
         for note in line["notes"]:
             notes[note].append(line["key"])
     return {
-        "rows": len(lines),
+        "pairs": len(lines),
         "kept": len(kept),
         "shards": shards,
         "rejects": _with_examples(rejects),
@@ -43,7 +43,7 @@ def add(reports: Iterable[dict]) -> dict:
     """The sum of the reports of `count`, in their order."""
     total = count([], [])
     for report in reports:
-        for name in ("rows", "kept", "shards"):
+        for name in ("pairs", "kept", "shards"):
             total[name] += report[name]
         for name in ("rejects", "notes"):
             for key, found in report[name].items():

@@ -31,7 +31,9 @@ class NearDuplicates:
         pieces = np.split(np.unpackbits(own), self._cuts[1:-1])
         keys = [(band, piece.tobytes()) for band, piece in enumerate(pieces)]
         sharing = [self._bands[key] for key in keys if key in self._bands]
-        candidates = np.concatenate([np.frombuffer(places, np.int64) for places in sharing] or [np.zeros(0, np.int64)])
+        candidates = np.concatenate(
+            [np.frombuffer(numbers, np.int64) for numbers in sharing] or [np.zeros(0, np.int64)]
+        )
         distances = np.bitwise_count(self._hashes[candidates] ^ own).sum(axis=1)
         near = candidates[distances <= self._bits]
         if near.size:

@@ -36,7 +36,7 @@ class PrepareConfig:
     max_instruction       longest instruction, in characters
     near_duplicate_bits   largest number of different bits, of 512, of near-duplicates with one instruction
     max_per_category      further pairs of a category are `over_category_limit`; None is no limit
-    task_rows             raw pairs that a worker prepares at a time: one shard for each of their buckets
+    task_pairs            raw pairs that a worker prepares at a time: one shard for each of their buckets
     image_format          'jpeg' (quality 95, whole chroma) or 'png' (lossless, three times the size)
     """
 
@@ -52,14 +52,14 @@ class PrepareConfig:
     max_instruction: int = 1000
     near_duplicate_bits: int = 48
     max_per_category: int | None = None
-    task_rows: int = 2048
+    task_pairs: int = 2048
     image_format: str = "jpeg"
 
     def __post_init__(self):
         bucket_sizes(self.resolution)
         if self.image_format not in FORMATS:
             raise UserError(f"image_format must be one of {sorted(FORMATS)}; got {self.image_format!r}")
-        for name in ("max_pixels", "task_rows", "max_instruction", "max_per_category"):
+        for name in ("max_pixels", "task_pairs", "max_instruction", "max_per_category"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1; got {value}")
@@ -99,30 +99,30 @@ class Examined:
     notes: tuple[str, ...]
 
 
-def examine(row: RawPair, config: PrepareConfig) -> Examined:
+def examine(pair: RawPair, config: PrepareConfig) -> Examined:
     """Checks and crops a raw pair. Errors: Rejected."""
-    if row.defect is not None:
-        raise Rejected(*row.defect)
-    instruction = _check_instruction(row.instruction, config)
-    notes = list(row.notes)
-    source = _decoded(row.source, "source", config, notes)
-    target = _decoded(row.target, "target", config, notes)
+    if pair.defect is not None:
+        raise Rejected(*pair.defect)
+    instruction = _check_instruction(pair.instruction, config)
+    notes = list(pair.notes)
+    source = _decoded(pair.source, "source", config, notes)
+    target = _decoded(pair.target, "target", config, notes)
     bucket = _bucket(source.size, target.size, config, notes)
     placement = Placement.covering(source.size, bucket)
     mask = None
-    if row.mask is not None:
-        mask = _decoded(row.mask, "mask", config, []).convert("L")
+    if pair.mask is not None:
+        mask = _decoded(pair.mask, "mask", config, []).convert("L")
         if mask.size != source.size:
             raise Rejected("mask_size", f"the mask is {_by(mask.size)}, the source {_by(source.size)}")
     fitted = {"source": crop_to_bucket(source, placement, bucket), "target": crop_to_bucket(target, placement, bucket)}
     changed = changed_share(fitted["source"], fitted["target"], config.change_threshold)
     if changed < config.min_changed:
         raise Rejected("unchanged", f"{changed:.2%} of the pixels differ")
-    if changed > config.max_changed and row.category in config.local_categories:
-        raise Rejected("changed_everywhere", f"{changed:.1%} of the pixels differ in a pair of {row.category}")
+    if changed > config.max_changed and pair.category in config.local_categories:
+        raise Rejected("changed_everywhere", f"{changed:.1%} of the pixels differ in a pair of {pair.category}")
     record = {
-        "key": row.key,
-        "category": row.category,
+        "key": pair.key,
+        "category": pair.category,
         "instruction": instruction,
         "original_size": list(source.size),
         "crop": [placement.left, placement.top],
@@ -133,7 +133,7 @@ def examine(row: RawPair, config: PrepareConfig) -> Examined:
             lambda value: 255 * (value >= 128)
         )
         record["mask"] = _encoded(binary.convert("1"), "png")
-    digest = hashlib.sha256(b"%d " % len(row.source) + row.source + row.target).hexdigest()
+    digest = hashlib.sha256(b"%d " % len(pair.source) + pair.source + pair.target).hexdigest()
     text = " ".join(instruction.casefold().split())
     return Examined(
         bucket=bucket,

@@ -37,12 +37,11 @@ from editmgt_jax.data.records import (
     read_manifest,
 )
 from editmgt_jax.errors import UserError
-from editmgt_jax.files import mounted, new_folder, write_json, write_text
+from editmgt_jax.files import claim, mounted, new_folder, write_json
 
 NEEDED = ("apache_beam", "pyarrow", "tensorflow_datasets")  # of the extra `prepare`
 STAGING = "staging"
 REPORTS = "reports"
-JOB = "job.json"
 
 
 class PrepareError(UserError):
@@ -95,9 +94,9 @@ def prepare(
       flags: Beam's own; with a --runner among them, `workers` is ignored.
       workers: processes on this machine.
     Returns: the manifest.
-    Errors: PrepareError, SourceError, FileNotFoundError.
+    Errors: PrepareError, SourceError, FileNotFoundError; UserError when the folder is another job's.
     """
-    # 1. Everything that can stand in the way is found before a row is read.
+    # 1. Everything that can stand in the way is found before a raw pair is read.
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise PrepareError(f"preparing data needs {', '.join(missing)}: pip install 'editmgt_jax[prepare]'")
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
@@ -106,9 +105,11 @@ def prepare(
     output = mounted(output, "the output").resolve()
     tasks, options = _tasks(parts, output, config), _beam_options(flags, workers)
     if not tasks:
-        raise PrepareError(f"{where} has no rows")
+        raise PrepareError(f"{where} has no raw pairs")
     # 2. The folder is this job's: begun now, begun before, or done.
-    _claim(output, where, parts, mapping, config)
+    claim(output, _job(where, parts, mapping, config))
+    for folder in (STAGING, REPORTS):
+        (output / folder).mkdir(exist_ok=True)
     if (output / MANIFEST).is_file():
         shutil.rmtree(output / STAGING, ignore_errors=True)
         return read_manifest(output)
@@ -120,7 +121,7 @@ def prepare(
         _each(tasks, survey, options, "survey")
         _weigh(tasks, options)
         _each(todo, finish, options, "finish")
-    # 4. The manifest counts every row, and is written last: a folder with one is whole.
+    # 4. The manifest counts every raw pair, and is written last: a folder with one is whole.
     manifest = _manifest(tasks, where, config)
     _print_rate(tasks, manifest, time.perf_counter() - started)
     for left in [*output.glob("*.tmp"), *(output / REPORTS).glob("*.tmp")]:  # of processes that were killed
@@ -133,35 +134,24 @@ def prepare(
 
 
 def _tasks(parts, output, config) -> list[Task]:
-    """Groups of neighbouring parts with at least task_rows raw pairs."""
-    tasks, gathered, rows = [], [], 0
+    """Groups of neighbouring parts with at least task_pairs raw pairs."""
+    tasks, gathered, pairs = [], [], 0
     for i, part in enumerate(parts):
         gathered.append(part)
-        rows += part.rows
-        if rows and (rows >= config.task_rows or i == len(parts) - 1):
+        pairs += part.pairs
+        if pairs and (pairs >= config.task_pairs or i == len(parts) - 1):
             tasks.append(Task(len(tasks), tuple(gathered), str(output), config))
-            gathered, rows = [], 0
+            gathered, pairs = [], 0
     return tasks
 
 
-def _claim(output, where, parts, mapping, config) -> None:
-    """Writes the job's source and config, or compares them: two preparations must not share a folder."""
+def _job(where, parts, mapping, config) -> dict:
+    """What the pairs of an output folder are made of."""
     listing = hashlib.sha256()
     for part in parts:
         listing.update(repr(part).encode(errors="replace"))
     job = {"version": VERSION, "source": str(where), "parts": listing.hexdigest(), "mapping": mapping or {}}
-    text = json.dumps(job | {"config": dataclasses.asdict(config)}, indent=2, sort_keys=True) + "\n"
-    path = output / JOB
-    if path.is_file():
-        if path.read_text() != text:
-            raise PrepareError(
-                f"{output} belongs to a preparation of another source, config or version (see {path}): name a new folder, or delete it"
-            )
-    elif output.exists() and any(output.iterdir()):
-        raise PrepareError(f"{output} is not empty, and holds no preparation: name a new folder")
-    for folder in (output, output / STAGING, output / REPORTS):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+    return job | {"config": dataclasses.asdict(config)}
 
 
 # ---- on Beam
@@ -234,21 +224,21 @@ def _weigh(tasks, options) -> None:
 
 
 def _kept_lines(task):
-    for row, line in enumerate(_lines(task)):
+    for number, line in enumerate(_lines(task)):
         if line["reason"] is None:
-            yield {"task": task.number, "row": row} | {
+            yield {"task": task.number, "pair": number} | {
                 name: line[name] for name in ("key", "category", "digest", "text_digest", "hashes")
             }
 
 
 def _in_order(lines) -> list[dict]:
-    return sorted(lines, key=lambda line: (line["task"], line["row"]))
+    return sorted(lines, key=lambda line: (line["task"], line["pair"]))
 
 
 def _dropped(line, reason, first):
     import apache_beam as beam
 
-    return beam.pvalue.TaggedOutput("drop", (line["task"], (line["row"], reason, f"of {first}")))
+    return beam.pvalue.TaggedOutput("drop", (line["task"], (line["pair"], reason, f"of {first}")))
 
 
 def _first(element):
@@ -277,20 +267,20 @@ def _sieve(element, bits):
 
 
 def _for_category(line):
-    return line["category"], {name: line[name] for name in ("task", "row", "key", "category")}
+    return line["category"], {name: line[name] for name in ("task", "pair", "key", "category")}
 
 
 def _surplus(element, most):
     """The surplus pairs of a category: the last ones in a fixed, arbitrary order."""
     _, lines = element
-    ranked = sorted(lines, key=lambda line: (hashlib.sha256(line["key"].encode()).digest(), line["task"], line["row"]))
+    ranked = sorted(lines, key=lambda line: (hashlib.sha256(line["key"].encode()).digest(), line["task"], line["pair"]))
     for line in ranked[most:]:
-        yield line["task"], (line["row"], "over_category_limit", f"{most} pairs of {line['category']} are kept")
+        yield line["task"], (line["pair"], "over_category_limit", f"{most} pairs of {line['category']} are kept")
 
 
 def _write_dropped(element, folder) -> None:
     number, drops = element
-    dropped = {row: [reason, detail] for row, reason, detail in sorted(drop for drop in drops if drop is not None)}
+    dropped = {pair: [reason, detail] for pair, reason, detail in sorted(drop for drop in drops if drop is not None)}
     write_json(Path(folder) / f"{number:05d}.dropped.json", dropped)
 
 
@@ -303,13 +293,13 @@ def survey(task: Task) -> None:
         return
     started = time.process_time()
     with new_folder(task.staged) as work:
-        with contextlib.ExitStack() as stack, open(work / "rows.jsonl", "w") as lines:
+        with contextlib.ExitStack() as stack, open(work / "pairs.jsonl", "w") as lines:
             writers = {}
             for part in task.parts:
-                for row in part.read():
-                    line = {"key": row.key, "category": row.category, "reason": None, "notes": row.notes}
+                for pair in part.read():
+                    line = {"key": pair.key, "category": pair.category, "reason": None, "notes": pair.notes}
                     try:
-                        found = _examined(row, task.config)
+                        found = _examined(pair, task.config)
                     except Rejected as rejected:
                         line |= {"reason": rejected.reason, "detail": rejected.detail[:300]}
                     else:
@@ -331,10 +321,10 @@ def survey(task: Task) -> None:
         (work / "seconds").write_text(str(time.process_time() - started))
 
 
-def _examined(row, config):
+def _examined(pair, config):
     """`examine`; an unforeseen error rejects this raw pair, and does not stop the preparation."""
     try:
-        return examine(row, config)
+        return examine(pair, config)
     except Rejected:
         raise
     except Exception as error:  # noqa: BLE001
@@ -345,9 +335,9 @@ def finish(task: Task) -> None:
     """Writes the task's shards without the pairs that `weigh` found, then its report."""
     dropped = json.loads(task.dropped.read_text())
     lines, keep = list(_lines(task)), collections.defaultdict(list)
-    for row, line in enumerate(lines):
-        if str(row) in dropped:
-            line["reason"], line["detail"] = dropped[str(row)]
+    for number, line in enumerate(lines):
+        if str(number) in dropped:
+            line["reason"], line["detail"] = dropped[str(number)]
         if "bucket" in line:
             keep[line["bucket"]].append(line["reason"] is None)
     shards = []
@@ -364,7 +354,7 @@ def finish(task: Task) -> None:
 
 
 def _lines(task):
-    with open(task.staged / "rows.jsonl") as file:
+    with open(task.staged / "pairs.jsonl") as file:
         yield from map(json.loads, file)
 
 
@@ -386,11 +376,11 @@ def _manifest(tasks, where, config) -> dict:
     if not total["shards"]:
         reasons = {name: found["count"] for name, found in total["rejects"].items()}
         raise PrepareError(f"no pair of {where} is kept: {reasons}")
-    listed = sum(part.rows for task in tasks for part in task.parts)
+    listed = sum(part.pairs for task in tasks for part in task.parts)
     rejected = sum(found["count"] for found in total["rejects"].values())
-    if not listed == total["rows"] == total["kept"] + rejected:
+    if not listed == total["pairs"] == total["kept"] + rejected:
         raise PrepareError(
-            f"every raw pair must be kept or rejected; {listed} are listed, {total['rows']} were read, {total['kept']} kept and "
+            f"every raw pair must be kept or rejected; {listed} are listed, {total['pairs']} were read, {total['kept']} kept and "
             f"{rejected} rejected: has the source changed since the start?"
         )
     return {"version": VERSION, "kind": PAIRS, "source": str(where), "config": dataclasses.asdict(config)} | total
@@ -399,7 +389,7 @@ def _manifest(tasks, where, config) -> dict:
 def _print_rate(tasks, manifest, elapsed) -> None:
     seconds = [task.staged / "seconds" for task in tasks]
     cpu = sum(float(path.read_text()) for path in seconds if path.is_file())
-    rows, kept = manifest["rows"], manifest["kept"]
-    print(f"{kept} of {rows} pairs kept, in {len(manifest['shards'])} shards; {elapsed:.0f} s", file=sys.stderr)
+    pairs, kept = manifest["pairs"], manifest["kept"]
+    print(f"{kept} of {pairs} pairs kept, in {len(manifest['shards'])} shards; {elapsed:.0f} s", file=sys.stderr)
     if cpu and all(path.is_file() for path in seconds):
-        print(f"examining took {rows / cpu:.1f} pairs/s per core", file=sys.stderr)
+        print(f"examining took {pairs / cpu:.1f} pairs/s per core", file=sys.stderr)

@@ -23,9 +23,9 @@ def collect(directory: str | Path) -> dict:
     manifest = read_manifest(directory)
     if manifest["kind"] == PAIRS:
         names = ("source", "categories", "buckets", "rejects", "notes")
-        report = {"kind": PAIRS, "examples": manifest["kept"], "rows": manifest["rows"]} | {
-            k: manifest[k] for k in names
-        }
+        rejected = sum(entry["count"] for entry in manifest["rejects"].values())
+        report = {"kind": PAIRS, "examples": manifest["kept"], "raw_pairs": manifest["kept"] + rejected}
+        report |= {name: manifest[name] for name in names}
         for part in ("rejects", "notes"):
             report[part] = {name: entry["count"] for name, entry in manifest[part].items()}
         pairs = PairSource(directory)

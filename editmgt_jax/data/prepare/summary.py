@@ -29,12 +29,12 @@ details { font-size: 0.85em } code { font-size: 0.9em }
 def write(output: Path, manifest: dict) -> None:
     """Writes the page of a preparation."""
     output = Path(output)
-    rows, kept = manifest["rows"], manifest["kept"]
+    pairs, kept = manifest["pairs"], manifest["kept"]
     sections = [
         f"<h1>{html.escape(manifest['source'])}</h1>",
-        f"<p>{kept:,} of {rows:,} pairs kept ({kept / rows:.1%}), in {len(manifest['shards']):,} shards.</p>",
-        _section("Rejected", _reasons(manifest["rejects"], rows)),
-        _section("Kept with a note", _reasons(manifest["notes"], rows)),
+        f"<p>{kept:,} of {pairs:,} pairs kept ({kept / pairs:.1%}), in {len(manifest['shards']):,} shards.</p>",
+        _section("Rejected", _reasons(manifest["rejects"], pairs)),
+        _section("Kept with a note", _reasons(manifest["notes"], pairs)),
         _section("Categories", _bars(manifest["categories"])),
         _section("Buckets, width x height", _bars(manifest["buckets"])),
     ]
@@ -59,15 +59,15 @@ def _bars(counts: dict) -> str:
     if not counts:
         return ""
     most = max(1, *counts.values())
-    rows = [
+    bars = [
         f"<tr><td>{html.escape(name)}<td class=number>{count:,}<td class=bar><div style='width:{100 * count / most:.1f}%'>"
         "</div>"
         for name, count in counts.items()
     ]
-    return f"<table>{''.join(rows)}</table>"
+    return f"<table>{''.join(bars)}</table>"
 
 
-def _reasons(found: dict, rows: int) -> str:
+def _reasons(found: dict, pairs: int) -> str:
     if not found:
         return ""
     lines = []
@@ -76,7 +76,7 @@ def _reasons(found: dict, rows: int) -> str:
             html.escape(example if isinstance(example, str) else ": ".join(example)) for example in entry["examples"]
         )
         lines.append(
-            f"<tr><td>{html.escape(name)}<td class=number>{entry['count']:,}<td class=number>{entry['count'] / rows:.2%}"
+            f"<tr><td>{html.escape(name)}<td class=number>{entry['count']:,}<td class=number>{entry['count'] / pairs:.2%}"
             f"<td><details><summary>examples</summary>{examples}</details>"
         )
     return f"<table>{''.join(lines)}</table>"

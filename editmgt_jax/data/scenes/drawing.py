@@ -66,7 +66,7 @@ class Scene:
     light: Light | None = None
 
 
-def _placed(thing, size):
+def _layer_of(thing, size):
     """The layer of a thing and where it falls: (layer, rows of the picture, columns, rows of the layer, columns)."""
     layer = sprites.layer(thing.key, thing.side, thing.look)
     if thing.flip:
@@ -81,7 +81,7 @@ def _placed(thing, size):
 def footprint(thing: Thing, size: int, whole: bool = True) -> np.ndarray:
     """Where a thing covers the picture, with its shadow or (whole=False) without. -> bool [Y X]"""
     mask = np.zeros((size, size), bool)
-    layer, outer, inner = _placed(thing, size)
+    layer, outer, inner = _layer_of(thing, size)
     mask[outer] = layer.rgba[inner][..., 3] > 0 if whole else layer.body[inner]
     return mask
 
@@ -90,7 +90,7 @@ def opaque(things: Iterable[Thing], size: int) -> np.ndarray:
     """Where things hide altogether what is behind them. -> bool [Y X]"""
     mask = np.zeros((size, size), bool)
     for thing in things:
-        layer, outer, inner = _placed(thing, size)
+        layer, outer, inner = _layer_of(thing, size)
         mask[outer] |= layer.rgba[inner][..., 3] == 255
     return mask
 
@@ -134,7 +134,7 @@ def render(scene: "Scene", size: int) -> np.ndarray:
     """-> uint8 [Y X 3]"""
     canvas = _backdrop(scene, size).copy()
     for thing in stacked(scene):
-        layer, outer, inner = _placed(thing, size)
+        layer, outer, inner = _layer_of(thing, size)
         rgba = layer.rgba[inner]
         below = canvas[outer].astype(np.uint16) * (255 - rgba[..., 3:].astype(np.uint16))
         canvas[outer] = rgba[..., :3] + ((below + 127) // 255).astype(np.uint8)

@@ -100,7 +100,7 @@ class Composer:
         return _SLOTS[count]
 
     def _stand(self, key, slot, centre, count, share, look_share):
-        """A thing of its own size and place in a slot of a scene; `share` is its side, None draws it."""
+        """A thing of its own size and position in a slot of a scene; `share` is its side, None draws it."""
         dice, size, varied = self.dice, self.size, self.variety
         side = self._side(share or dice.number(varied.smallest[count - 1], varied.largest[count - 1]), key)
         depth = dice.number(*varied.depth)
@@ -210,26 +210,26 @@ class Composer:
         source = self.scene_about_something()
         thing = source.things[0]
         key = self._new_key([other.name for other in source.things])
-        fresh = self._in_place_of(thing, key, self._look(key, self.variety.replaced_look))
+        fresh = self._instead_of(thing, key, self._look(key, self.variety.replaced_look))
         query, old = self._old(thing, source)
         target = dataclasses.replace(source, things=(fresh, *source.things[1:]))
         slots = {"old": old, "new": self._new(fresh)[1]}
         facts = {"old": thing.name, "new": fresh.name, "colour": _measurable(fresh.look)}
         return Plan("replace", source, target, thing.name, query, slots, facts=facts)
 
-    def _in_place_of(self, thing, key, look):
+    def _instead_of(self, thing, key, look):
         """Another thing of the same size, where `thing` stands."""
         side = round(thing.side / (_PERSON if isinstance(thing.key, tuple) else 1))
         side = round(side * _PERSON) if isinstance(key, tuple) else side
         return self._inside(dataclasses.replace(thing, key=key, look=look, side=side))
 
     def distractors(self, scene: Scene, count: int) -> list[Scene]:
-        """`count` scenes, each with a different object, shown nowhere in `scene`, in the place of its main thing."""
+        """`count` scenes, each with a different object, shown nowhere in `scene`, instead of its main thing."""
         taken, scenes = [thing.name for thing in scene.things], []
         for _ in range(count):
             key = self._new_key(taken)
             taken.append(key[0] if isinstance(key, tuple) else key)
-            fresh = self._in_place_of(scene.things[0], key, None)
+            fresh = self._instead_of(scene.things[0], key, None)
             scenes.append(dataclasses.replace(scene, things=(fresh, *scene.things[1:])))
         return scenes
 

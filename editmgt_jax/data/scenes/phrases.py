@@ -336,7 +336,7 @@ def fill(template: str, slots: dict[str, str]) -> str:
 
 
 def mentions(instruction: str, query: str) -> bool:
-    """Whether the first place where `query` occurs in the instruction is a whole phrase, not part of a word."""
+    """Whether the first occurrence of `query` in the instruction is a whole phrase, not part of a word."""
     start = instruction.find(query)
     end = start + len(query)
     return (

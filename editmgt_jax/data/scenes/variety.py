@@ -45,7 +45,7 @@ class Variety:
     two: float = 0.35
     smallest: tuple[float, float, float] = (0.4, 0.4, 0.4)  # sides of objects in scenes of one, two, three
     largest: tuple[float, float, float] = (0.58, 0.5, 0.42)
-    jitter: float = 0.02  # of the place within a slot
+    jitter: float = 0.02  # of the position within a slot
     depth: tuple[float, float] = (0.80, 0.93)  # rows where things stand
     looks: tuple[str, ...] = ()  # that objects can be given besides the colours of `colours.TARGET_HUES`
     given_look: float = 0.15  # things that are not as their picture is

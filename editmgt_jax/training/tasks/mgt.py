@@ -221,7 +221,7 @@ class MGTTask(Task):
         return array.shape[0], array.shape[1] // factor, array.shape[2] // factor
 
     def ids(self, frozen, batch, side):
-        """The batch's ids [B H W] of 'source' or 'target', encoded here only if the data is not tokenised."""
+        """The batch's ids [B H W] of 'source' or 'target', encoded here only if the data is not tokenized."""
         if f"{side}_ids" in batch:
             return batch[f"{side}_ids"].astype(jnp.int32)
         return pixels_to_ids(frozen["vq"], batch[side], self.vq)

@@ -43,5 +43,5 @@ class CrispEdit(tfds.core.GeneratorBasedBuilder):
 
 
 def _examples(part):
-    for row in part.read():
-        yield row.key, {name: getattr(row, name) for name in FIELDS}
+    for pair in part.read():
+        yield pair.key, {name: getattr(pair, name) for name in FIELDS}

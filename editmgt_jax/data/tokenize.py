@@ -1,4 +1,4 @@
-"""The tokenising job: edit pairs -> records of image ids, text ids and what else a training step needs. The one module of
+"""The tokenizing job: edit pairs -> records of image ids, text ids and what else a training step needs. The one module of
 `data` that uses jax.
 
 Each pair is encoded once, and not in every training step. The job is cut into shards; each process takes its share of them,
@@ -35,10 +35,10 @@ from editmgt_jax.data.records import (
     write_shard,
 )
 from editmgt_jax.errors import UserError
-from editmgt_jax.files import write_json, write_text
+from editmgt_jax.files import claim, write_json
 
 SHARD = 4096  # examples
-JOB = "job.json"  # what the records of a folder are made of
+REPORTS = "reports"  # the folder with what was written of each shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +90,9 @@ def tokenize(
     Errors: UserError when the folder holds, or was begun with, records of other facts, or when no pair can be used.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     sizes = {bucket: len(source) for bucket, source in sources.items()}
-    _claim(directory, {"sizes": sizes} | facts)
+    claim(directory, {"sizes": sizes} | facts)
+    (directory / REPORTS).mkdir(exist_ok=True)
     shards = [
         Shard(bucket, number, first, min(SHARD, size - first))
         for bucket, size in sizes.items()
@@ -118,27 +118,27 @@ def _write(shard, source, encoders, directory, batch_size, threads, clock, bar) 
     categories, left_out = [], []
 
     def usable():
-        for key, row, category, problem in _rows(shard, source, encoders, batch_size, threads, clock):
+        for key, record, category, problem in _records(shard, source, encoders, batch_size, threads, clock):
             bar.update()
             if problem:
                 left_out.append([key, problem])
             else:
                 categories.append(category)
-                yield row
+                yield record
 
-    rows, fields = usable(), None
-    first = next(rows, None)
+    records, fields = usable(), None
+    first = next(records, None)
     if first is not None:
         schema = _schema(first)
-        write_shard(_records_path(directory, shard), schema, itertools.chain([first], rows))
+        write_shard(_records_path(directory, shard), schema, itertools.chain([first], records))
         fields = schema.to_json()
     names = sorted(set(categories))
     report = {"records": len(categories), "left_out": left_out, "categories": names, "fields": fields}
     write_json(_report_path(directory, shard), report | {"category": [names.index(name) for name in categories]})
 
 
-def _rows(shard, source, encoders, batch_size, threads, clock):
-    """(key, row of the shard, category, why it cannot be used or "") of each pair."""
+def _records(shard, source, encoders, batch_size, threads, clock):
+    """(key, record {name: array}, category, why it cannot be used or "") of each pair."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         pending = None  # a batch that the device works on while the next one is read
         for batch in _batches(shard, source, encoders, batch_size, threads):
@@ -153,16 +153,16 @@ def _rows(shard, source, encoders, batch_size, threads, clock):
 
 
 def _encoded(batch, ids, states, done, clock):
-    """The rows of a batch, once the device is done with it."""
+    """The records of a batch, once the device is done with it."""
     done.result()
     half = len(batch["pixels"]) // 2
     ids = np.asarray(ids).astype(np.uint16)
     others = batch["text"] | {name: np.asarray(value) for name, value in states.items()}
     clock.images += 2 * batch["count"]
     for i in range(batch["count"]):
-        row = {"source_ids": ids[i], "target_ids": ids[half + i], "micro": batch["micro"][i]}
-        row |= {name: value[i] for name, value in others.items()}
-        yield batch["keys"][i], row, batch["categories"][i], batch["problems"][i]
+        record = {"source_ids": ids[i], "target_ids": ids[half + i], "micro": batch["micro"][i]}
+        record |= {name: value[i] for name, value in others.items()}
+        yield batch["keys"][i], record, batch["categories"][i], batch["problems"][i]
 
 
 def _batches(shard, source, encoders, batch_size, threads):
@@ -206,8 +206,8 @@ def _pixels(picture) -> np.ndarray:
     return np.asarray(picture, np.uint8)
 
 
-def _schema(row) -> Schema:
-    return Schema(tuple(Field(name, value.dtype.name, value.shape) for name, value in row.items()))
+def _schema(record) -> Schema:
+    return Schema(tuple(Field(name, value.dtype.name, value.shape) for name, value in record.items()))
 
 
 class _Clock:
@@ -232,7 +232,7 @@ class _Clock:
 
 
 def _report_path(directory, shard) -> Path:
-    return directory / "reports" / f"{shard.name}.json"
+    return directory / REPORTS / f"{shard.name}.json"
 
 
 def _is_done(directory, shard) -> bool:
@@ -271,18 +271,3 @@ def _finish(directory, shards, facts) -> None:
     manifest = {"version": VERSION, "kind": TOKENS, "examples": examples, "categories": names, "buckets": buckets}
     left = {"count": len(left_out), "examples": left_out[:20]}
     write_json(directory / MANIFEST, manifest | {"left_out": left} | facts)
-
-
-def _claim(directory, job: dict) -> None:
-    """Writes what this folder's records are of, or checks it: shards of two jobs must not be mixed."""
-    path, text = directory / JOB, json.dumps(job, indent=2, sort_keys=True) + "\n"
-    (directory / "reports").mkdir(exist_ok=True)
-    if not path.exists():
-        if any(directory.glob("*.array_record")):
-            raise UserError(f"{directory} holds records of an unknown job: name a new folder, or empty it")
-        write_text(path, text)  # several processes may claim it at once
-    elif path.read_text() != text:
-        raise UserError(
-            f"{directory} was begun as another job (tokenizer, data or number of examples; see {path}): "
-            "name a new folder, or delete it"
-        )

@@ -1,0 +1,132 @@
+"""A report: sections of text, tables, figures and pictures, as one HTML file that requests nothing and as Markdown."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from PIL import Image
+
+from editmgt_jax.ablation.report import figures
+
+STYLE = """
+:root { --ink: #1d2530; --quiet: #6b7480; --grid: #dfe3e8; --paper: #ffffff; --mark: #f1f4f7; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e8ee; --quiet: #97a1ad; --grid: #333b45; --paper: #14181d; --mark: #1f252c; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 860px; padding: 1.2rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+figure { margin: 1rem 0; overflow-x: auto; }
+figure svg { width: 100%; min-width: 560px; height: auto; display: block; }
+figcaption { color: var(--quiet); font-size: .9rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid var(--grid); white-space: nowrap; }
+th { font-weight: 600; } tr:first-child td { background: var(--mark); }
+code { background: var(--mark); padding: .1rem .3rem; border-radius: 3px; }
+pre { background: var(--mark); padding: .7rem; overflow-x: auto; } pre code { padding: 0; }
+img { max-width: 100%; height: auto; image-rendering: pixelated; }
+"""
+
+
+class Text(NamedTuple):
+    """A paragraph."""
+
+    text: str
+
+
+class Code(NamedTuple):
+    """Commands or a config."""
+
+    text: str
+
+
+class Table(NamedTuple):
+    """Lines of cells."""
+
+    heads: Sequence[str]
+    cells: Sequence[Sequence[str]]
+
+
+class Figure(NamedTuple):
+    """A figure with what it shows."""
+
+    spec: dict
+    caption: str
+
+
+class Picture(NamedTuple):
+    """A picture with what it shows."""
+
+    image: Image.Image
+    caption: str
+
+
+Part = Text | Code | Table | Figure | Picture
+
+
+class Section(NamedTuple):
+    """A heading and what stands below it."""
+
+    title: str
+    parts: Sequence[Part]
+
+
+def to_html(title: str, sections: Sequence[Section]) -> str:
+    """The whole file."""
+    body = [f"<h1>{html.escape(title)}</h1>"]
+    for section in sections:
+        body.append(f"<h2>{html.escape(section.title)}</h2>")
+        body += [_html_of(part) for part in section.parts]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _html_of(part: Part) -> str:
+    if isinstance(part, Text):
+        return f"<p>{html.escape(part.text)}</p>"
+    if isinstance(part, Code):
+        return f"<pre><code>{html.escape(part.text)}</code></pre>"
+    if isinstance(part, Table):
+        heads = "".join(f"<th>{html.escape(head)}</th>" for head in part.heads)
+        lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in part.cells)
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
+        return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    caption = f"<figcaption>{html.escape(part.caption[:1].upper() + part.caption[1:])}</figcaption>"
+    if isinstance(part, Figure):
+        return f"<figure>{figures.svg(part.spec, part.caption)}{caption}</figure>"
+    buffer = io.BytesIO()
+    part.image.save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(part.caption)}">{caption}</figure>'
+
+
+def to_markdown(title: str, sections: Sequence[Section]) -> str:
+    """The text and the tables; figures are named by what they show."""
+    lines = [f"# {title}", ""]
+    for section in sections:
+        lines += [f"## {section.title}", ""]
+        for part in section.parts:
+            lines += [_markdown_of(part), ""]
+    return "\n".join(lines)
+
+
+def _markdown_of(part: Part) -> str:
+    if isinstance(part, Text):
+        return part.text
+    if isinstance(part, Code):
+        return f"```text\n{part.text}\n```"
+    if isinstance(part, Table):
+        line = "| {} |".format
+        cells = [line(" | ".join(cell.replace("|", "\\|") for cell in one)) for one in (part.heads, *part.cells)]
+        return "\n".join([cells[0], "|" + "---|" * len(part.heads), *cells[1:]])
+    return f"*In the HTML file:* {part.caption}"

@@ -1,0 +1,87 @@
+"""What an edit changes where it should not: tokens and pixels outside of the true mask.
+
+    flipped_*        share of tokens that are not the source's: outside the mask, in the band around it, far from it
+    psnr_outside     of the edited picture against the source, outside the mask; psnr_band and psnr_far apart
+    psnr_outside_vq  against the source as the image tokenizer shows it
+    psnr_ceiling     of that picture against the source: no token editor without compositing can be above it
+    l1_inside        against the target, inside the mask
+    changed_inside   share of pixels inside the mask that differ clearly from what an editor that does nothing would give
+    noop             1 where that share is below NOOP_SHARE. Figures outside the mask say nothing there, and
+                     `psnr_outside_edited` and `flipped_outside_edited` leave these edits out: doing nothing wins nothing
+
+Axes    H W tokens, Y X pixels
+"""
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import binary_dilation
+
+from editmgt_jax.evaluation import pixels
+from editmgt_jax.evaluation.protocol import Traces
+from editmgt_jax.images import mask_to_grid
+
+CLEAR = 24 / 255  # largest channel difference from which a pixel has changed
+NOOP_SHARE = 0.02  # of the pixels inside the mask
+BAND = 1 / 32  # width of the boundary band, of the longer side
+DIRECTIONS = {
+    "flipped_outside": -1,
+    "flipped_band": -1,
+    "flipped_far": -1,
+    "flipped_outside_edited": -1,
+    "psnr_outside": 1,
+    "psnr_band": 1,
+    "psnr_far": 1,
+    "psnr_outside_vq": 1,
+    "psnr_outside_edited": 1,
+    "l1_inside": -1,
+    "noop": -1,
+}
+
+
+def band_of(mask: np.ndarray) -> np.ndarray:
+    """bool [Y X]: the pixels outside the mask that are within BAND of it (city-block distance)."""
+    radius = max(1, round(BAND * max(mask.shape)))
+    return binary_dilation(mask, iterations=radius) & ~mask
+
+
+def leakage(
+    edited: Image.Image,
+    source: Image.Image,
+    mask: np.ndarray,
+    target: Image.Image | None = None,
+    traces: Traces | None = None,
+) -> dict[str, float]:
+    """The figures of one edited picture; all pictures have one size, the mask is bool [Y X]. NaN where a region is empty."""
+    after, before = pixels.unit(edited), pixels.unit(source)
+    outside, band = ~mask, band_of(mask)
+    idle = before if traces is None else pixels.unit(traces.ceiling)
+    clear = (np.abs(after - before).max(axis=-1) > CLEAR) & (np.abs(after - idle).max(axis=-1) > CLEAR)
+    changed = pixels.mean_where(clear.astype(float), mask)
+    noop = changed < NOOP_SHARE
+    found = {
+        "psnr_outside": pixels.psnr_where(after, before, outside),
+        "psnr_band": pixels.psnr_where(after, before, band),
+        "psnr_far": pixels.psnr_where(after, before, outside & ~band),
+        "changed_inside": changed,
+        "noop": float("nan") if np.isnan(changed) else float(noop),
+    }
+    found["psnr_outside_edited"] = float("nan") if noop else found["psnr_outside"]
+    if target is not None:
+        found["l1_inside"] = pixels.mean_where(np.abs(after - pixels.unit(target)).mean(axis=-1), mask)
+    if traces is not None:
+        found["psnr_outside_vq"] = pixels.psnr_where(after, idle, outside)
+        found["psnr_ceiling"] = pixels.psnr_where(idle, before, outside)
+        found |= flipped(traces.ids, traces.source_ids, mask)
+        found["flipped_outside_edited"] = float("nan") if noop else found["flipped_outside"]
+    return found
+
+
+def flipped(ids: np.ndarray, source_ids: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """Shares of tokens [H W] that are not the source's, outside of the tokens that cover any pixel of the mask."""
+    covered, near = mask_to_grid(mask, ids.shape), mask_to_grid(mask | band_of(mask), ids.shape)
+    changed = (ids != source_ids).astype(float)
+    return {
+        "flipped_outside": pixels.mean_where(changed, ~covered),
+        "flipped_band": pixels.mean_where(changed, near & ~covered),
+        "flipped_far": pixels.mean_where(changed, ~near),
+    }

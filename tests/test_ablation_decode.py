@@ -76,7 +76,9 @@ def one_pass(pipe, source, interventions=None, change=lambda params: params):
     params = change(model.mgt_params)
     text = texts(pipe)
     states, pooled = (jnp.stack([getattr(one, name) for one in text]) for name in ("states", "pooled"))
-    condition = model.mgt.apply({"params": params}, states, pooled, jnp.ones((3, 5)), jnp.asarray(source), method="condition")
+    condition = model.mgt.apply(
+        {"params": params}, states, pooled, jnp.ones((3, 5)), jnp.asarray(source), method="condition"
+    )
     probe = Probe(interventions=interventions)
     return model.mgt.apply({"params": params}, jnp.asarray(source), 0.5, condition, probe=probe)[0]
 

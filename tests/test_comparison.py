@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from editmgt_jax import cli
 from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation import comparison, evaluate, published
 from editmgt_jax.evaluation.protocols.table import PROTOCOLS, open_protocol
@@ -57,6 +58,31 @@ def test_pictures_are_in_order_of_difference(evaluated):
         comparison.ordered(runs, "nothing")
 
 
+def test_an_editor_that_does_nothing_wins_nothing(evaluated, tmp_path):
+    folder, (good, _) = evaluated
+    sources = made.magicbrush_outputs(tmp_path / "sources", folder / "data", "input")
+    evaluate.evaluate(open_protocol("magicbrush"), folder / "data", tmp_path / "run", outputs=sources)
+    (idle,) = comparison.read([tmp_path / "run"], ["idle"])
+    assert idle.summary["results"]["all_turn"]["all"]["psnr_outside"]["mean"] == 100
+    for metric in ("psnr_outside", "psnr_far", "psnr_outside_edited"):
+        assert comparison.difference(good, idle, metric, "all_turn")["n"] == 0
+    text = comparison.markdown(comparison.compare([good, idle]))
+    assert "idle changes nothing inside the mask in 100 % of its edits" in text and "good changes" not in text
+    assert not [line for line in text.splitlines() if line.startswith("| psnr") and "better" in line]
+
+
+def test_variants_have_a_table_of_their_own():
+    figure = {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 2}
+    entries = [
+        {"metric": f"{variant}:{name}", "values": [figure], "direction": 1}
+        for variant in ("free", "held+composite")
+        for name in ("psnr_outside", "noop")
+    ]
+    lines = comparison._variants(entries, 0, "all, model")
+    assert lines[3] == "| figure | free | held+composite |" and lines[5] == "| psnr_outside ↑ | 1 [1, 1] | 1 [1, 1] |"
+    assert comparison._variants([entries[0] | {"values": [None]}], 0, "") == []
+
+
 def test_the_page_is_whole_and_escapes(evaluated):
     _, runs = evaluated
     text = comparison.page(runs, "l1", pictures=3)
@@ -64,6 +90,17 @@ def test_the_page_is_whole_and_escapes(evaluated):
     assert text.count("<table>") == text.count("</table>") == 3 and 'src="data:image/jpeg' in text
     assert not re.search(r"https?://", re.sub(r"arXiv[^<]*", "", text))
     assert "&lt;b&gt;" in comparison._tables("| <b> |\n|---|\n| x |\n")
+
+
+def test_the_command_writes_the_report(evaluated, tmp_path, capsys):
+    folder, _ = evaluated
+    words = ["report", str(folder / "run_good"), str(folder / "run_dark"), "--labels", "good", "dark"]
+    assert cli.main([*words, "--output", str(tmp_path / "out"), "--metric", "l1", "--pictures", "2"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "report.html")
+    assert (tmp_path / "out" / "report.html").read_text().count("<section") == 2
+    assert "dark - good" in (tmp_path / "out" / "report.md").read_text()
+    assert cli.main([*words, "--metric", "nothing"]) == 2 and "a metric must be one of" in capsys.readouterr().err
+    assert cli.main(["report", str(folder / "run_good")]) == 0 and (folder / "run_good" / "report.html").is_file()
 
 
 def test_other_protocols_are_not_compared(evaluated, tmp_path):

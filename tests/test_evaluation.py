@@ -8,7 +8,7 @@ from PIL import Image
 from tiny import write_model
 
 from editmgt_jax.data.scenes.source import CATEGORIES
-from editmgt_jax.evaluation import metrics
+from editmgt_jax.evaluation import comparison, metrics, stats
 from editmgt_jax.evaluation.protocols import scenes
 from editmgt_jax.evaluation.protocols.scenes import Encoded, Pairs, Runner
 from editmgt_jax.images import ImageError
@@ -96,7 +96,8 @@ def test_a_pair_is_edited_alike_in_any_batch(model, pairs):
 def test_protocol_on_a_tiny_model(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(scenes, "SELECTION_PAIRS", 10)
     report, gallery = tmp_path / "report.json", tmp_path / "gallery.png"
-    scenes.evaluate_scenes(model, report, gallery, count=14, batch_size=8, split="train", steps=2, layers=[0, 1])
+    options = {"count": 14, "batch_size": 8, "split": "train", "steps": 2, "layers": [0, 1]}
+    scenes.evaluate_scenes(model, report, gallery, workdir=tmp_path / "run", **options)
     printed = capsys.readouterr().out
     assert "without region hold" in printed and "recognised" in printed
     found = json.loads(report.read_text())
@@ -109,6 +110,14 @@ def test_protocol_on_a_tiny_model(model, tmp_path, capsys, monkeypatch):
     assert found["localisation"]["layers"] == [0, 1]
     assert set(found["localisation"]["selection_iou_of_single_layers"]) == {"0", "1", "2"}
     assert Image.open(gallery).width > 6 * 64
+    (run,) = comparison.read([tmp_path / "run"])
+    assert len(run.outcomes) == 14 and run.outcomes["00003"]["protocol"] == "scenes"
+    for name in ("success", "changed_outside"):
+        mean = np.nanmean(stats.column(list(run.outcomes.values()), f"held:{name}"))
+        assert mean == pytest.approx(held["all"][name], abs=1e-4)
+        assert run.summary["results"]["all"]["all"][f"held:{name}"]["mean"] == pytest.approx(mean)
+    assert "held:success ↑" in comparison.markdown(comparison.compare([run, run]))
+    assert Image.open(run.outputs / run.outcomes["00003"]["output"]).size == (32, 32)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.4])

@@ -29,22 +29,27 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         shared.add_distributed(command)
         command.set_defaults(step=name)
 
-    command = shared.add_command(
-        commands,
-        "report",
-        write_report,
-        "write one HTML file and a Markdown summary of an ablation, a run or an evaluation",
-    )
-    command.add_argument(
-        "folder", metavar="RUN", help="folder of an ablation or a training run, or evaluation's JSON file"
-    )
+    text = "write one HTML file and a Markdown summary of an ablation, a run, or evaluations side by side"
+    command = shared.add_command(commands, "report", write_report, text)
+    text = "folder of an ablation, a training run or an evaluation, or an evaluation's JSON file; several evaluations of one protocol"
+    command.add_argument("folders", nargs="+", metavar="RUN", help=text)
+    command.add_argument("--labels", nargs="+", metavar="NAME", help="names of evaluations (default: their folders')")
+    command.add_argument("--metric", help="figure whose differences put the pictures in order (default: the pixels)")
+    command.add_argument("--pictures", type=int, default=24, metavar="N", help="examples to show (default 24)")
+    command.add_argument("--output", metavar="DIR", help="where to write the report (default: the first folder)")
 
 
 def write_report(args: argparse.Namespace) -> None:
     """Writes a report and prints its path."""
+    from editmgt_jax.evaluation import comparison
+
+    if len(args.folders) > 1 or comparison.is_evaluation(args.folders[0]):
+        evaluated = comparison.read(args.folders, args.labels)
+        print(comparison.write(evaluated, args.output or args.folders[0], args.metric, args.pictures))
+        return
     from editmgt_jax.ablation.report.report import report
 
-    print(report(args.folder))
+    print(report(args.folders[0]))
 
 
 def run_step(args: argparse.Namespace) -> None:

@@ -14,7 +14,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     protocols = evaluation.add_subparsers(required=True, metavar="PROTOCOL")
     _add_scenes(protocols)
     for name, entry in PROTOCOLS.items():
-        _add_benchmark(protocols, name, entry)
+        if name != "scenes":
+            _add_benchmark(protocols, name, entry)
 
 
 def _add_scenes(protocols) -> None:
@@ -22,6 +23,7 @@ def _add_scenes(protocols) -> None:
     command.add_argument("--model", metavar="DIR", help="model directory (default: the default model)")
     command.add_argument("--output", metavar="FILE.json", help="where to write the numbers")
     command.add_argument("--gallery", metavar="FILE.png", help="where to draw successes and failures")
+    command.add_argument("--workdir", metavar="RUN", help="where to write the outcome of every scene, and the pictures")
     command.add_argument("--count", type=shared.positive, default=500, help="number of scenes (default 500)")
     judge = command.add_mutually_exclusive_group()
     judge.add_argument("--judge", metavar="MODEL", help="judge behind OPENAI_BASE_URL, with the key OPENAI_API_KEY")
@@ -42,7 +44,7 @@ def evaluate_scenes(args: argparse.Namespace) -> None:
     shared.use_disk_cache()
     from editmgt_jax.evaluation.protocols import scenes
 
-    names = ("model", "output", "gallery", "count", "batch_size", "seed", "split", "objects")
+    names = ("model", "output", "gallery", "count", "batch_size", "seed", "split", "objects", "workdir")
     scenes.evaluate_scenes(**{name: getattr(args, name) for name in names}, **shared.settings_of(args))
 
 
@@ -88,15 +90,15 @@ def evaluate_benchmark(args: argparse.Namespace) -> None:
     import jax
 
     from editmgt_jax.evaluation import evaluate, features, report
+    from editmgt_jax.evaluation.devices import SpreadPipeline
     from editmgt_jax.evaluation.editing import Editor
     from editmgt_jax.evaluation.protocol import Selection
     from editmgt_jax.evaluation.protocols.table import open_protocol
-    from editmgt_jax.pipeline import EditPipeline
 
     editor = None
     if args.model is not None:
         name = None if args.model == "default" else args.model
-        pipe = EditPipeline.from_pretrained(name, batch_size=args.batch_size)
+        pipe = SpreadPipeline.from_pretrained(name, batch_size=args.batch_size)
         editor = Editor(pipe, args.seed, shared.settings_of(args), args.leakage)
     kinds = {"clip": features.Clip, "dino": features.Dino, "structure": features.Structure, "lpips": features.Lpips}
     chosen = {name: kind(getattr(args, name)) for name, kind in kinds.items() if getattr(args, name)}

@@ -21,9 +21,11 @@ from editmgt_jax.evaluation import outcomes, pixels, stats
 from editmgt_jax.evaluation.examples import Example, Unreadable, read_picture
 from editmgt_jax.evaluation.protocol import Selection
 from editmgt_jax.evaluation.protocols.table import open_protocol
+from editmgt_jax.files import write_text
 
 THUMBNAIL = 224  # pixels of the longer side
-PIXELS = "pixels"  # order of the gallery without a metric: mean absolute difference of the edited pictures
+OUTSIDE = ("outside", "band", "far", "unedit_part")  # in names of figures that an editor which does nothing would win
+IDLE = 0.5  # share of edits that change nothing from which a system is pointed out
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,12 +73,19 @@ def _labels(folders) -> list[str]:
 
 
 def difference(first: Evaluated, second: Evaluated, metric: str, view: str) -> dict[str, float]:
-    """`stats.mean_of` the second's value minus the first's, over the examples of a view that have both."""
+    """`stats.mean_of` the second's value minus the first's, over the examples of a view that have both.
+
+    Where either edit changes nothing inside the mask, figures outside of it are not compared: doing nothing wins nothing.
+    """
+    prefix, colon, name = metric.rpartition(":")
+    noop = f"{prefix}{colon}noop" if any(word in name for word in OUTSIDE) else None
     chosen = open_protocol(first.summary["protocol"]).views().get(view, lambda outcome: True)
     values, clusters = [], []
     for key, one in first.outcomes.items():
         other = second.outcomes.get(key)
         if other is None or one["skipped"] or other["skipped"] or not chosen(one):
+            continue
+        if noop and 1.0 in (one.get(noop), other.get(noop)):
             continue
         pair = one.get(metric), other.get(metric)
         if None not in pair:
@@ -88,7 +97,7 @@ def difference(first: Evaluated, second: Evaluated, metric: str, view: str) -> d
 def compare(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
     """Everything that `markdown` and `page` show, but the pictures.
 
-    -> {protocol, version, title, reference, systems: [{label, edited, scored, skipped, differences}],
+    -> {protocol, version, title, reference, systems: [{label, noop, edited, scored, skipped, ...}],
         views: {view: [{metric, direction, values: [figure or None], published: {system: value}, differences: [figure]}]}}
     """
     first = evaluated[0].summary
@@ -100,7 +109,7 @@ def compare(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
         views[view] = [_entry(evaluated, view, metric, first) for metric in metrics]
     return {name: first[name] for name in ("protocol", "version", "title", "reference", "published")} | {
         "systems": [
-            {"label": each.label}
+            {"label": each.label, "noop": _noop_share(each)}
             | {
                 name: each.summary[name]
                 for name in ("edited", "examples", "scored", "skipped", "notes", "extra", "models")
@@ -109,6 +118,11 @@ def compare(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
         ],
         "views": views,
     }
+
+
+def _noop_share(evaluated: Evaluated) -> float | None:
+    values = [outcome["noop"] for outcome in evaluated.outcomes.values() if outcome.get("noop") is not None]
+    return sum(values) / len(values) if values else None
 
 
 def _entry(evaluated, view, metric, first) -> dict[str, Any]:
@@ -143,6 +157,7 @@ def markdown(comparison: dict) -> str:
     labels = [each["label"] for each in comparison["systems"]]
     published = [each["system"] for each in comparison["published"]]
     for view, entries in comparison["views"].items():
+        entries, variants = ([e for e in entries if (":" in e["metric"]) == kind] for kind in (False, True))
         heads = ["metric", *labels, *(f"{name} (published)" for name in published), *_difference_heads(labels)]
         lines += ["", f"## {view}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for entry in entries:
@@ -150,10 +165,36 @@ def markdown(comparison: dict) -> str:
             cells += [_number(entry["published"].get(name)) for name in published]
             cells += [_difference_text(each, entry["direction"]) for each in entry["differences"]]
             lines.append(f"| {' | '.join(cells)} |")
+        for number, label in enumerate(labels):
+            lines += _variants(variants, number, f"{view}, {label}")
+    lines += [f"{_idle(each)}." for each in comparison["systems"] if _idle(each)]
     lines += ["", "Brackets: 95 % bootstrap intervals, examples of one cluster resampled together. Differences are over the examples "
-              "that both systems scored; a star marks an interval without 0."]  # fmt: skip
+              "that both systems scored, and outside of masks over those that both changed; a star marks an interval without 0."]  # fmt: skip
     lines += [f"Published: {each['system']}: {each['source']}." for each in comparison["published"]]
     return "\n".join(lines) + "\n"
+
+
+def _variants(entries, number: int, title: str) -> list[str]:
+    """One system's figures of the variants of its edits: an entry for each figure, a column for each variant."""
+    values = {tuple(entry["metric"].split(":", 1)): entry["values"][number] for entry in entries}
+    values = {key: figure for key, figure in values.items() if figure and figure["n"]}
+    if not values:
+        return []
+    names, figures = (list(dict.fromkeys(key[i] for key in values)) for i in (0, 1))
+    signs = {entry["metric"].rpartition(":")[2]: entry["direction"] for entry in entries}
+    lines = ["", f"### {title}", "", f"| figure | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    return lines + [
+        f"| {figure}{_arrow(signs[figure])} | {' | '.join(figure_text(values.get((name, figure))) for name in names)} |"
+        for figure in figures
+    ]
+
+
+def _idle(system: dict) -> str | None:
+    """A sentence about a system that mostly changes nothing, None for others."""
+    share = system["noop"]
+    if share is None or share < IDLE:
+        return None
+    return f"{system['label']} changes nothing inside the mask in {100 * share:.0f} % of its edits: its figures outside say nothing"
 
 
 def _difference_heads(labels) -> list[str]:
@@ -238,10 +279,19 @@ def page(evaluated: Sequence[Evaluated], metric: str | None = None, pictures: in
     return "\n".join(parts)
 
 
+def write(evaluated: Sequence[Evaluated], folder: str | Path, metric: str | None = None, pictures: int = 24) -> Path:
+    """Writes report.html and report.md into a folder. -> the former. Errors: UserError for a metric that there is not."""
+    folder, text = Path(folder), page(evaluated, metric, pictures)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "report.md", markdown(compare(evaluated)))
+    write_text(folder / "report.html", text)
+    return folder / "report.html"
+
+
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em; color: #222 }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1500px; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums; display: block; overflow-x: auto }
-th, td { border: 1px solid #ccc; padding: .25em .6em; text-align: left; white-space: nowrap }
+th, td { border: 1px solid #ccc; padding: .25em .6em; text-align: left }
 th { background: #f3f3f3 }
 .card { border-top: 1px solid #ddd; padding: .6em 0 }
 .card div { display: flex; flex-wrap: wrap; gap: .6em }

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from editmgt_jax import images
-from editmgt_jax.batching import by_shape
+from editmgt_jax.batching import by_shape, in_batches
 from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation.examples import Example
 from editmgt_jax.evaluation.protocol import Traces
@@ -73,13 +73,30 @@ class Editor:
         ]
 
     def _run(self, sources, text, composite, **settings):
-        return self.pipe(list(sources), text, seed=self.seed, composite=composite, **(self.chosen | settings))
+        """Results of all sources, in full batches of one size: each is made by the same program, whatever is left to do."""
+        found = {}
+        for batch, count in self._batches([source.size for source in sources]):
+            results = self.pipe(
+                [sources[i] for i in batch],
+                [text[i] for i in batch],
+                seed=self.seed,
+                composite=composite,
+                **(self.chosen | settings),
+            )
+            found |= dict(zip(batch[:count], results[:count], strict=True))
+        return [found[i] for i in range(len(sources))]
+
+    def _batches(self, sizes):
+        """Indices of pictures of one working size in batches of exactly `batch_size`. -> (batch, how many are not copies)"""
+        model = self.pipe.model
+        of_size = lambda i: images.working_size(sizes[i], model.scheduler.native_size, model.unit)  # noqa: E731
+        for _, group, _ in by_shape(range(len(sizes)), of_size, lambda _: len(sizes)):
+            yield from in_batches(dict.fromkeys(group), self.pipe.batch_size)
 
     def _ceilings(self, ids, sources):
         """The sources as the image tokenizer shows them, of the sources' sizes."""
         found = {}
-        work = list(range(len(ids)))
-        for _, batch, count in by_shape(work, lambda i: ids[i].shape, lambda _: self.pipe.batch_size):
+        for batch, count in self._batches([source.size for source in sources]):
             painted = np.asarray(self.pipe.decode_image(np.stack([ids[i] for i in batch])))
             found |= {i: images.to_image(painted[k], sources[i].size) for k, i in enumerate(batch[:count])}
         return found

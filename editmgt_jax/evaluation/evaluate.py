@@ -79,7 +79,7 @@ def evaluate(
         raise UserError(f"{data} has no example of {protocol.name}: {Counter(entry.reason for entry in entries)}")
     workdir.mkdir(parents=True, exist_ok=True)
     identity = _identity(protocol, data, outputs, editor, models, selection, model, entries)
-    _claim(workdir / "evaluation.json", identity)
+    claim(workdir / "evaluation.json", identity)
     job = Evaluation(protocol, workdir, Path(outputs) if outputs else workdir / "outputs", editor, models)
     chunks = list(_chunks(entries))
     _work(job, chunks, process)
@@ -116,8 +116,8 @@ def _identity(protocol, data, outputs, editor, models, selection, model, entries
     }
 
 
-def _claim(path: Path, identity: dict) -> None:
-    """Errors: UserError when the folder is another evaluation's."""
+def claim(path: Path, identity: dict) -> None:
+    """Writes what is evaluated, or compares it with what the folder is of. Errors: UserError when that is something else."""
     identity = json.loads(json.dumps(outcomes.plain(identity)))
     if not path.is_file():
         return write_json(path, identity)

@@ -9,7 +9,8 @@ static setting compiles.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,10 +49,11 @@ class _StepAux(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("mgt", "static"))
-def decode_edit(variables, request: Request, mgt: MGT, static: StaticSettings) -> TokenEdit:
+def decode_edit(variables: Mapping[str, Any], request: Request, mgt: MGT, static: StaticSettings) -> TokenEdit:
     """The decode of a batch of edits: what is constant over the steps once, then the steps in one scan.
 
     `variables` are the transformer's: {"params": ...} and with a LoRA "lora".
+    Errors: SettingsError for a sampler that needs a source where there is none.
     """
     traces["decode"] += 1
     reference, start, knobs = request.reference, request.start, request.knobs
@@ -109,7 +111,7 @@ def _weights_of_passes(weights, passes):
     return jnp.where(total > 0, taken / jnp.where(total > 0, total, 1.0), weights)
 
 
-def guided_model(variables, request, mgt, static):
+def guided_model(variables: Mapping[str, Any], request: Request, mgt: MGT, static: StaticSettings) -> decode.Predict:
     """`predict` of a decode: logits under guidance, and attention, relevance and keep mask of the conditional half."""
     knobs, mask_id = request.knobs, mgt.config.mask_token_id
     grid = request.start.shape[1:]

@@ -14,8 +14,9 @@ on the training split; the held-out split is for reporting.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,7 +27,11 @@ from tqdm import tqdm
 from editmgt_jax import images
 from editmgt_jax.batching import in_batches, map_batches
 from editmgt_jax.data.scenes.source import CATEGORIES, SceneConfig, SceneSource, name_colour
-from editmgt_jax.evaluation import metrics, report
+from editmgt_jax.errors import UserError
+from editmgt_jax.evaluation import metrics, outcomes, report
+from editmgt_jax.evaluation.evaluate import claim
+from editmgt_jax.evaluation.examples import Example, Skipped
+from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
 from editmgt_jax.files import write_json
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.sampling import localize
@@ -192,11 +197,15 @@ def evaluate(
     seed: int = 0,
     split: str = "heldout",
     objects: str = "rich",
+    workdir: str | Path | None = None,
+    name: str = "default",
     **settings: Any,
 ) -> tuple[dict, Callable[[int], Image.Image]]:
     """Runs the protocol `scenes` with and without region hold.
 
     Args:
+      workdir: where to write the outcome of every pair, as other evaluations have it, and the edited pictures.
+      name: the model's, in these files.
       count: how many pairs; split: 'heldout', or 'train' to choose settings (pairs that training did not draw).
       objects: what scenes show, as in `SceneConfig`: that of the model's training.
       settings: of the edits; what is left out is the model's own. The hold threshold, if neither gives one, is such that
@@ -214,12 +223,7 @@ def evaluate(
     if threshold is None:
         threshold = pipe.settings().hold_threshold or choice["hold_threshold"]
 
-    free = runner.edit(pairs, encoded.source_ids, **(settings | {"layers": layers, "hold_threshold": 0.0}))
-    used = pipe.settings(**(settings | {"hold_threshold": threshold}))
-    if used.steps == 1:
-        held = runner.hold(free, encoded.source_ids, threshold, **settings)
-    else:
-        held = runner.edit(pairs, encoded.source_ids, **(settings | {"hold_threshold": threshold}))
+    free, held, used = _edit_both(runner, pairs, encoded.source_ids, layers, threshold, settings)
     pictures = {"free": runner.decode(free["tokens"]), "held": runner.decode(held["tokens"])}
     results = {
         mode: score_edits(pairs, edits["tokens"], pictures[mode], encoded) | {"passes": edits["passes"].astype(float)}
@@ -231,12 +235,84 @@ def evaluate(
     results["free"]["iou_consolidated"] = metrics.iou(consolidated, truth, choice["threshold"])
     results["free"]["iou_single_layer"] = metrics.iou(single, truth, choice["single_threshold"])
 
+    summary = _report(pairs, encoded, results, choice, used, split, objects, seed)
+    if workdir is not None:
+        write_outcomes(Path(workdir), summary, name, pairs, results, pictures)
+
+    def draw(rows_of_each: int):
+        return report.gallery(pairs, encoded.target, pictures, results, consolidated, rows_of_each)
+
+    return summary, draw
+
+
+class Scenes(Protocol):
+    """What evaluations side by side ask of the protocol. Its examples are drawn, not read."""
+
+    name, version, examples = "scenes", "1", None
+    title = "procedural scenes with known targets, without (free) and with region hold (held)"
+    reference = "this package"
+    directions = {"success": 1, "recognised": 1, "psnr_inside": 1, "psnr_outside": 1} | {
+        name: -1 for name in ("l1_inside", "l1_outside", "changed_outside", "passes")
+    } | {"iou_consolidated": 1, "iou_single_layer": 1}  # fmt: skip
+
+    def read(self, data: Path, selection: Selection) -> Iterable[Example | Skipped]:
+        """Errors: UserError."""
+        raise UserError("scenes are drawn, not read from a folder: run editmgt evaluate scenes")
+
+    def score(self, example: Example, edited: Image.Image, given: Scoring) -> dict[str, Any]:
+        """Errors: UserError."""
+        raise UserError("scenes are scored by editmgt evaluate scenes")
+
+
+def write_outcomes(folder: Path, summary: dict, model: str, pairs: Pairs, results: dict, pictures: dict) -> None:
+    """Writes the outcome of every pair, with `free:` and `held:` figures, the summary of them, and the edited pictures.
+
+    Errors: UserError when the folder is another evaluation's.
+    """
+    identity = {
+        "protocol": Scenes.name,
+        "version": Scenes.version,
+        "title": Scenes.title,
+        "reference": Scenes.reference,
+    }
+    identity |= {"data": f"scenes {summary['objects']} {summary['split']}", "selection": {"limit": summary["pairs"]}}
+    identity |= {
+        "edited": {"model": str(model), "seed": summary["seed"], "settings": summary["settings"]},
+        "models": {},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder / "evaluation.json", identity)
+    found = []
+    for index, instruction in enumerate(pairs.instructions):
+        outcome = {"key": f"{index:05}", "group": str(pairs.categories[index]), "instruction": instruction}
+        outcome |= {"output": f"{index:05}.png", "cluster": None, "skipped": None, "notes": None}
+        outcome |= {"novel": bool(pairs.facts[index]["novel"])}
+        for mode, columns in results.items():
+            outcome |= {f"{mode}:{name}": float(column[index]) for name, column in columns.items()}
+            (folder / "outputs" / mode).mkdir(parents=True, exist_ok=True)
+            images.save(images.to_image(pictures[mode][index]), folder / "outputs" / mode / outcome["output"])
+        found.append(outcomes.plain(outcome | {"output": f"free/{outcome['output']}"}))
+    outcomes.write(found, folder / "outcomes.parquet", {"protocol": Scenes.name, "version": Scenes.version})
+    counts = {
+        "examples": len(found),
+        "examples_of_the_whole_benchmark": None,
+        "scored": len(found),
+        "skipped": {},
+        "notes": {},
+    }
+    counts |= {"extra": {"count": 0, "files": []}, "differences": [], "directions": Scenes.directions, "published": []}
+    write_json(folder / "summary.json", outcomes.plain(identity | counts | {"results": Scenes().summary(found)}))
+
+
+def _report(pairs, encoded, results, choice, used, split, objects, seed) -> dict:
+    """The report of `evaluate`."""
     full = np.ones_like(pairs.mask)
-    summary = {
+    return {
         "protocol": "scenes",
+        "version": Scenes.version,
         "split": split,
         "objects": objects,
-        "pairs": count,
+        "pairs": len(pairs),
         "seed": seed,
         "settings": {name: value for name, value in vars(used).items() if name != "record"},
         "localisation": choice,
@@ -244,10 +320,14 @@ def evaluate(
         "results": {mode: _summary(pairs, columns) for mode, columns in results.items()},
     }
 
-    def draw(rows_of_each: int):
-        return report.gallery(pairs, encoded.target, pictures, results, consolidated, rows_of_each)
 
-    return summary, draw
+def _edit_both(runner, pairs, source_ids, layers, threshold, settings) -> tuple[dict, dict, Any]:
+    """-> (edits without hold, that read all layers; edits with hold; the settings of these)"""
+    free = runner.edit(pairs, source_ids, **(settings | {"layers": layers, "hold_threshold": 0.0}))
+    used = runner.pipe.settings(**(settings | {"hold_threshold": threshold}))
+    if used.steps == 1:
+        return free, runner.hold(free, source_ids, threshold, **settings), used
+    return free, runner.edit(pairs, source_ids, **(settings | {"hold_threshold": threshold})), used
 
 
 def _summary(pairs: Pairs, columns: dict) -> dict:
@@ -276,6 +356,7 @@ def evaluate_scenes(
     seed: int = 0,
     split: str = "heldout",
     objects: str = "rich",
+    workdir: str | Path | None = None,
     **settings: Any,
 ) -> None:
     """Evaluates a model directory (None: the default) and prints the table.
@@ -287,7 +368,17 @@ def evaluate_scenes(
         images.check_output(output, {".json": "JSON"})
     if gallery:
         images.check_output(gallery)
-    summary, draw = evaluate(EditPipeline.from_pretrained(model), count, batch_size, seed, split, objects, **settings)
+    summary, draw = evaluate(
+        EditPipeline.from_pretrained(model),
+        count,
+        batch_size,
+        seed,
+        split,
+        objects,
+        workdir,
+        model or "default",
+        **settings,
+    )
     print(report.table(summary))
     if output:
         write_json(output, summary, indent=2)

@@ -18,6 +18,7 @@ class Entry(NamedTuple):
 
 
 PROTOCOLS = {
+    "scenes": Entry("scenes", "Scenes", "procedural scenes with known targets"),
     "emu_paper": Entry("emu", "EmuPaper", "Emu Edit test set against the input picture"),
     "emu_anybench": Entry("emu", "EmuAnyBench", "Emu Edit test set against Emu Edit's own generation"),
     "magicbrush": Entry(

@@ -108,6 +108,7 @@ def _identity(protocol, data, outputs, editor, models, selection, model, entries
         if outputs
         else {
             "model": model,
+            "weights": editor.weights,
             "seed": editor.seed,
             "hold_threshold": editor.hold_threshold,
             "settings": editor.settings,

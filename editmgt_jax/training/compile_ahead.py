@@ -335,6 +335,7 @@ def compile_program(ahead: Ahead, name: str, save_text: Path | None = None) -> d
         "frozen_flops": program.frozen_flops // program.devices,
         "cycles": cost.cycles,
         "kernels": dict(cost.kernels),
+        "kernel_bytes": dict(cost.kernel_bytes),
         "collectives": {
             kind: {"calls": calls, "bytes": cost.collective_bytes[kind]} for kind, calls in cost.collectives.items()
         },

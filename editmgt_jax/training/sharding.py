@@ -27,7 +27,9 @@ from editmgt_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "context")
 BATCH = ("data", "fsdp")
-ACTIVATIONS = (("batch", BATCH), ("length", "context"), ("heads", "tensor"), ("channels", "tensor"))
+ACTIVATIONS = (
+    ("batch", BATCH), ("copy", "data"), ("length", "context"), ("heads", "tensor"), ("channels", "tensor"),
+)  # fmt: skip
 
 # Ends of parameter names -> mesh axes of their last dimensions; what lies before (the layers) is whole on each device.
 # The first rule that fits counts. An optimizer's leaves are named as the parameters that they belong to.

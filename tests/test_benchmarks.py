@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from tiny import write_model
 
+from editmgt_jax import cli
 from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation import evaluate as job
 from editmgt_jax.evaluation import outcomes, pixels, report
@@ -301,3 +302,31 @@ def test_another_layout_is_refused_in_one_line(tmp_path, name):
     with pytest.raises((UserError, FileNotFoundError)) as caught:
         evaluate(name, tmp_path / "data", tmp_path / "run", outputs=tmp_path / "outputs")
     assert str(tmp_path / "data") in str(caught.value) and "\n" not in str(caught.value)
+
+
+# ---- the command
+
+
+def test_the_command_scores_a_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("editmgt_jax.cli.shared.use_disk_cache", lambda: None)
+    data = made.magicbrush(tmp_path / "data", turns=(1, 2))
+    outputs = made.magicbrush_outputs(tmp_path / "outputs", data, "output")
+    words = ["evaluate", "magicbrush", "--data", str(data), "--workdir", str(tmp_path / "run")]
+    assert cli.main([*words, "--outputs", str(outputs), "--limit", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 examples of the benchmark's 1571; 3 scored" in printed and "final_turn" in printed
+    assert cli.main([*words, "--outputs", str(outputs)]) == 2
+    assert "another examples_sha256, selection" in capsys.readouterr().err
+    assert cli.main([*words, "--outputs", str(tmp_path / "none")]) == 2
+    assert "there is none at" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(words)
+
+
+def test_a_judged_protocol_without_a_judge_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("editmgt_jax.cli.shared.use_disk_cache", lambda: None)
+    data = made.gedit(tmp_path / "data", {"color_alter": 1})
+    made.save(made.picture(0), tmp_path / "outputs" / "fullset" / "color_alter" / "en" / "color_alter0.png")
+    words = f"evaluate gedit_editmgt --data {data} --outputs {tmp_path / 'outputs'} --workdir {tmp_path / 'run'}"
+    assert cli.main(words.split()) == 0
+    assert "no scores without --judge" in capsys.readouterr().err

@@ -30,7 +30,7 @@ from editmgt_jax.training.config import MGTRun
 from editmgt_jax.training.optimizer import make_optimizer
 from editmgt_jax.training.programs import jitted_steps
 from editmgt_jax.training.sharding import BATCH, Layout, make_mesh, path_name, with_shardings
-from editmgt_jax.training.step import new_state
+from editmgt_jax.training.state import new_state
 from editmgt_jax.training.tasks.table import make_task
 from editmgt_jax.training.topologies import Chip, devices_of
 from editmgt_jax.weights.random_model import make_random

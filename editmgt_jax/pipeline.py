@@ -6,12 +6,14 @@ Source  released pipelines (edit, text-to-image, inpainting); model directories 
 Differs held regions, and others whose tokens did not change, come back as the input's own pixels; picture i of a seed does not depend on how many are asked for
 """
 
-import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from PIL import Image
 
 from editmgt_jax import images
@@ -20,14 +22,18 @@ from editmgt_jax.declarations import SETTINGS, SettingsError, check_integer
 from editmgt_jax.errors import UserError
 from editmgt_jax.images import ImageError
 from editmgt_jax.models import text as texts
+from editmgt_jax.models.blocks import Interventions
 from editmgt_jax.models.text import EncodedText
 from editmgt_jax.models.vq import ids_to_pixels, pixels_to_ids
+from editmgt_jax.sampling.decode import Noise
 from editmgt_jax.sampling.edit import TokenEdit
 from editmgt_jax.sampling.orders import (
     Canvas,
     Job,
     Order,
+    Pictures,
     Progress,
+    Prompts,
     check_prompts,
     each,
     encoded,
@@ -37,6 +43,7 @@ from editmgt_jax.sampling.orders import (
 )
 from editmgt_jax.sampling.programs import run_decode
 from editmgt_jax.sampling.request import make_request
+from editmgt_jax.sampling.results import Result, make_result
 from editmgt_jax.sampling.settings import Settings
 from editmgt_jax.weights.loading import LoadedModel, load_model
 
@@ -45,21 +52,6 @@ MAX_SEED = 2**32 - 1
 NO_REFERENCE = frozenset(setting.name for setting in SETTINGS if setting.about == "reference")
 FRAME = 1024  # pixels of the longest side of a step's picture
 PAINTED_PIXELS = 8 * 512**2  # that the image tokenizer encodes or decodes at once at most
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Result:
-    """The n pictures of one prompt, and what the model did."""
-
-    images: list[Image.Image]  # of the input's size, or the size asked for
-    relevance: np.ndarray  # float32 [n H W], at the step that held, else the last; about 0 to 1
-    keep_mask: np.ndarray  # bool [n H W]: tokens held at the source's ids
-    token_ids: np.ndarray  # int32 [n H W]
-    source_ids: np.ndarray | None  # int32 [H W]; None without a source image
-    settings: Settings
-    passes: np.ndarray  # int32 [n]: decoding steps taken; fewer than I when the sampler ended early
-    step_tokens: np.ndarray | None = None  # int32 [I n H W], recorded
-    step_relevance: np.ndarray | None = None  # float32 [I n H W], recorded
 
 
 class EditPipeline:
@@ -76,33 +68,40 @@ class EditPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, directory=None, *, dtype=None, strict: bool = False, batch_size: int = 8, lora=None
+        cls,
+        directory: str | Path | None = None,
+        *,
+        dtype: DTypeLike | dict[str, DTypeLike] | None = None,
+        strict: bool = False,
+        batch_size: int = 8,
+        lora: str | Path | None = None,
     ) -> "EditPipeline":
         """Reads a model directory, or fetches one from the hub by name; None is the default model of the package.
 
-        Args: see `loading.load_model`.
+        Args and errors: see `loading.load_model`.
         """
         return cls(load_model(directory, dtype, strict, lora=lora), batch_size)
 
     @property
     def mask_token_id(self) -> int:
+        """The id of a hidden token."""
         return self.model.mgt.config.mask_token_id
 
     # ---- pictures
 
     def __call__(
         self,
-        image,
-        instruction,
+        image: Pictures,
+        instruction: Prompts,
         *,
-        mask=None,
-        query=None,
+        mask: Pictures | None = None,
+        query: str | Sequence[str | None] | None = None,
         seed: int = 0,
         num_images: int = 1,
         negative_prompt: str | None = None,
         composite: bool = True,
         progress: Progress | None = None,
-        **settings,
+        **settings: Any,
     ) -> Result | list[Result]:
         """Edits `image` as `instruction` says.
 
@@ -125,20 +124,21 @@ class EditPipeline:
 
     def generate(
         self,
-        prompt,
+        prompt: Prompts,
         size: tuple[int, int] | None = None,
         *,
         seed: int = 0,
         num_images: int = 1,
         negative_prompt: str | None = None,
         progress: Progress | None = None,
-        **settings,
+        **settings: Any,
     ) -> Result | list[Result]:
         """Makes pictures of `prompt`, or of each of a list of prompts, from text alone.
 
         Args:
           size: width and height in pixels, multiples of `model.unit`; by default the square that the model is trained on.
-          Others as in `__call__`; settings of region hold and of the reference have no meaning here and are errors.
+          Others as in `__call__`; settings of region hold and of the reference have no meaning here.
+        Errors: SettingsError, PromptError.
         """
         options = {"seed": seed, "num_images": num_images, "composite": False, "attends": False}
         order = self._order(settings, negative_prompt, progress, **options)
@@ -157,20 +157,21 @@ class EditPipeline:
 
     def inpaint(
         self,
-        image,
-        prompt,
-        mask,
+        image: Pictures,
+        prompt: Prompts,
+        mask: Pictures,
         *,
         seed: int = 0,
         num_images: int = 1,
         negative_prompt: str | None = None,
         composite: bool = True,
         progress: Progress | None = None,
-        **settings,
+        **settings: Any,
     ) -> Result | list[Result]:
         """Fills the white parts of `mask` with what `prompt` describes; the model does not see what was there.
 
         Args: as in `__call__` and `generate`; composite takes what the mask spares from the input, past a feathered seam.
+        Errors: SettingsError, PromptError, ImageError, FileNotFoundError.
         """
         options = {"seed": seed, "num_images": num_images, "composite": composite, "attends": False}
         order = self._order(settings, negative_prompt, progress, **options)
@@ -178,10 +179,12 @@ class EditPipeline:
             raise ImageError("inpainting needs a mask, white where to fill")
         return self._change(order, image, prompt, mask)
 
-    def outpaint(self, image, prompt, pad: tuple[int, int, int, int], **options) -> Result | list[Result]:
+    def outpaint(
+        self, image: Pictures, prompt: Prompts, pad: tuple[int, int, int, int], **options: Any
+    ) -> Result | list[Result]:
         """Extends a picture by `pad` pixels (left, top, right, bottom) filled with what `prompt` describes.
 
-        Args: options as in `inpaint`. The result has the extended size.
+        Args and errors: as in `inpaint`. The result has the extended size.
         """
         image = each(image, images.load)
         mask = each(image, lambda one: images.padding_mask(one.size, pad))
@@ -191,6 +194,7 @@ class EditPipeline:
         """Picture `index` of a recorded result after each step, as the decoder paints it (nothing is composited).
 
         Tokens that are still hidden are grey. Sides are the result's, scaled so that none is longer than FRAME.
+        Errors: SettingsError for a result that was not recorded.
         """
         if result.step_tokens is None:
             raise SettingsError("a result has steps when it was made with record=True; this one was not")
@@ -204,11 +208,11 @@ class EditPipeline:
 
     # ---- tokens: what evaluation builds on
 
-    def settings(self, **chosen) -> Settings:
-        """Checked settings, with the model's own defaults."""
+    def settings(self, **chosen: Any) -> Settings:
+        """Checked settings, with the model's own defaults. Errors: SettingsError."""
         return Settings.resolve(self.model.scheduler, self.model.mgt.config.num_blocks, **chosen)
 
-    def encode(self, prompt):
+    def encode(self, prompt: Prompts) -> EncodedText | list[EncodedText]:
         """A prompt, or a list of them -> EncodedText, or a list. Errors: PromptError when one is too long."""
         return each(prompt, lambda one: encoded(self.model.text, one))
 
@@ -216,26 +220,28 @@ class EditPipeline:
         """Weights [T] of the text tokens in the attention that is read: those of `phrase`, or all the same (Q8)."""
         return query_weights(self.model.text, text, phrase)
 
-    def encode_image(self, pixels) -> jax.Array:
+    def encode_image(self, pixels: np.ndarray | jax.Array) -> jax.Array:
         """Pictures to ids. float [B Y X 3] in [0, 1] -> ids int32 [B H W]"""
         return pixels_to_ids(self._vq_params, jnp.asarray(pixels, jnp.float32), self.model.vq)
 
-    def decode_image(self, ids) -> jax.Array:
+    def decode_image(self, ids: np.ndarray | jax.Array) -> jax.Array:
         """Ids to pictures. int32 [B H W] -> float32 [B Y X 3] in [0, 1]"""
         return ids_to_pixels(self._vq_params, jnp.asarray(ids, jnp.int32), self.model.vq)
 
     def edit_tokens(
         self,
-        reference_ids,
+        reference_ids: np.ndarray | jax.Array | None,
         text: Sequence[EncodedText],
         *,
-        start_ids=None,
-        keys=0,
+        start_ids: np.ndarray | jax.Array | None = None,
+        keys: int | jax.Array | Noise = 0,
         negative: EncodedText | str | None = None,
-        text_weights=None,
+        text_weights: np.ndarray | jax.Array | None = None,
         attention_step: int | None = None,
+        settings_of: Sequence[Settings] | None = None,
+        interventions: Interventions | None = None,
         progress: Progress | None = None,
-        **settings,
+        **settings: Any,
     ) -> TokenEdit:
         """Decodes a batch of edits on one grid.
 
@@ -245,11 +251,13 @@ class EditPipeline:
           keys: a seed or a key (sample i draws from fold_in(key, i)), keys [B], or the draws (`decode.Noise`).
           text_weights: float [B T], see `query_weights`; by default all text tokens weigh the same.
           attention_step: the step whose attention is returned; None is the mean over the steps.
+          settings_of: the settings of each sample, instead of `settings`; they may differ in what is traced.
+          interventions: blocks that each sample bypasses, and attention that is switched off, [J B]: for research.
           settings: as in `__call__`.
+        Errors: SettingsError, UserError.
         """
-        settings = self.settings(**settings)
         return self._decode(
-            settings,
+            settings_of or self.settings(**settings),
             text,
             self._negative(negative),
             progress or silent,
@@ -258,6 +266,7 @@ class EditPipeline:
             keys=keys,
             text_weights=text_weights,
             attention_step=attention_step,
+            interventions=interventions,
         )
 
     # ---- inside
@@ -332,7 +341,7 @@ class EditPipeline:
             pixels |= {item: painted[i] for i, item in enumerate(batch[:count])}
         copies = range(order.num_images)
         return [
-            _result(order, canvas, [edits[i, copy] for copy in copies], [pixels[i, copy] for copy in copies])
+            make_result(order, canvas, [edits[i, copy] for copy in copies], [pixels[i, copy] for copy in copies])
             for i, canvas in enumerate(canvases)
         ]
 
@@ -368,26 +377,3 @@ class EditPipeline:
 
     def _run(self, request, static, progress) -> TokenEdit:
         return run_decode(self._mgt_variables, request, self.model.mgt, static, progress)
-
-
-def _result(order, canvas, edits, pixels) -> Result:
-    """The pictures of one canvas, from the TokenEdit and the pixels [Y X 3] of each."""
-    job, pictures = canvas.job, []
-    for edit, painted in zip(edits, pixels, strict=True):
-        picture = images.to_image(painted, None if job.image is None else job.image.size)
-        if order.composite and (edit.keep.any() or job.mask is not None):
-            picture = images.composite(job.image, picture, edit.tokens == canvas.source, job.mask)
-        pictures.append(picture)
-    together = jax.tree.map(lambda *arrays: np.stack(arrays), *edits)
-    steps = [None if x is None else x.swapaxes(0, 1) for x in (together.step_tokens, together.step_relevance)]
-    return Result(
-        images=pictures,
-        relevance=together.relevance,
-        keep_mask=together.keep,
-        token_ids=together.tokens,
-        source_ids=canvas.source,
-        settings=order.settings,
-        passes=together.passes,
-        step_tokens=steps[0],
-        step_relevance=steps[1],
-    )

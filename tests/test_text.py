@@ -12,7 +12,7 @@ import pytest
 import tiny
 from small_runs import frozen_config
 
-from editmgt_jax import config as configs
+from editmgt_jax.config.json_config import JSONConfig
 from editmgt_jax.models.prompts import train_tokenizer
 from editmgt_jax.models.text import EncodedText, TextRole, TextStates
 from editmgt_jax.pipeline import EditPipeline
@@ -28,7 +28,7 @@ from editmgt_jax.weights.rules import Rule
 
 
 @dataclasses.dataclass(frozen=True)
-class WordsConfig(configs._JSONConfig):
+class WordsConfig(JSONConfig):
     vocab_size: int
     hidden_size: int
 

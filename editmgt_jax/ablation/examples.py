@@ -29,6 +29,7 @@ class Example:
     instruction: str
     category: str
     query: str | None  # words of the instruction that say what it is about
+    facts: dict = dataclasses.field(default_factory=dict)  # of a scene, see `SceneSource`
 
     def texts(self) -> dict:
         """What is known besides the pictures."""
@@ -61,7 +62,7 @@ class ExampleSource:
         scene = self._scenes[index]
         source, target = (np.asarray(scene[name], np.float32) / 255 for name in ("source", "target"))
         truth = scene["mask"] if self.config.truth == "mask" else differs(source, target)
-        return Example(source, target, truth, scene["instruction"], scene["category"], scene["query"])
+        return Example(source, target, truth, scene["instruction"], scene["category"], scene["query"], scene["facts"])
 
     def _from_pair(self, pair: RawPair) -> Example:
         if pair.defect is not None:

@@ -21,6 +21,7 @@ from editmgt_jax.ablation.scoring import Scorer
 from editmgt_jax.ablation.sets import BlockSet, name_of, of_blocks
 from editmgt_jax.errors import UserError
 from editmgt_jax.files import write_json
+from editmgt_jax.sampling.settings import released_layers
 
 FOLDER, SUMMARY = "search", "summary.json"
 AXES = ("signal", "group", "window", "head", "filter", "upsampling")
@@ -67,7 +68,9 @@ def search(config: AblationConfig, workdir: Path) -> Path:
     found = with_improved(found, scorer, config, rule)
     path = workdir / FOLDER / SUMMARY
     path.parent.mkdir(exist_ok=True)
-    write_json(path, summary(found, config), indent=2)
+    m = scorer.manifest
+    layers_of = {"default": m.layers, "released": released_layers(m.num_blocks)}
+    write_json(path, summary(found, config, layers_of), indent=2)
     return path
 
 
@@ -170,10 +173,10 @@ def learnt(scorer: Scorer) -> BlockSet:
 # ---- what is told
 
 
-def summary(found: Candidates, config: AblationConfig) -> dict:
+def summary(found: Candidates, config: AblationConfig, layers_of: dict[str, Sequence[int]] | None = None) -> dict:
     """The winner and what it is compared with, on the odd examples."""
     winner = found.chosen_by(lambda entry: entry["kind"] != LEARNT)
-    told = compared(found, winner, rivals(found, winner, config.search.shown), config.statistics)
+    told = compared(found, winner, rivals(found, winner, config.search.shown, layers_of), config.statistics)
     return {
         "objective": config.search.objective,
         "candidates": len(found.entries),
@@ -184,11 +187,27 @@ def summary(found: Candidates, config: AblationConfig) -> dict:
     }
 
 
-def rivals(found: Candidates, winner: int, shown: int) -> dict[str, int]:
-    """{role: candidate} that the winner is compared with: of each kind and of each value of each axis, the best."""
+def rivals(
+    found: Candidates, winner: int, shown: int, layers_of: dict[str, Sequence[int]] | None = None
+) -> dict[str, int]:
+    """{role: candidate} that the winner is compared with: of each kind and of each value of each axis, the best.
+
+    Args:
+      layers_of: the model's own layers ('default'), and those of the paper at this depth ('released').
+    """
     best = found.entries[winner]
+    own = {"signal": "text_to_image", "group": "all", "head": "mean", "filter": "adaptive", "upsampling": "bicubic"}
     same_view = [entry for entry in found.entries if view_of(entry) == view_of(best)]
     roles: dict[str, int | None] = {"best single block": found.chosen_by(lambda entry: len(entry["blocks"]) == 1)}
+    for kind, word in (("default", "as the model reads it"), ("released", "as the paper reads it")):
+        if layers := (layers_of or {}).get(kind):
+            roles[word] = found.chosen_by(
+                lambda entry, layers=layers: (
+                    tuple(entry["blocks"]) == tuple(layers)
+                    and entry["kind"] != LEARNT
+                    and all(entry[axis] == value for axis, value in own.items())
+                )
+            )
     of_view = {id(entry) for entry in same_view}
     for kind in dict.fromkeys(entry["kind"] for entry in same_view):
         roles[f"{kind}, same view"] = found.chosen_by(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from editmgt_jax.ablation import record, score, search
+from editmgt_jax.ablation import decode, record, score, search
 from editmgt_jax.ablation.config import AblationConfig
 from editmgt_jax.ablation.report.report import report
 from editmgt_jax.ablation.workdir import write_workdir
@@ -20,8 +20,12 @@ STEPS = {
     "record": lambda config, folder: record.record(config, folder, _progress),
     "score": lambda config, folder: score.score(config, folder, _progress),
     "search": lambda config, folder: search.search(config, folder),
+    "decode": lambda config, folder: decode.decode(config, folder, _progress),
     "report": lambda config, folder: report(folder),
 }
+
+
+ONE_PROCESS = ("search", "report")
 
 
 def run(name: str, config: AblationConfig, folder: Path) -> None:
@@ -30,6 +34,8 @@ def run(name: str, config: AblationConfig, folder: Path) -> None:
         if processes.is_first():
             write_workdir(folder, config)
     for step in STEPS if name == "run" else [name]:
+        if step in ONE_PROCESS and not processes.is_first():
+            continue
         started = time.perf_counter()
         output = STEPS[step](config, folder)
         if processes.is_first():

@@ -3,11 +3,14 @@
 Source  the released trainer; the paper's three stages. `python benchmarks/stages.py` prints what a stage needs.
 """
 
+from ml_collections import ConfigDict
+
 from editmgt_jax.configs import base
 from editmgt_jax.weights.presets import preset
 
 
-def get_config():
+def get_config() -> ConfigDict:
+    """What the stages share; a stage sets its data, start and steps."""
     config = base.get_config()
     config.task = "mgt"
     config.sample_edits = 8

@@ -4,10 +4,13 @@ editmgt export --workdir runs/vq_128 --output runs/vq_128_model --dtype float16
 editmgt train --config configs/scenes_128_mgt.py --workdir runs/mgt_128
 """
 
+from ml_collections import ConfigDict
+
 from editmgt_jax.configs import scenes_mgt
 
 
-def get_config():
+def get_config() -> ConfigDict:
+    """`scenes_mgt` for 128 px, with the size and the operating point of the default model."""
     config = scenes_mgt.get_config()
     config.sample_edits = 0
     config.batch_size = 256

@@ -6,10 +6,13 @@ Run
     editmgt train --config configs/scenes_128_vq.py --workdir runs/vq_128
 """
 
+from ml_collections import ConfigDict
+
 from editmgt_jax.configs import scenes_vq
 
 
-def get_config():
+def get_config() -> ConfigDict:
+    """`scenes_vq` for 128 px, with a perceptual loss and local ids."""
     config = scenes_vq.get_config()
     config.batch_size = 64  # pairs: 128 pictures
     config.steps = config.optimizer.total_steps = 2_000

@@ -3,10 +3,13 @@
 editmgt train --config configs/scenes_vq.py --workdir runs/vq
 """
 
+from ml_collections import ConfigDict
+
 from editmgt_jax.configs import base
 
 
-def get_config():
+def get_config() -> ConfigDict:
+    """`base` with the task 'vq' and a small image tokenizer."""
     config = base.get_config()
     config.task = "vq"
     config.batch_size = 8  # pairs: 16 pictures

@@ -3,10 +3,13 @@
 editmgt train --config configs/scenes_vq_local.py --workdir runs/vq_local --config.start_from=runs/vq
 """
 
+from ml_collections import ConfigDict
+
 from editmgt_jax.configs import scenes_vq
 
 
-def get_config():
+def get_config() -> ConfigDict:
+    """`scenes_vq`, begun from a trained one, with more weight on locality."""
     config = scenes_vq.get_config()
     config.start_from = "runs/vq"
     config.steps = 1_400

@@ -11,10 +11,13 @@ Needs   5 000 steps of 256: on 64 TPU v5e 0.4 h at 40 % of their peak, of which 
         `python benchmarks/stages.py --config configs/stage1_adapt.py` prints FLOPs, hours and the state's memory on other chips
 """
 
+from ml_collections import ConfigDict
+
 from editmgt_jax.configs import editmgt_1024
 
 
-def get_config():
+def get_config() -> ConfigDict:
+    """`editmgt_1024` without a reference, on captioned pictures."""
     config = editmgt_1024.get_config()
     config.steps = 5_000
     config.start_from = "models/editmgt-base"

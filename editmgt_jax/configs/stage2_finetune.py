@@ -10,10 +10,13 @@ Needs   50 000 steps of 256: on 64 TPU v5e 7.3 h at 40 % of their peak, of which
         `python benchmarks/stages.py --config configs/stage2_finetune.py` prints FLOPs, hours and the state's memory on other chips
 """
 
+from ml_collections import ConfigDict
+
 from editmgt_jax.configs import editmgt_1024
 
 
-def get_config():
+def get_config() -> ConfigDict:
+    """`editmgt_1024`, begun from stage 1, on edits."""
     config = editmgt_1024.get_config()
     config.steps = 50_000
     config.start_from = "runs/stage1"

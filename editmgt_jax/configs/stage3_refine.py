@@ -8,10 +8,13 @@ Needs   1 000 steps of 256: on 64 TPU v5e 0.15 h at 40 % of their peak, of which
         `python benchmarks/stages.py --config configs/stage3_refine.py` prints FLOPs, hours and the state's memory on other chips
 """
 
+from ml_collections import ConfigDict
+
 from editmgt_jax.configs import editmgt_1024
 
 
-def get_config():
+def get_config() -> ConfigDict:
+    """`editmgt_1024`, begun from stage 2, on the best edits at a low learning rate."""
     config = editmgt_1024.get_config()
     config.steps = 1_000
     config.start_from = "runs/stage2"

@@ -18,7 +18,7 @@ from editmgt_jax.images.geometry import (
     to_pixels,
     working_size,
 )
-from editmgt_jax.images.reading import load, load_mask
+from editmgt_jax.images.reading import Readable, load, load_mask
 from editmgt_jax.images.writing import ANIMATED, FORMATS, check_distinct, check_output, save, save_steps
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "FORMATS",
     "MAX_ASPECT",
     "ImageError",
+    "Readable",
     "check_distinct",
     "check_output",
     "check_size",

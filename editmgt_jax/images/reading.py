@@ -13,6 +13,7 @@ from PIL import ExifTags, Image
 
 from editmgt_jax.images.geometry import ImageError, check_size, size_text
 
+Readable = str | os.PathLike | bytes | Image.Image | np.ndarray  # what `load` makes a picture of
 _ROTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -24,7 +25,7 @@ _ROTATIONS = {
 }  # by EXIF orientation
 
 
-def load(source: str | os.PathLike | bytes | Image.Image | np.ndarray, name: str = "the image") -> Image.Image:
+def load(source: Readable, name: str = "the image") -> Image.Image:
     """A path, PIL image or array -> an upright RGB picture within the size limits.
 
     Args:
@@ -40,7 +41,7 @@ def load(source: str | os.PathLike | bytes | Image.Image | np.ndarray, name: str
     return image
 
 
-def load_mask(source: str | os.PathLike | bytes | Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def load_mask(source: Readable, size: tuple[int, int]) -> np.ndarray:
     """A mask picture, white = change, as `load` takes it -> bool [Y X]; its size must be the image's `size`."""
     image, name = _open(source, "the mask")
     if image.size != tuple(size):
@@ -85,7 +86,9 @@ def _upright(image):
     A damaged EXIF block is ignored.
     """
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the block is damaged
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # noqa: BLE001  (the pixels are good; Pillow raises many kinds for damaged EXIF blocks)
         orientation = None
     upright = image.transpose(_ROTATIONS[orientation]) if orientation in _ROTATIONS else image.copy()

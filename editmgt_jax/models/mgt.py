@@ -31,6 +31,7 @@ from editmgt_jax.models.blocks import (
     spread_grid,
 )
 from editmgt_jax.models.layers import RMSNorm, TokenEmbedding, TwoLayerMLP, rotary_table, sinusoid
+from editmgt_jax.shapes import Array, Float, Int, Scalar
 
 
 @struct.dataclass
@@ -68,7 +69,8 @@ class MGT(nn.Module):
     head_precision: str = "highest"
     attention: str = "auto"
 
-    def setup(self):
+    def setup(self) -> None:
+        """Declares the modules. Errors: UserError for `remat` or `attention` that there is not."""
         config, width = self.config, self.config.width
         if self.remat not in REMAT_POLICIES:
             raise UserError(f"remat must be one of {sorted(REMAT_POLICIES)}; got {self.remat!r}")
@@ -128,7 +130,14 @@ class MGT(nn.Module):
                 f"got shape {tokens.shape}"
             )
 
-    def condition(self, text_states, pooled, micro_conditions, reference_tokens=None, strength=1.0) -> Condition:
+    def condition(
+        self,
+        text_states: Float[Array, "B T E"],
+        pooled: Float[Array, "B P"],
+        micro_conditions: Float[Array, "B 5"],
+        reference_tokens: Int[Array, "B H W"] | None = None,
+        strength: Scalar | Float[Array, " B"] = 1.0,
+    ) -> Condition:
         """Everything about a request that does not change between decode steps.
 
         Args:
@@ -136,6 +145,7 @@ class MGT(nn.Module):
           reference_tokens: [B H W] int32 ids of the source image, or None for text-to-image.
           strength: gamma >= 0, scalar or [B]; 0 switches the reference off exactly. A Python 1 adds nothing to the program,
             either.
+        Errors: UserError for states of another width, or a grid that the trunk does not divide.
         """
         batch = text_states.shape[0]
         if text_states.shape[-1] != self.config.joint_attention_dim:
@@ -187,13 +197,13 @@ class MGT(nn.Module):
 
     def __call__(
         self,
-        tokens,
-        time,
+        tokens: Int[Array, "B H W"],
+        time: Scalar | Float[Array, " B"],
         condition: Condition,
-        text_weights=None,
+        text_weights: Float[Array, "live R T"] | None = None,
         layers: tuple[int, ...] = (),
         probe: Probe = NO_PROBE,
-    ):
+    ) -> tuple[Float[Array, "B H W C"], Float[Array, "live J *axes"] | None]:
         """One forward pass.
 
         Args:
@@ -207,6 +217,7 @@ class MGT(nn.Module):
         Returns:
           logits [B H W C] float32 and attention [B' J R N] float32 (None without text_weights), or the
           probe's signals [B' J F A' R N].
+        Errors: UserError for a grid that the trunk does not divide; ValueError for layers, weights or a reference that do not fit.
         """
         config = self.config
         self._check_grid("tokens", tokens)
@@ -257,7 +268,7 @@ def _is_one(strength) -> bool:
     return isinstance(strength, int | float) and strength == 1
 
 
-def init_mgt(mgt: MGT, key):
+def init_mgt(mgt: MGT, key: Array) -> dict:
     """Random parameters of an MGT (or, under `jax.eval_shape`, their shapes)."""
     config, side = mgt.config, 2 * mgt.config.stride
 

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -121,14 +122,20 @@ def _byte_symbols() -> list[str]:
 
 
 def train_tokenizer(
-    corpus, directory, merges: int = 1000, length: int = 24, size: int | None = None, padding_side: str = "right"
+    corpus: Iterable[str],
+    directory: str | Path,
+    merges: int = 1000,
+    length: int = 24,
+    size: int | None = None,
+    padding_side: str = "right",
 ) -> int:
     """Learns a byte-pair encoding in CLIP's format from instructions and writes it to `directory`, a new folder.
 
     Args:
-      corpus: iterable of strings; merges: how many pairs to merge at most; length: model_max_length, T.
+      corpus: instructions; merges: how many pairs to merge at most; length: model_max_length, T.
       size: ids that the tokenizer shall have, with ids that no text uses; None is as many as it needs.
     Returns: its size.
+    Errors: FileExistsError.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 

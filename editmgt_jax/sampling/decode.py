@@ -143,7 +143,9 @@ def decode_step(
     log_p = jnp.log(jnp.maximum(probability_of(candidate, logits), MIN_PROBABILITY))
     # 4. The sampler's order, and how many of the hidden positions stay so.
     hidden = state.tokens == mask_id
-    proposal = Proposal(logits, candidate, log_p, step.temperature * noise.gumbel, hidden, prediction.priority)
+    proposal = Proposal(
+        logits, candidate, log_p, _of_samples(step.temperature) * noise.gumbel, hidden, prediction.priority
+    )
     priority = sampler.order(proposal, context)
     if not sampler.keeps_ties:
         priority = ranks(priority, noise.gumbel)
@@ -153,6 +155,11 @@ def decode_step(
         count = jnp.where(step.hidden_ratio > 0, left, 0)
     # 5. The candidates that come first are committed.
     return DecodeState(commit(state.tokens, candidate, priority, count, mask_id), state.start_ratio), prediction
+
+
+def _of_samples(value):
+    """A number [] or one of each sample [B], to go with [B L]."""
+    return value if jnp.ndim(value) == 0 else value[:, None]
 
 
 def commit(
@@ -267,7 +274,11 @@ def guide_image(
     return image + jnp.maximum(scale, 1.0) * (both - image) + (image_scale - scale) * (image - neither)
 
 
-def with_guidance(predict_all: Predict, scale: Scalar, image_scale: Scalar | None = None) -> Predict:
+def with_guidance(
+    predict_all: Predict,
+    scale: Scalar | Float[Array, "B 1 1"],
+    image_scale: Scalar | Float[Array, "B 1 1"] | None = None,
+) -> Predict:
     """`predict` from a model called on [unconditional, conditional] copies of the tokens [2B L].
 
     With an image scale on three [3B L]: see `guide_image`. Only the model's logits are of so many samples; its pins and aux, if
@@ -290,7 +301,7 @@ def with_region_hold(
     reference: Int[Array, "B L"],
     *,
     hold: str = "released",
-    hold_step: int | Int[Array, ""] = 0,
+    hold_step: int | Int[Array, ""] | Int[Array, " B"] = 0,
 ) -> Predict:
     """`predict` that also pins hidden positions to the reference's ids where `keep_of(aux)`.
 
@@ -309,6 +320,6 @@ def with_region_hold(
         if hold == "released":
             return prediction._replace(pinned=jnp.where(keep, reference, FREE))
         now = step.number == hold_step
-        return prediction._replace(pinned=jnp.where(keep & now, reference, FREE), settled=now)
+        return prediction._replace(pinned=jnp.where(keep & jnp.reshape(now, (-1, 1)), reference, FREE), settled=now)
 
     return held

@@ -9,18 +9,20 @@ static setting compiles.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from editmgt_jax.declarations import SettingsError
+from editmgt_jax.models.blocks import Probe
 from editmgt_jax.models.mgt import MGT
 from editmgt_jax.models.traces import traces
 from editmgt_jax.sampling import decode, localize
 from editmgt_jax.sampling.request import Request
 from editmgt_jax.sampling.samplers import SAMPLERS, Context
-from editmgt_jax.sampling.settings import StaticSettings
+from editmgt_jax.sampling.settings import StaticSettings, per_sample
 
 
 class TokenEdit(NamedTuple):
@@ -47,10 +49,11 @@ class _StepAux(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("mgt", "static"))
-def decode_edit(variables, request: Request, mgt: MGT, static: StaticSettings) -> TokenEdit:
+def decode_edit(variables: Mapping[str, Any], request: Request, mgt: MGT, static: StaticSettings) -> TokenEdit:
     """The decode of a batch of edits: what is constant over the steps once, then the steps in one scan.
 
     `variables` are the transformer's: {"params": ...} and with a LoRA "lora".
+    Errors: SettingsError for a sampler that needs a source where there is none.
     """
     traces["decode"] += 1
     reference, start, knobs = request.reference, request.start, request.knobs
@@ -68,26 +71,37 @@ def decode_edit(variables, request: Request, mgt: MGT, static: StaticSettings) -
         knobs.schedule,
         request.keys,
         mask_id,
-        sampling_temperature=knobs.sampling_temperature,
+        sampling_temperature=per_sample(knobs.sampling_temperature, 3),
         sampler=sampler,
-        context=Context(start.shape[1:], source, knobs),
+        context=Context(
+            start.shape[1:],
+            source,
+            knobs._replace(
+                entropy_bound=per_sample(knobs.entropy_bound, 2), copy_penalty=per_sample(knobs.copy_penalty, 2)
+            ),
+        ),
     )
     tokens, aux = decoded.tokens.reshape(start.shape), decoded.aux
     held_at = knobs.hold_step if static.hold == "from_step" else -1
-    keep, weights = aux.keep[held_at], request.step_weights[:, None]  # [I 1]
+    keep, weights = _at_step(aux.keep, held_at), request.step_weights[:, None]  # [I 1]
     if sampler.budget is not None:
         # A sample may have ended before the step that holds: then only the user's mask keeps anything.
         keep &= (decoded.passes > held_at)[:, None, None] | (start != mask_id)
         weights = _weights_of_passes(weights, decoded.passes)
     return TokenEdit(
         tokens=tokens,
-        relevance=aux.relevance[held_at],
+        relevance=_at_step(aux.relevance, held_at),
         keep=keep & (tokens == (start if reference is None else reference)),
         attention=jnp.einsum("ib,ibjn->bjn", jnp.broadcast_to(weights, (len(weights), batch)), aux.attention),
         step_tokens=decoded.steps.reshape(-1, *start.shape) if static.record else None,
         step_relevance=aux.relevance if static.record else None,
         passes=decoded.passes,
     )
+
+
+def _at_step(values, step):
+    """[I B ...] at one step, or at one of each sample [B]. -> [B ...]"""
+    return values[step] if jnp.ndim(step) == 0 else values[step, jnp.arange(len(step))]
 
 
 def _weights_of_passes(weights, passes):
@@ -97,7 +111,7 @@ def _weights_of_passes(weights, passes):
     return jnp.where(total > 0, taken / jnp.where(total > 0, total, 1.0), weights)
 
 
-def guided_model(variables, request, mgt, static):
+def guided_model(variables: Mapping[str, Any], request: Request, mgt: MGT, static: StaticSettings) -> decode.Predict:
     """`predict` of a decode: logits under guidance, and attention, relevance and keep mask of the conditional half."""
     knobs, mask_id = request.knobs, mgt.config.mask_token_id
     grid = request.start.shape[1:]
@@ -106,11 +120,13 @@ def guided_model(variables, request, mgt, static):
     image_guided = static.image_guided and request.reference is not None
     copies = 3 if image_guided else 2 if static.guided else 1
     condition = mgt.apply(variables, *condition_inputs(request, copies), method="condition")
+    of_copies = jax.tree.map(lambda x: jnp.concatenate([x] * copies, axis=1), request.interventions)
+    probe = Probe(interventions=of_copies)
 
     def predict(tokens, step):
         time = step.time if static.timestep_convention == "released" else jnp.mean(tokens == mask_id, axis=1)
         logits, attention = mgt.apply(
-            variables, tokens.reshape(-1, *grid), time, condition, request.text_weights, static.layers
+            variables, tokens.reshape(-1, *grid), time, condition, request.text_weights, static.layers, probe
         )
         relevance = localize.localize(attention, mgt_grid, grid, kind=static.filter)
         keep = localize.hold_mask(relevance, knobs.hold_threshold, editable)
@@ -120,7 +136,8 @@ def guided_model(variables, request, mgt, static):
 
     if copies == 1:
         return predict
-    return decode.with_guidance(predict, knobs.guidance_scale, knobs.image_guidance_scale if image_guided else None)
+    scales = knobs.guidance_scale, knobs.image_guidance_scale if image_guided else None
+    return decode.with_guidance(predict, *(per_sample(scale, 3) if scale is not None else None for scale in scales))
 
 
 def condition_inputs(request: Request, copies: int) -> tuple:
@@ -133,7 +150,7 @@ def condition_inputs(request: Request, copies: int) -> tuple:
     reference = None if request.reference is None else jnp.concatenate([request.reference] * copies)
     micro = jnp.broadcast_to(request.micro, (len(text.states), 5))
     strength = request.knobs.reference_strength
-    if copies == 3:
-        batch = len(request.start)
-        strength = jnp.concatenate([jnp.zeros(batch), *[jnp.broadcast_to(strength, batch)] * 2])
+    if copies == 3 or strength.ndim == 1:
+        whole = jnp.broadcast_to(strength, len(request.start))
+        strength = jnp.concatenate([jnp.zeros_like(whole) if copies == 3 else whole, *[whole] * (copies - 1)])
     return text.states, text.pooled, micro, reference, strength

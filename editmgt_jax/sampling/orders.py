@@ -16,6 +16,9 @@ from editmgt_jax.models.prompts import PromptError
 from editmgt_jax.models.text import EncodedText, TextEncoder
 from editmgt_jax.sampling.settings import Settings
 
+# One for all of a call, or a list with one for each.
+Pictures = images.Readable | Sequence[images.Readable]
+Prompts = str | EncodedText | Sequence[str | EncodedText]
 Progress = Callable[[str], None]  # called with the name of each stage as it begins
 
 

@@ -3,6 +3,7 @@
 Axes    as in `editmgt_jax.config`
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,9 +12,10 @@ import numpy as np
 
 from editmgt_jax.config import SchedulerConfig, micro_conditions
 from editmgt_jax.declarations import SettingsError
+from editmgt_jax.models.blocks import Interventions
 from editmgt_jax.models.text import TextStates
 from editmgt_jax.sampling import decode
-from editmgt_jax.sampling.settings import Knobs, Settings, StaticSettings
+from editmgt_jax.sampling.settings import Knobs, Settings, StaticSettings, side_by_side
 
 
 class Request(NamedTuple):
@@ -27,11 +29,12 @@ class Request(NamedTuple):
     text_weights: jax.Array  # float32 [B 1 T]: weights of the text tokens in the attention that is read
     keys: jax.Array | decode.Noise  # [B], or the draws themselves
     step_weights: jax.Array  # float32 [I]: of the steps in the attention that is returned
-    knobs: Knobs
+    knobs: Knobs  # each [] or [B]
+    interventions: Interventions | None = None  # [J B], for research
 
 
 def make_request(
-    settings: Settings,
+    settings: Settings | Sequence[Settings],
     scheduler: SchedulerConfig,
     factor: int,
     text: TextStates,
@@ -42,10 +45,12 @@ def make_request(
     start: np.ndarray | jax.Array | None = None,
     text_weights: np.ndarray | jax.Array | None = None,
     attention_step: int | None = None,
+    interventions: Interventions | None = None,
 ) -> tuple[Request, StaticSettings]:
     """A decode of whole pictures on one grid, on arrays of the host or traced ones.
 
     Args:
+      settings: of all samples, or of each of them; then they may differ in what is traced.
       factor: pixels that a side of a token stands for; text, negative: of B samples.
       keys: a seed or a key (sample i draws from fold_in(key, i)), keys [B], or the draws.
       reference: int32 [B H W], or None for text-to-image, which needs `start`.
@@ -54,6 +59,9 @@ def make_request(
       attention_step: the step whose attention is returned; None is the mean over the steps.
     Errors: SettingsError for a step that there is not.
     """
+    several = [settings] if isinstance(settings, Settings) else list(settings)
+    first, schedule = several[0], scheduler.masking_schedule
+    knobs = first.knobs(schedule) if isinstance(settings, Settings) else side_by_side(several, schedule)
     if start is None:
         start = jnp.full(jnp.shape(reference), scheduler.mask_token_id)
     batch, *grid = jnp.shape(start)
@@ -61,11 +69,11 @@ def make_request(
     if text_weights is None:
         text_weights = np.full((batch, length), 1 / length)
     if attention_step is None:
-        step_weights = np.full(settings.steps, 1 / settings.steps)
-    elif attention_step in range(settings.steps):
-        step_weights = np.eye(settings.steps)[attention_step]
+        step_weights = np.full(first.steps, 1 / first.steps)
+    elif attention_step in range(first.steps):
+        step_weights = np.eye(first.steps)[attention_step]
     else:
-        raise SettingsError(f"attention_step must lie in 0..{settings.steps - 1}; got {attention_step}")
+        raise SettingsError(f"attention_step must lie in 0..{first.steps - 1}; got {attention_step}")
     height, width = (side * factor for side in grid)
     request = Request(
         reference=None if reference is None else jnp.asarray(reference, jnp.int32),
@@ -76,9 +84,10 @@ def make_request(
         text_weights=jnp.asarray(text_weights, jnp.float32)[:, None],
         keys=_sample_keys(keys, batch),
         step_weights=jnp.asarray(step_weights, jnp.float32),
-        knobs=settings.knobs(scheduler.masking_schedule),
+        knobs=knobs,
+        interventions=interventions,
     )
-    return request, settings.static(scheduler.timestep_convention)
+    return request, first.static(scheduler.timestep_convention)
 
 
 def _sample_keys(keys, batch):

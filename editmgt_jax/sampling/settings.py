@@ -7,6 +7,7 @@ Source  a model's own operating point is in its `scheduler/scheduler_config.json
 
 import collections
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -117,6 +118,33 @@ class Settings(_Values):
             jax.tree.map(jnp.asarray, schedule),
             **{setting.name: jnp.asarray(values[setting.name], _DTYPES[setting.kind]) for setting in _TRACED},
         )
+
+
+def side_by_side(several: Sequence[Settings], masking_schedule: str) -> Knobs:
+    """The traced parts of several samples as one: arrays [B], and the temperature of the schedule [I B].
+
+    Errors: SettingsError when they differ in a static setting or in the number of steps.
+    """
+    first = several[0]
+    names = [setting.name for setting in _STATIC] + ["steps", "guided", "image_guided"]
+    for other in several[1:]:
+        for name in names:
+            if getattr(other, name) != getattr(first, name):
+                raise SettingsError(
+                    f"samples side by side must share {', '.join(names)}; one has {name} {getattr(first, name)}, another "
+                    f"{getattr(other, name)}"
+                )
+    all_knobs = [settings.knobs(masking_schedule) for settings in several]
+    schedule = all_knobs[0].schedule._replace(
+        temperature=jnp.stack([knobs.schedule.temperature for knobs in all_knobs], axis=1)
+    )
+    columns = zip(*(knobs[1:] for knobs in all_knobs), strict=True)
+    return Knobs(schedule, *(jnp.stack(column) for column in columns))
+
+
+def per_sample(knob: jax.Array, ndim: int) -> jax.Array:
+    """A knob [] as it is, or of each sample [B] as [B 1 ...] of `ndim` axes."""
+    return knob if jnp.ndim(knob) == 0 else knob.reshape(-1, *(1,) * (ndim - 1))
 
 
 def released_layers(num_blocks: int) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ _CONFIG = {
     "axis": {"labelColor": INK, "titleColor": INK, "gridColor": GRID, "domainColor": QUIET, "tickColor": QUIET,
              "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelLimit": 260},
     "legend": {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12, "orient": "bottom",
-               "titleFontWeight": "normal", "columns": 2, "labelLimit": 300, "symbolLimit": 40},
+               "titleFontWeight": "normal", "columns": 2, "labelLimit": 300, "symbolLimit": 40, "symbolOpacity": 1, "columnPadding": 90},
     "view": {"stroke": None},
     "range": {"category": list(PALETTE)},
     "text": {"color": INK},
@@ -91,7 +91,7 @@ def curves(values: list[dict], x: str, y: str, diagonal: bool = False) -> dict:
         straight = {axis: encoding[axis] for axis in ("x", "y")}
         layers.append({"data": {"values": ends}, "mark": {"type": "line", "strokeDash": [3, 3], "color": QUIET},
                        "encoding": straight})  # fmt: skip
-    return {"width": 420, "height": 300, "layer": layers}
+    return {"width": WIDTH, "height": 340, "layer": layers}
 
 
 def heat_map(values: list[dict], x: str, y: str, title: str) -> dict:
@@ -108,7 +108,7 @@ def heat_map(values: list[dict], x: str, y: str, title: str) -> dict:
         contrast = {"condition": {"test": f"datum.mean > {middle}", "value": "#ffffff"}, "value": "#1a1a1a"}
         text = {"text": {"field": "mean", "type": "quantitative", "format": ".2f"}, "color": contrast}
         layers.append({"mark": {"type": "text", "fontSize": 11}, "encoding": encoding | text})
-    return {"data": {"values": values}, "width": 460, "height": 320, "layer": layers}
+    return {"data": {"values": values}, "width": WIDTH, "height": 380, "layer": layers}
 
 
 def bars(values: list[dict], x: str, y: str) -> dict:

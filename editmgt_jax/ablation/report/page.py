@@ -101,7 +101,7 @@ def _html_of(part: Part) -> str:
         lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in part.cells)
         body = "".join(f"<tr>{line}</tr>" for line in lines)
         return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
-    caption = f"<figcaption>{html.escape(part.caption)}</figcaption>"
+    caption = f"<figcaption>{html.escape(part.caption[:1].upper() + part.caption[1:])}</figcaption>"
     if isinstance(part, Figure):
         return f"<figure>{figures.svg(part.spec, part.caption)}{caption}</figure>"
     buffer = io.BytesIO()

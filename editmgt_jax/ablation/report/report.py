@@ -54,7 +54,7 @@ def of_ablation(workdir: Path) -> list[Section]:
         methods = found.pop()
         found += pictures.sections(config, workdir, json.loads(searched.read_text()))
     if sweeps.has_decodes(workdir):
-        found += sweeps.sections(config, workdir)
+        found += sweeps.sections(config, workdir, studies.single_blocks(config, workdir) if found else None)
     if not found:
         raise UserError(
             f"a report needs `editmgt ablate search` or `editmgt ablate decode` before it; {workdir} has neither"

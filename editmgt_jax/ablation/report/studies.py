@@ -15,7 +15,7 @@ from editmgt_jax.ablation.report import figures
 from editmgt_jax.ablation.report.page import Code, Figure, Section, Table, Text
 from editmgt_jax.ablation.scoring import Scorer
 from editmgt_jax.ablation.search import FOLDER, LEARNT, SUMMARY, view_of
-from editmgt_jax.ablation.sets import name_of, of_blocks
+from editmgt_jax.ablation.sets import name_of
 
 CURVE = np.linspace(0, 1, 101)
 NAMES = {
@@ -72,7 +72,7 @@ def sections(config: AblationConfig, workdir: Path) -> list[Section]:
     best = summary["winner"]
     view = view_of(best)
     parts = [
-        Section("Answer", _answer(summary, manifest)),
+        Section("Answer", _answer(summary)),
         Section("By block", by_block(found, manifest, best, view)),
         Section("Ranges of blocks", ranges(found, manifest, view)),
         Section("Moments and groups of tokens", _by_axes(found, best, view)),
@@ -91,7 +91,7 @@ def _view_words(entry) -> str:
     return f"{entry['signal']}, {entry['group']} tokens, {entry['window']}, filter {entry['filter']}"
 
 
-def _answer(summary, manifest) -> list:
+def _answer(summary) -> list:
     best, measure = summary["winner"], NAMES[summary["objective"]]
     rivals = {one["role"]: one for one in summary["rivals"]}
     lines = [
@@ -110,7 +110,12 @@ def _answer(summary, manifest) -> list:
             f"The best single block, {single['set']} ({_view_words(single)}), has {told(single['odd'])}; the winner is better by "
             f"{told(gain)} (corrected p {single['q']:.2g}): {verdict}."
         )
-    lines.append(f"The model's own layers are {name_of(manifest.layers)}.")
+    own = rivals.get("as the model reads it")
+    if own:
+        lines.append(
+            f"The model's own layers, {own['set']}, as an edit reads them ({_view_words(own)}), have {told(own['odd'])}: "
+            f"{told(own['difference'])} against the winner (corrected p {own['q']:.2g})."
+        )
     return [Text(line) for line in lines]
 
 
@@ -135,6 +140,15 @@ def by_block(found: Scores, manifest: Manifest, best: dict, view: View) -> list:
         "sets of blocks in the winner's view."
     )
     return [Figure(figures.lines(points, "block", NAMES[found.objective], levels), caption)]
+
+
+def single_blocks(config: AblationConfig, workdir: Path) -> dict:
+    """The objective of each block's own map in the winner's view, for `sweeps.sections`."""
+    found, m = Scores.read(workdir, config), Manifest.read(workdir / "records")
+    view = view_of(json.loads((workdir / FOLDER / SUMMARY).read_text())["winner"])
+    numbers = {block: found.find((block,), view) for block in range(m.num_blocks)}
+    points = {block: found.point(number) for block, number in numbers.items() if number is not None}
+    return {"view": view, "objective": NAMES[found.objective], "points": points}
 
 
 def ranges(found: Scores, manifest: Manifest, view: View) -> list:
@@ -172,12 +186,11 @@ def _by_axes(found, best, view) -> list:
 
 
 def curves(config: AblationConfig, workdir: Path, summary: dict) -> list:
-    """ROC and precision-recall curves of the winner, the best single block and the model's own layers."""
+    """ROC and precision-recall curves of the winner, the best single block, and what the model and the paper read."""
     records = Records.open(workdir / "records")
     told_of = {"winner": summary["winner"]}
-    told_of |= {one["role"]: one for one in summary["rivals"] if one["role"] == "best single block"}
-    own = of_blocks(records.manifest.layers, records.manifest.num_blocks)
-    told_of["the model's own layers"] = summary["winner"] | {"set": own.name, "weights": own.weights}
+    shown = ("best single block", "as the model reads it", "as the paper reads it")
+    told_of |= {one["role"]: one for one in summary["rivals"] if one["role"] in shown}
     roc, pr = [], []
     for role, entry in told_of.items():
         true_rate, precision = _mean_curves(Scorer(records, view_of(entry)), entry["weights"])
@@ -210,13 +223,12 @@ def _mean_curves(scorer, weights) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _table(summary) -> Table:
-    heads = ("role", "blocks", "view", "odd examples", "minus the winner", "p", "corrected p")
-    lines = [
-        ("winner", summary["winner"]["set"], _view_words(summary["winner"]), told(summary["winner"]["odd"]), "", "", "")
-    ]
+    heads = ("role", "blocks", "odd examples", "minus the winner", "corrected p", "p", "view")
+    best = summary["winner"]
+    lines = [("winner", best["set"], told(best["odd"]), "", "", "", _view_words(best))]
     for one in summary["rivals"]:
-        p_values = (f"{one['p']:.2g}", f"{one['q']:.2g}")
-        lines.append((one["role"], one["set"], _view_words(one), told(one["odd"]), told(one["difference"]), *p_values))
+        figures_of = (told(one["odd"]), told(one["difference"]), f"{one['q']:.2g}", f"{one['p']:.2g}")
+        lines.append((one["role"], one["set"], *figures_of, _view_words(one)))
     return Table(heads, lines)
 
 

@@ -16,10 +16,12 @@ and rotation that make queries and keys of them (`preparation.py`), which `palla
 import jax
 import jax.numpy as jnp
 from jax.extend.backend import get_backend
+from jax.typing import DTypeLike
 
 from editmgt_jax.errors import UserError
 from editmgt_jax.models.attention import cudnn, xla
 from editmgt_jax.models.attention.preparation import ATTENTION, Preparation, Reading, prepare, text_to_image_attention
+from editmgt_jax.shapes import Array, Float
 
 __all__ = [
     "ATTENTION",
@@ -39,7 +41,7 @@ __all__ = [
 NO_WEIGHT = -1e30
 
 
-def strength_bias(strength, lengths: tuple[int, int]):
+def strength_bias(strength: Float[Array, " B"] | None, lengths: tuple[int, int]) -> Float[Array, "B 2 S"] | None:
     """The biases of query groups for a reference of strength gamma.
 
     Args:
@@ -57,8 +59,14 @@ def strength_bias(strength, lengths: tuple[int, int]):
 
 
 def attend(
-    q, k, v, group_bias, lengths: tuple[int, ...], backend: str = "auto", preparation: Preparation | None = None
-):
+    q: Float[Array, "B S A K"],
+    k: Float[Array, "B S A K"],
+    v: Float[Array, "B S A K"],
+    group_bias: Float[Array, "#B Q S"] | None,
+    lengths: tuple[int, ...],
+    backend: str = "auto",
+    preparation: Preparation | None = None,
+) -> Float[Array, "B S _"]:
     """Softmax attention with one additive bias row per query group.
 
     Args:
@@ -92,8 +100,8 @@ def attend_and_read(
     return out.reshape(batch, length, heads * width), attention
 
 
-def check_backend(name: str, dtype) -> None:
-    """Errors: ValueError."""
+def check_backend(name: str, dtype: DTypeLike) -> None:
+    """Errors: UserError for an unknown backend, or one that cannot compute in this dtype."""
     if name not in BACKENDS:
         raise UserError(f"attention must be one of {sorted(BACKENDS)}; got {name!r}")
     if name == "cudnn" and not _is_half(dtype):

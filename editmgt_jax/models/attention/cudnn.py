@@ -3,14 +3,23 @@
 import jax
 import jax.numpy as jnp
 
-from editmgt_jax.models.attention.preparation import prepare, read
+from editmgt_jax.models.attention.preparation import Preparation, Reading, prepare, read
 from editmgt_jax.models.layers import per_segment
+from editmgt_jax.shapes import Array, Float
 
 # Biases whose softmax weight is exactly 0, of values whose differences cuDNN computes without an overflow.
 NO_WEIGHT_OF = {"bfloat16": -(2.0**41), "float16": -(2.0**15)}
 
 
-def attend(q, k, v, group_bias, lengths, preparation=None, reading=None):
+def attend(
+    q: Float[Array, "B S A K"],
+    k: Float[Array, "B S A K"],
+    v: Float[Array, "B S A K"],
+    group_bias: Float[Array, "#B Q S"] | None,
+    lengths: tuple[int, ...],
+    preparation: Preparation | None = None,
+    reading: Reading | None = None,
+) -> tuple[Float[Array, "B S A K"], Float[Array, "live R N"] | None]:
     """See `editmgt_jax.models.attention.attend`. -> ([B S A K], what is read)"""
     q, k = prepare(q, k, preparation)
     return _attend(q, k, v, group_bias, lengths), read(q, k, reading)

@@ -25,14 +25,23 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
 from editmgt_jax.models.attention.pallas_kernels import LOG2_E, Tiling, backward_kernel, forward_kernel
-from editmgt_jax.models.attention.preparation import ATTENTION
+from editmgt_jax.models.attention.preparation import ATTENTION, Preparation, Reading
+from editmgt_jax.shapes import Array, Float
 
 NO_WEIGHT = -1e30  # as in `editmgt_jax.models.attention`, of keys that fill up a block
 LANES = 128
 TILES = (256, 128)  # queries at a time, the dearest first
 
 
-def attend(q, k, v, group_bias, lengths, preparation=None, reading=None):
+def attend(
+    q: Float[Array, "B S A K"],
+    k: Float[Array, "B S A K"],
+    v: Float[Array, "B S A K"],
+    group_bias: Float[Array, "#B Q S"] | None,
+    lengths: tuple[int, ...],
+    preparation: Preparation | None = None,
+    reading: Reading | None = None,
+) -> tuple[Float[Array, "B S A K"], Float[Array, "live R N"] | None]:
     """See `editmgt_jax.models.attention.attend`. On a mesh each device computes its share of batch, heads and queries.
 
     -> ([B S A K], what is read, without a gradient)

@@ -275,7 +275,7 @@ def train(report: Report, section: str, case: Case, rows, repeats: int, rate: fl
     """`rows`: (batch, backend, remat) of each row."""
     from editmgt_jax.training.config_files import load_config
     from editmgt_jax.training.optimizer import make_optimizer
-    from editmgt_jax.training.step import new_state
+    from editmgt_jax.training.state import new_state
 
     config = load_config(Path(__file__).parents[1] / "configs" / "stage2_finetune.py")
     optimizer = make_optimizer(config.optimizer)

@@ -18,8 +18,10 @@ import pytest
 from PIL import Image
 
 from editmgt_jax import cli
+from editmgt_jax.ablation.config import ABLATIONS
 from editmgt_jax.cli import make_parser, shared
 from editmgt_jax.data.scenes.source import SceneConfig, SceneSource
+from editmgt_jax.training.config import RUNS
 from editmgt_jax.training.config_files import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +65,11 @@ SLOW = {
     "editmgt edit --lora my_lora": "",
     "editmgt tokenize --config": "--examples 64",
     "editmgt evaluate": "--count 8",
+    "editmgt ablate run": "--config.examples.count=4 --config.record.chunk=4 --config.record.seeds=(0,) --config.decode.count=2 "
+    "--config.decode.seeds=(0,) --config.decode.interventions=() --config.score.sets=('singles',)",
+    "editmgt ablate score": "",
+    "editmgt ablate search": "",
+    "editmgt report": "",
     "python benchmarks": "",
     "python tests/goldens.py": "",
 }
@@ -139,7 +146,7 @@ def check_editmgt(arguments) -> None:
     elif arguments[0] == "prepare":
         assert all(flag.split("=")[0] in OTHER_FLAGS for flag in extra)
     elif getattr(args, "config", None):
-        load_config(ROOT / args.config, extra)
+        load_config(ROOT / args.config, extra, ABLATIONS if arguments[0] == "ablate" else RUNS)
 
 
 def load(path):

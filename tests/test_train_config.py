@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import operator
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 from setuptools import find_packages
 from small_runs import frozen_config, mgt_config, token_batch, vq_config
 
+from editmgt_jax.ablation.config import ABLATIONS
 from editmgt_jax.models.text import TextStates
 from editmgt_jax.training import declare
 from editmgt_jax.training.config import RUNS, MGTRun, Optimizer, read_config, starting_values
@@ -159,11 +161,47 @@ def test_shipped_configs_come_back_from_json_and_are_frozen(name):
         with pytest.raises(ConfigError, match="task must be"):
             load_config(name)
         return
-    config = load_config(name, ["--config.seed=5"])
-    assert config.seed == 5 and config == load_config(ROOT / "configs" / f"{name}.py", ["--config.seed=5"])
-    assert read_config(json.loads(json.dumps(config.to_dict()))) == config and hash(config)
+    kinds, key = (ABLATIONS, "statistics.seed") if name.startswith("ablate") else (RUNS, "seed")
+    config = load_config(name, [f"--config.{key}=5"], kinds)
+    assert operator.attrgetter(key)(config) == 5
+    assert config == load_config(ROOT / "configs" / f"{name}.py", [f"--config.{key}=5"], kinds)
+    assert read_config(json.loads(json.dumps(config.to_dict())), kinds) == config and hash(config)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.optimizer.learning_rate = 1.0
+        config.task = "another"
+
+
+def test_a_config_of_another_kind_is_refused():
+    with pytest.raises(ConfigError, match="task must be one of mgt, vq; got 'ablate'"):
+        load_config("ablate_layers")
+    with pytest.raises(ConfigError, match="task must be one of ablate; got 'mgt'"):
+        load_config("scenes_mgt", (), ABLATIONS)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("record.signal", "('text_to_image',)", "no config key record.signal: did you mean signals"),
+        (
+            "record.signals",
+            "('text_to_picture',)",
+            "record.signals must be distinct names, at least one, of text_to_image",
+        ),
+        ("record.rates", "(0.0,)", "record.rates must be several finite numbers above 0 and at most 1"),
+        ("record.settings", "{'step': 4}", "record.settings must be a dict of settings of an edit .no step."),
+        (
+            "decode.grid",
+            "{'hold_threshold': (7.0,)}",
+            "decode.grid must be values that an edit can have: hold_threshold",
+        ),
+        ("decode.grid", "{'hold_threshold': 0.1}", "decode.grid must be values in a tuple"),
+        ("score.filters", "('blur',)", "score.filters must be distinct names"),
+        ("examples.count", "1", "examples.count must be an integer of at least 4"),
+    ],
+)
+def test_a_wrong_key_of_an_ablation_is_one_line(key, value, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config("ablate_layers", [f"--config.{key}={value}"], ABLATIONS)
+    assert "\n" not in str(error.value)
 
 
 def test_each_shipped_config_has_its_file_in_the_folder_configs():

@@ -13,7 +13,7 @@ from editmgt_jax.config import MGTConfig, SchedulerConfig, VQConfig
 from editmgt_jax.images import ImageError
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.models.prompts import PromptError
-from editmgt_jax.models.text import EncodedText
+from editmgt_jax.models.text import EncodedText, TextEncoder
 from editmgt_jax.models.vq import VQModel
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.sampling import decode
@@ -322,10 +322,10 @@ def test_whole_edit_of_the_released_code(case):
     params = conversion.load_params(
         DATA / "mgt_1024", mgt.config, jax.eval_shape(lambda key: init_mgt(mgt, key), jax.random.key(0))
     )
-    pipe = EditPipeline(LoadedModel(mgt, params, vq, {}, None, SchedulerConfig(mask_token_id=71)))
+    pipe = EditPipeline(LoadedModel(mgt, params, vq, {}, TextEncoder({}), SchedulerConfig(mask_token_id=71)))
 
     def encoded(prefix):
-        return EncodedText("", golden[f"{prefix}text_states"][0], golden[f"{prefix}pooled_text"][0])
+        return EncodedText("", *(jnp.asarray(golden[f"{prefix}{name}"][0]) for name in ("text_states", "pooled_text")))
 
     edit = pipe.edit_tokens(
         golden["reference_token_ids"],

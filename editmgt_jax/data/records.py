@@ -88,7 +88,7 @@ def write_shard(path: str | Path, schema: Schema, examples: Iterable[dict]) -> N
 class PairWriter:
     """Writes pairs to a shard as they come. A context manager: the file is whole when it ends without an error."""
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path):
         self._writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")  # pictures are compressed already
 
     def write(self, pair: dict) -> None:
@@ -109,7 +109,7 @@ class RecordError(EditMGTError, RuntimeError):
 class ShardReader:
     """Random access to the records of one shard. Errors: RecordError."""
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path):
         self.path = Path(path)
         try:
             self._reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
@@ -183,7 +183,7 @@ class _Shards:
     Errors: FileNotFoundError when a shard is missing, RecordError naming shard and record.
     """
 
-    def __init__(self, directory, entries: list[dict]):
+    def __init__(self, directory: str | Path, entries: list[dict]):
         self.directory, self._files = Path(directory), [entry["file"] for entry in entries]
         if missing := [name for name in self._files if not (self.directory / name).is_file()]:
             raise FileNotFoundError(f"{directory} must have the shards of its {MANIFEST}; it lacks {missing[:5]}")
@@ -212,7 +212,7 @@ class _Shards:
 class TokenBucket:
     """Random access to the token records of one bucket: {name: array}. Errors: as `_Shards`."""
 
-    def __init__(self, directory, name: str, entry: dict):
+    def __init__(self, directory: str | Path, name: str, entry: dict):
         self.directory, self.name = Path(directory), name
         self.schema = Schema.from_json(entry["fields"])
         self._shards = _Shards(directory, entry["shards"])
@@ -220,7 +220,7 @@ class TokenBucket:
     def __len__(self) -> int:
         return len(self._shards)
 
-    def __getitem__(self, index) -> dict:
+    def __getitem__(self, index: int) -> dict:
         reader, within = self._shards.locate(index)
         try:
             return self.schema.unpack(reader.read(within))
@@ -243,7 +243,7 @@ class TokenBucket:
 class TokenSet:
     """The token records of a folder: `buckets` by name, and the names of `categories`."""
 
-    def __init__(self, directory):
+    def __init__(self, directory: str | Path):
         self.directory, self.manifest = Path(directory), read_manifest(directory, TOKENS)
         self.categories = self.manifest["categories"]
         self.buckets = {name: TokenBucket(directory, name, e) for name, e in self.manifest["buckets"].items()}
@@ -256,13 +256,13 @@ class PairSource:
     and where there is one "mask"}, its pictures as bytes of files.
     """
 
-    def __init__(self, directory, bucket: str | None = None):
+    def __init__(self, directory: str | Path, bucket: str | None = None):
         entries = read_manifest(directory, PAIRS)["shards"]
         self._shards = _Shards(directory, [entry for entry in entries if bucket in (None, entry["bucket"])])
 
     def __len__(self) -> int:
         return len(self._shards)
 
-    def __getitem__(self, index) -> dict:
+    def __getitem__(self, index: int) -> dict:
         reader, within = self._shards.locate(index)
         return reader.pair(within)

@@ -33,7 +33,7 @@ class PromptTokenizer:
       truncate: whether a prompt that is too long loses its end; by default it is an error.
     """
 
-    def __init__(self, directory, length: int | None = None, truncate: bool = False):
+    def __init__(self, directory: str | Path, length: int | None = None, truncate: bool = False):
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there
         from transformers import AutoTokenizer
 

@@ -12,12 +12,15 @@ import jax.numpy as jnp
 from PIL import Image
 
 from editmgt_jax import images
+from editmgt_jax.data.loader import Batches
 from editmgt_jax.models.vq import ids_to_pixels
 from editmgt_jax.sampling.edit import decode_edit
 from editmgt_jax.sampling.request import make_request
 from editmgt_jax.sampling.settings import Settings
 from editmgt_jax.training import processes
+from editmgt_jax.training.sharding import Layout
 from editmgt_jax.training.state import Params
+from editmgt_jax.training.tasks.mgt import MGTTask
 from editmgt_jax.weights.loading import load_vq
 
 FOLDER = "samples"
@@ -32,7 +35,7 @@ class Samples:
         all of the first `count`.
     """
 
-    def __init__(self, directory, task, layout, batches, count: int):
+    def __init__(self, directory: str | Path, task: MGTTask, layout: Layout, batches: Batches, count: int):
         self._directory, self._task = Path(directory), task
         batch = next(batches)
         batches.close()

@@ -73,7 +73,7 @@ class WeightFiles:
     here (float8). FileNotFoundError when there are none.
     """
 
-    def __init__(self, directory, prefix: str = ""):
+    def __init__(self, directory: str | Path, prefix: str = ""):
         """prefix: of all keys in the files, left out here."""
         self.directory = Path(directory)
         self.tensors: dict[str, Tensor] = {}

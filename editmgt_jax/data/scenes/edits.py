@@ -41,7 +41,7 @@ class Plan:
 class Dice:
     """The draws of one example, a function of the numbers given."""
 
-    def __init__(self, *entropy):
+    def __init__(self, *entropy: int):
         self._generator = np.random.default_rng(entropy)
 
     def chance(self, share: float) -> bool:
@@ -60,7 +60,7 @@ class Dice:
 class Composer:
     """Draws scenes and plans edits for one configuration and one sequence of draws."""
 
-    def __init__(self, config, dice):
+    def __init__(self, config: "SceneConfig", dice: Dice):
         self.config, self.dice, self.size, self.variety = config, dice, config.size, variety(config.objects)
         # Fixed for the example, so that redrawing cannot skew it.
         self.novel = config.split == "heldout" and dice.chance(self.variety.novel_share)

@@ -118,7 +118,7 @@ class SceneSource:
     patterns, black, white and gray leave it None.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: SceneConfig):
         self.config = config
 
     def __len__(self):
@@ -144,7 +144,7 @@ class SceneSource:
             if worded:
                 yield category, plan, *worded
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict:
         return self._drawn(index)[0]
 
     def distractors(self, index: int, count: int) -> np.ndarray:

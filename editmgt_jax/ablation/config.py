@@ -4,6 +4,7 @@ The mechanism is that of training runs (`training/declare.py`). What is recorded
 it may change as often as you like.
 """
 
+import ast
 import dataclasses
 from collections.abc import Mapping
 
@@ -50,6 +51,11 @@ def read_grid(value: object) -> tuple[tuple[str, tuple], ...]:
 
 
 def _mapping(value) -> Mapping:
+    if isinstance(value, str):  # of the command line
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            value = None
     if not isinstance(value, Mapping):
         value = dict(value) if isinstance(value, (list, tuple)) and all(len(one) == 2 for one in value) else None
     if value is None or not all(name in _SETTINGS for name in value):

@@ -31,7 +31,7 @@ def describe(config_path, devices: int, mfu: float) -> dict:
     from editmgt_jax.training.metrics import PEAK_FLOPS
     from editmgt_jax.training.optimizer import make_optimizer
     from editmgt_jax.training.sharding import MGT_RULES, Layout, make_mesh, replicated_share
-    from editmgt_jax.training.step import new_state
+    from editmgt_jax.training.state import new_state
 
     config = load_config(config_path)
     architecture = config.model.mgt

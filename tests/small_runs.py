@@ -11,7 +11,8 @@ from editmgt_jax.training import trainer
 from editmgt_jax.training.config_files import checked
 from editmgt_jax.training.optimizer import make_optimizer
 from editmgt_jax.training.sharding import Layout, make_mesh, path_name
-from editmgt_jax.training.step import new_state, train_step
+from editmgt_jax.training.state import new_state
+from editmgt_jax.training.step import train_step
 
 
 def train(config, workdir, **more):

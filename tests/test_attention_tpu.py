@@ -121,6 +121,36 @@ def test_a_norm_for_each_run_of_positions(norms, width):
     _assert_prepared_equal(lengths, attention.strength_bias(jnp.array([0.1, 3.0]), lengths), norms, width=width)
 
 
+@pytest.mark.parametrize("parts", [(128, 256), (256, 128, 128), (7, 190)], ids=str)
+def test_projections_in_parts(parts):
+    """The last parts are not whole tiles: the kernels then get them in one."""
+    length = sum(parts)
+    lengths = (length - 128, 128)
+    bias, preparation = attention.strength_bias(jnp.array([0.3]), lengths), _preparation(length, parts)
+    reading = attention.Reading(jnp.full((2, 1, parts[0]), 1 / parts[0]), jnp.array(True), lengths[0] - parts[0])
+    reading = reading if reading.num_image > 0 else None
+    *qkv, cotangent = _inputs(lengths)
+
+    def run(backend, cut):
+        def both(q, k, v, scale):
+            prepared = preparation.replace(k_scale=scale)
+            out, read = attention.attend_and_read(q, k, v, bias, lengths, backend, prepared, reading)
+            return jnp.concatenate(out, axis=1) if cut else out, read
+
+        inputs = [tuple(jnp.split(x, np.cumsum(parts)[:-1], axis=1)) if cut else x for x in qkv]
+        (out, read), backward = jax.vjp(both, *inputs, preparation.k_scale)
+        found = backward((cotangent.reshape(out.shape), jax.tree.map(jnp.zeros_like, read)))
+        joined = [jnp.concatenate(x, axis=1) if cut else x for x in found[:3]]
+        return [out, *jax.tree.leaves(read), *joined, found[3]]
+
+    expected = run("xla", False)
+    for backend in BACKENDS:
+        for ours, theirs in zip(run(backend, True), expected, strict=True):
+            atol = 2e-5 * max(1.0, float(jnp.abs(theirs).max()))
+            np.testing.assert_allclose(ours, theirs, atol=atol, rtol=0)
+        np.testing.assert_allclose(run(backend, True)[0], expected[0], atol=2e-6, rtol=0)
+
+
 def test_half_precision_errs_as_little_with_norm_and_rotation_inside():
     lengths = (256, 128)
     exact = _prepared_with_gradients(lengths, None, "xla", (64, 320))

@@ -18,7 +18,7 @@ from editmgt_jax.training.checkpoint import SIZES, Checkpoints, fingerprint, res
 from editmgt_jax.training.config import Optimizer
 from editmgt_jax.training.optimizer import make_optimizer
 from editmgt_jax.training.sharding import Layout, make_mesh, with_shardings
-from editmgt_jax.training.step import new_state
+from editmgt_jax.training.state import new_state
 from editmgt_jax.weights.trees import CheckpointError
 
 # Orbax leaves its other reads behind when one fails.

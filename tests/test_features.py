@@ -3,7 +3,11 @@
 Needs PyTorch (extra `eval`); left out where it is not installed. Preprocessing is compared everywhere.
 """
 
+import shutil
+
 import benchmark_data as made
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -32,6 +36,32 @@ def test_preprocessing_is_the_reference_codes(size):
     np.testing.assert_allclose(preprocess.clip_pixels([image])[0], expected, atol=1e-5)
     expected = by_hand(image, 256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     np.testing.assert_allclose(preprocess.dino_pixels([image])[0], expected, atol=1e-5)
+
+
+def test_lpips_of_masked_pictures(tmp_path):
+    from editmgt_jax.evaluation import evaluate
+    from editmgt_jax.evaluation.features import Lpips, Models
+    from editmgt_jax.evaluation.protocols.table import open_protocol
+    from editmgt_jax.models.lpips import LPIPS
+    from editmgt_jax.weights import lpips as files
+
+    module = LPIPS("alexnet")
+    params = module.init(jax.random.key(0), *jnp.zeros((2, 1, 64, 64, 3)))["params"]
+    files.save(params, tmp_path / "alexnet.safetensors")
+    data = made.pie(tmp_path / "data", count=2)
+    shutil.copytree(data / "annotation_images", tmp_path / "outputs")
+    changed = tmp_path / "outputs" / "0_type" / f"{0:012}.png"
+    after, before = (np.asarray(made.picture(seed, (512, 512))) for seed in (9, 0))
+    Image.fromarray(after).save(changed)
+    models = Models(lpips=Lpips(tmp_path / "alexnet.safetensors"))
+    found = evaluate.evaluate(open_protocol("pie"), data, tmp_path / "run", outputs=tmp_path / "outputs", models=models)
+    outside = np.ones((512, 512, 1), np.float32)
+    outside[100:200] = 0
+    pair = [jnp.asarray(x / 255 * outside, jnp.float32)[None] for x in (before, after)]
+    expected = float(module.apply({"params": params}, *pair)[0])
+    table = found["results"]["all"]["0_random"]
+    assert table["lpips_unedit_part_no_border"]["mean"] == pytest.approx(expected, rel=1e-4)
+    assert found["models"]["lpips"].endswith("(alexnet)")
 
 
 # ---- with PyTorch

@@ -7,8 +7,6 @@ Axes    as in `editmgt_jax.config`; M moments; F signals; A' heads kept apart, o
 """
 
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +27,7 @@ from editmgt_jax.models.text import TextEncoder, TextStates, stack
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.sampling.masking import covered_tokens, decode_schedule, training_time
 from editmgt_jax.training import processes
+from editmgt_jax.weights.fingerprints import fingerprint
 
 RATE, STEP = "rate", "step"
 ROOM = 64 << 20  # bytes of attention in float32 that one forward pass may return
@@ -239,12 +238,3 @@ def decode_keys(seed: int, numbers: Sequence[int]) -> jax.Array:
     """The keys of the decodes of some examples: example i draws from (seed, i), in any batch. -> keys [B]"""
     key = jax.random.key(seed)
     return jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.asarray(numbers))
-
-
-def fingerprint(variables: dict) -> str:
-    """16 letters that tell two sets of weights apart."""
-    found = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        found.update(json.dumps([jax.tree_util.keystr(path), np.shape(leaf)]).encode())
-        found.update(np.ascontiguousarray(leaf).tobytes())
-    return found.hexdigest()[:16]

@@ -1,6 +1,7 @@
 """`editmgt evaluate`: measures models and folders of edited pictures, one sub-command for each protocol."""
 
 import argparse
+import sys
 
 from editmgt_jax.cli import shared
 from editmgt_jax.evaluation.protocols.table import PROTOCOLS, Entry
@@ -34,7 +35,7 @@ def _add_scenes(protocols) -> None:
     )
     command.add_argument("--split", default="heldout", help="heldout (default), or train for the choice of settings")
     command.add_argument("--objects", default="rich", help="core, all or rich (default): that of the model's training")
-    command.add_argument("--batch-size", type=shared.positive, default=32)
+    command.add_argument("--batch-size", type=shared.positive, help="scenes at once (default 4 on CPUs, else 32)")
     command.add_argument("--seed", type=int, default=0)
     shared.add_settings(command)
 
@@ -103,8 +104,11 @@ def evaluate_benchmark(args: argparse.Namespace) -> None:
     kinds = {"clip": features.Clip, "dino": features.Dino, "structure": features.Structure, "lpips": features.Lpips}
     chosen = {name: kind(getattr(args, name)) for name, kind in kinds.items() if getattr(args, name)}
     models = features.Models(**chosen, judge=_judge(args))
+    protocol = open_protocol(args.protocol)
+    if protocol.judged and models.judge is None:
+        print(f"editmgt: note: {protocol.name} has no scores without --judge or --judged", file=sys.stderr)
     summary = evaluate.evaluate(
-        open_protocol(args.protocol),
+        protocol,
         args.data,
         args.workdir,
         outputs=args.outputs,

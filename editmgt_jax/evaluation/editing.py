@@ -18,6 +18,7 @@ from editmgt_jax.evaluation.examples import Example
 from editmgt_jax.evaluation.protocol import Traces
 from editmgt_jax.files import replacing
 from editmgt_jax.pipeline import EditPipeline
+from editmgt_jax.weights.fingerprints import fingerprint
 
 VARIANTS = ("free", "free+composite", "held", "held+composite")
 
@@ -41,6 +42,7 @@ class Editor:
 
     def __init__(self, pipe: EditPipeline, seed: int, settings: dict[str, Any], hold_threshold: float | None = None):
         self.pipe, self.seed, self.chosen, self.hold_threshold = pipe, seed, settings, hold_threshold
+        self.weights = fingerprint((pipe.model.mgt_variables, pipe.model.vq_params))
         self.settings = {name: value for name, value in vars(pipe.settings(**settings)).items() if name != "record"}
 
     def check(self, instruction: str, source: Image.Image) -> None:
@@ -102,16 +104,18 @@ class Editor:
         return found
 
 
-def save_traces(traces: Traces, path: Path) -> None:
-    """Writes traces as a compressed file of arrays."""
+def save_traces(traces: Traces, path: Path, ceiling: bool = True) -> None:
+    """Writes traces as a compressed file of arrays, without the ceiling if another file of the example has it."""
+    arrays = {"ids": traces.ids, "source_ids": traces.source_ids}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, ids=traces.ids, source_ids=traces.source_ids, ceiling=np.asarray(traces.ceiling))
+        np.savez_compressed(file, **arrays, **({"ceiling": np.asarray(traces.ceiling)} if ceiling else {}))
 
 
-def load_traces(path: Path) -> Traces | None:
-    """What `save_traces` wrote, None if there is no such file."""
+def load_traces(path: Path, ceiling: Image.Image | None = None) -> Traces | None:
+    """What `save_traces` wrote, None if there is no such file. A file without a ceiling needs one."""
     if not path.is_file():
         return None
     with np.load(path, allow_pickle=False) as found:
-        return Traces(found["ids"], found["source_ids"], Image.fromarray(found["ceiling"]))
+        kept = Image.fromarray(found["ceiling"]) if ceiling is None else ceiling
+        return Traces(found["ids"], found["source_ids"], kept)

@@ -28,7 +28,7 @@ from editmgt_jax.evaluation import editing, outcomes, published
 from editmgt_jax.evaluation.examples import Example, Skipped, Unreadable, read_picture
 from editmgt_jax.evaluation.features import Models
 from editmgt_jax.evaluation.leakage import leakage
-from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
+from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection, Traces
 from editmgt_jax.files import write_json
 
 CHUNK = 32  # examples of a part
@@ -108,6 +108,7 @@ def _identity(protocol, data, outputs, editor, models, selection, model, entries
         if outputs
         else {
             "model": model,
+            "weights": editor.weights,
             "seed": editor.seed,
             "hold_threshold": editor.hold_threshold,
             "settings": editor.settings,
@@ -218,7 +219,7 @@ def _save(job: Evaluation, example: Example, edit: editing.Edit) -> None:
     if example.mask is not None:
         editing.save_traces(edit.traces, _trace_path(job, example))
         for name, (picture, traces) in edit.variants.items():
-            editing.save_traces(traces, _trace_path(job, example, name))
+            editing.save_traces(traces, _trace_path(job, example, name), ceiling=False)
             images.save(picture, _trace_path(job, example, name).with_suffix(".png"))
     images.save(edit.picture, path)  # last: it says that the example is done
 
@@ -248,20 +249,20 @@ def _outcome(job: Evaluation, entry: Example | Skipped, failed: dict) -> dict[st
         traces = editing.load_traces(_trace_path(job, entry)) if job.editor else None
         figures = job.protocol.score(entry, edited, Scoring(job.models, job.outputs, traces))
         odd += figures.pop("notes", [])
-        outcome |= {"notes": "; ".join(odd) or None} | figures | _variants(job, entry)
+        outcome |= {"notes": "; ".join(odd) or None} | figures | _variants(job, entry, traces)
     except Unreadable as error:
         outcome["skipped"] = error.reason
     return outcome
 
 
-def _variants(job: Evaluation, example: Example) -> dict[str, float]:
+def _variants(job: Evaluation, example: Example, main: Traces | None) -> dict[str, float]:
     """The leakage suite with and without hold and compositing, {VARIANT:figure: value}, of a model's edits."""
-    if job.editor is None or example.mask is None or job.editor.hold_threshold is None:
+    if main is None or job.editor.hold_threshold is None:
         return {}
     source, mask, found = read_picture(example.source)[0], example.mask(), {}
     for name in editing.VARIANTS:
         path = _trace_path(job, example, name)
-        traces, picture = editing.load_traces(path), read_picture(path.with_suffix(".png"))[0]
+        traces, picture = editing.load_traces(path, main.ceiling), read_picture(path.with_suffix(".png"))[0]
         found |= {f"{name}:{key}": value for key, value in leakage(picture, source, mask, None, traces).items()}
     return found
 

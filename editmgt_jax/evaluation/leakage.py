@@ -14,7 +14,7 @@ Axes    H W tokens, Y X pixels
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import distance_transform_cdt
 
 from editmgt_jax.evaluation import pixels
 from editmgt_jax.evaluation.protocol import Traces
@@ -40,8 +40,10 @@ DIRECTIONS = {
 
 def band_of(mask: np.ndarray) -> np.ndarray:
     """bool [Y X]: the pixels outside the mask that are within BAND of it (city-block distance)."""
-    radius = max(1, round(BAND * max(mask.shape)))
-    return binary_dilation(mask, iterations=radius) & ~mask
+    if not mask.any():
+        return np.zeros_like(mask)
+    distance = distance_transform_cdt(~mask, metric="taxicab")
+    return ~mask & (distance <= max(1, round(BAND * max(mask.shape))))
 
 
 def leakage(
@@ -71,14 +73,18 @@ def leakage(
     if traces is not None:
         found["psnr_outside_vq"] = pixels.psnr_where(after, idle, outside)
         found["psnr_ceiling"] = pixels.psnr_where(idle, before, outside)
-        found |= flipped(traces.ids, traces.source_ids, mask)
+        found |= flipped(traces.ids, traces.source_ids, mask, band)
         found["flipped_outside_edited"] = float("nan") if noop else found["flipped_outside"]
     return found
 
 
-def flipped(ids: np.ndarray, source_ids: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Shares of tokens [H W] that are not the source's, outside of the tokens that cover any pixel of the mask."""
-    covered, near = mask_to_grid(mask, ids.shape), mask_to_grid(mask | band_of(mask), ids.shape)
+def flipped(ids: np.ndarray, source_ids: np.ndarray, mask: np.ndarray, band: np.ndarray) -> dict[str, float]:
+    """Shares of tokens [H W] that are not the source's, outside of the tokens that cover any pixel of the mask.
+
+    Args:
+      band: of the mask, see `band_of`; tokens that cover any pixel of it are in the band.
+    """
+    covered, near = mask_to_grid(mask, ids.shape), mask_to_grid(mask | band, ids.shape)
     changed = (ids != source_ids).astype(float)
     return {
         "flipped_outside": pixels.mean_where(changed, ~covered),

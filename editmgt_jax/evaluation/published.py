@@ -1,4 +1,4 @@
-"""Numbers that papers print, with their source. A number is here only if its source is named and was read.
+"""Numbers that papers print, with their source. A number is here only if its source is named.
 
 Missing the other thirteen systems of EditMGT's Table 1, and its columns of AnyBench and GEdit-Bench
 """

@@ -12,13 +12,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from editmgt_jax.config import LoRAConfig, MGTConfig
 from editmgt_jax.models.attention import ATTENTION, NO_WEIGHT, Preparation, Reading, attend_and_read, prepare
 from editmgt_jax.models.attention.signals import measure_signals, muted_bias
-from editmgt_jax.models.layers import PRODUCT, Linear, NormScale, constrain, layer_norm, per_segment
+from editmgt_jax.models.layers import Linear, NormScale, constrain, shared_vectors
+from editmgt_jax.models.modulation import gated_sum, modulated_norm
+from editmgt_jax.shapes import Array
 
+PRODUCT = "product"  # the name of what rematerialisation 'products' keeps, besides attention
 REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -72,12 +76,12 @@ class Shared:
         return self.num_text + self.num_image
 
 
-def spread(x: jax.Array) -> jax.Array:
+def spread(x: Array) -> Array:
     """Activations of the trunk [B S D], spread over batch and positions."""
     return constrain(x, "batch", "length", None)
 
 
-def spread_grid(x: jax.Array) -> jax.Array:
+def spread_grid(x: Array) -> Array:
     """Ids [B H W] or activations [B H W D] of a grid, spread over batch and rows of the grid."""
     return constrain(x, "batch", "length", *(None,) * (x.ndim - 2))
 
@@ -92,7 +96,7 @@ def _bypassed(visit: Visit, before, after):
 
 def _activated(x):
     """Inside of a feed-forward part, spread over its channels, too."""
-    return constrain(nn.gelu(x, approximate=True), "batch", "length", "channels")
+    return constrain(nn.gelu(checkpoint_name(x, PRODUCT), approximate=True), "batch", "length", "channels")
 
 
 class _Block(nn.Module):
@@ -111,14 +115,23 @@ class _Block(nn.Module):
         return functools.partial(Linear(features, self.dtype, self.lora.scale, name=name), adapted_from=start)
 
     def joint_attention(self, q, k, v, shared: Shared, visit: Visit, preparation: Preparation):
-        """Projections q, k, v [B S D] -> ([B S D], attention [B' R N] or signals [B' F A' R N] or None)."""
-        live, heads = shared.num_live, self.config.num_attention_heads
-        bias, lengths = shared.group_bias, (live, q.shape[1] - live)
+        """Projections q, k, v [B S D], or tuples of parts of S -> (the same, attention [B' R N] or signals [B' F A' R N] or None)."""
+        if shared.signals and isinstance(q, tuple):
+            bounds = [sum(preparation.lengths[:i]) for i in range(1, len(q))]
+            whole = (jnp.concatenate(x, axis=1) for x in (q, k, v))
+            out, found = self.joint_attention(*whole, shared, visit, preparation)
+            return tuple(jnp.split(out, bounds, axis=1)), found
+        bias, lengths = shared.group_bias, (shared.num_live, sum(preparation.lengths) - shared.num_live)
         if visit.interventions is not None:
             lengths = (shared.num_text, shared.num_image, lengths[1])
             bias = muted_bias(bias, visit.interventions.muted, lengths, NO_WEIGHT)
-        q = constrain(q.reshape(*q.shape[:2], heads, -1), "batch", "length", "heads", None)
-        k, v = (constrain(x.reshape(*x.shape[:2], heads, -1), "batch", None, "heads", None) for x in (k, v))
+
+        def of_heads(x, along):
+            x = x.reshape(*x.shape[:2], self.config.num_attention_heads, -1)
+            return constrain(x, "batch", along, "heads", None)
+
+        q = jax.tree.map(lambda x: of_heads(x, "length"), q)
+        k, v = (jax.tree.map(lambda x: of_heads(x, None), x) for x in (k, v))
         reading = None
         if shared.text_weights is not None and not shared.signals:
             reading = Reading(shared.text_weights, visit.wanted, shared.num_image)
@@ -126,6 +139,14 @@ class _Block(nn.Module):
         if shared.signals:
             attention = self.signals(q, k, out, shared, preparation)
         return out, attention
+
+    def norm(self, x, shift, scale, lengths):
+        """See `modulated_norm`."""
+        return modulated_norm(x, shift, scale, lengths, self.attention)
+
+    def gated(self, x, update, gate, lengths):
+        """See `gated_sum`."""
+        return gated_sum(x, checkpoint_name(update, PRODUCT), gate, lengths, self.attention)
 
     def scales(self, *names):
         """Scales of the norms of these names. -> [M K]"""
@@ -149,7 +170,7 @@ class DoubleBlock(_Block):
         text, visual = carry
         width, length = self.config.width, text.shape[1]
         lengths = (shared.num_image, visual.shape[1] - shared.num_image)
-        conditioning = nn.silu(shared.modulation)
+        conditioning = nn.silu(shared_vectors(shared.modulation))
 
         def visual_linear(features, name):
             return self.linear(features, name, shared.num_image)
@@ -157,20 +178,17 @@ class DoubleBlock(_Block):
         def text_linear(features, name):
             return self.linear(features, name, length)  # there is no reference
 
-        modulation = self.linear(6 * width, "modulation", 1)(conditioning)  # [B 2 6D]
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = (
-            per_segment(part, lengths) for part in jnp.split(modulation, 6, axis=-1)
-        )
-        text_modulation = self.linear(6 * width, "text_modulation", 1)(conditioning[:, :1])  # [B 1 6D]
+        modulation = shared_vectors(self.linear(6 * width, "modulation", 1)(conditioning))  # [B 2 6D]
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = jnp.split(modulation, 6, axis=-1)
+        text_modulation = shared_vectors(self.linear(6 * width, "text_modulation", 1)(conditioning[:, :1]))  # [B 1 6D]
         t_shift_attn, t_scale_attn, t_gate_attn, t_shift_mlp, t_scale_mlp, t_gate_mlp = jnp.split(
             text_modulation, 6, axis=-1
         )
 
-        x = layer_norm(visual) * (1 + scale_attn) + shift_attn
-        t = layer_norm(text) * (1 + t_scale_attn) + t_shift_attn
+        x, visual = self.norm(visual, shift_attn, scale_attn, lengths)
+        t, text = self.norm(text, t_shift_attn, t_scale_attn, (length,))
         q, k, v = (
-            jnp.concatenate([text_linear(width, f"text_{name}")(t), visual_linear(width, name)(x)], axis=1)
-            for name in ("to_q", "to_k", "to_v")
+            (text_linear(width, f"text_{name}")(t), visual_linear(width, name)(x)) for name in ("to_q", "to_k", "to_v")
         )
         preparation = Preparation(
             q_scale=self.scales("text_norm_q", "norm_q"),
@@ -179,17 +197,16 @@ class DoubleBlock(_Block):
             sin=shared.sin,
             lengths=(length, visual.shape[1]),
         )
-        out, attention = self.joint_attention(q, k, v, shared, visit, preparation)
-        text_out, visual_out = out[:, :length], out[:, length:]
+        (text_out, visual_out), attention = self.joint_attention(q, k, v, shared, visit, preparation)
 
-        visual = visual + gate_attn * visual_linear(width, "to_out")(visual_out)
-        text = text + t_gate_attn * text_linear(width, "text_to_out")(text_out)
-        x = layer_norm(visual) * (1 + scale_mlp) + shift_mlp
-        t = layer_norm(text) * (1 + t_scale_mlp) + t_shift_mlp
+        visual = self.gated(visual, visual_linear(width, "to_out")(visual_out), gate_attn, lengths)
+        text = self.gated(text, text_linear(width, "text_to_out")(text_out), t_gate_attn, (length,))
+        x, visual = self.norm(visual, shift_mlp, scale_mlp, lengths)
+        t, text = self.norm(text, t_shift_mlp, t_scale_mlp, (length,))
         hidden = _activated(visual_linear(4 * width, "mlp_in")(x))
         text_hidden = _activated(text_linear(4 * width, "text_mlp_in")(t))
-        visual = visual + gate_mlp * visual_linear(width, "mlp_out")(hidden)
-        text = text + t_gate_mlp * text_linear(width, "text_mlp_out")(text_hidden)
+        visual = self.gated(visual, visual_linear(width, "mlp_out")(hidden), gate_mlp, lengths)
+        text = self.gated(text, text_linear(width, "text_mlp_out")(text_hidden), t_gate_mlp, (length,))
         text, visual = _bypassed(visit, carry, (text, visual))
         return (spread(text), spread(visual)), attention
 
@@ -200,14 +217,15 @@ class SingleBlock(_Block):
     @nn.compact
     def __call__(self, sequence, visit: Visit, shared: Shared):
         width = self.config.width
-        modulation = self.linear(3 * width, "modulation", 1)(nn.silu(shared.modulation))  # [B 2 3D]
+        conditioning = nn.silu(shared_vectors(shared.modulation))
+        modulation = shared_vectors(self.linear(3 * width, "modulation", 1)(conditioning))  # [B 2 3D]
         lengths = (shared.num_live, sequence.shape[1] - shared.num_live)
-        shift, scale, gate = (per_segment(part, lengths) for part in jnp.split(modulation, 3, axis=-1))
+        shift, scale, gate = jnp.split(modulation, 3, axis=-1)
 
         def linear(features, name):
             return self.linear(features, name, shared.num_live)
 
-        x = layer_norm(sequence) * (1 + scale) + shift
+        x, sequence = self.norm(sequence, shift, scale, lengths)
         q, k, v = (linear(width, name)(x) for name in ("to_q", "to_k", "to_v"))
         preparation = Preparation(
             self.scales("norm_q"), self.scales("norm_k"), shared.cos, shared.sin, (sequence.shape[1],)
@@ -215,7 +233,7 @@ class SingleBlock(_Block):
         out, attention = self.joint_attention(q, k, v, shared, visit, preparation)
         hidden = _activated(linear(4 * width, "mlp_in")(x))
         update = linear(width, "proj_out")(out, hidden)
-        return spread(_bypassed(visit, sequence, sequence + gate * update)), attention
+        return spread(_bypassed(visit, sequence, self.gated(sequence, update, gate, lengths))), attention
 
 
 def scanned(block: type[nn.Module], length: int, policy: str, unroll: int) -> type[nn.Module]:

@@ -11,13 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from editmgt_jax.shapes import Array, Float
 
 SINUSOID_WIDTH = 256
-PRODUCT = "product"  # the name by which rematerialisation may keep the results of `Linear`
 
 
 class RMSNorm(nn.Module):
@@ -123,9 +121,19 @@ _lookup.defvjp(_lookup_forward, _lookup_backward)
 def constrain(x: Array, *axes: str | None) -> Array:
     """`x`, spread over devices as the training layout says for the logical names of its axes; else as it is.
 
-    Names are "batch", "length" (positions), "heads", "channels" (of a feed-forward part) or None.
+    Names are "batch", "copy" (samples, whole on all devices that share a copy of the parameters), "length" (positions), "heads",
+    "channels" (of a feed-forward part) or None.
     """
     return nn.with_logical_constraint(x, axes)
+
+
+def shared_vectors(x: Array) -> Array:
+    """One or a few vectors for each sample, [B ... D], whole on all devices that share a copy of the parameters.
+
+    They are few, and each device has a share of the channels of the weights that they are multiplied with: so vectors are
+    exchanged, and no weights.
+    """
+    return constrain(x, "copy", *(None,) * (x.ndim - 1))
 
 
 def layer_norm(x: Float[Array, "*axes D"]) -> Float[Array, "*axes D"]:
@@ -215,13 +223,38 @@ class Linear(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (sum(widths), self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         out = _product(parts, kernel, self.dtype)
+        if not self.has_variable("lora", "lora_a"):
+            return _biased(out, bias, self.dtype)
         out = out + along_channels(bias, out)
         if self.has_variable("lora", "lora_a") and adapted_from < parts[0].shape[1]:
             adapted = [part[:, adapted_from:] for part in parts]
             low = _product(adapted, self.get_variable("lora", "lora_a"), self.dtype).astype(self.dtype)
             update = _product([low], self.get_variable("lora", "lora_b"), self.dtype)
             out = out.at[:, adapted_from:].add(self.lora_scale * update)
-        return checkpoint_name(out.astype(self.dtype), PRODUCT)
+        return out.astype(self.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _biased(product, bias, dtype):
+    """product [... D] + bias [D], as `dtype`. In half precision the gradient of the bias is a product with ones: on TPUs a sum
+    over positions takes XLA longer."""
+    return (product + along_channels(bias, product)).astype(dtype)
+
+
+def _biased_forward(product, bias, dtype):
+    return _biased(product, bias, dtype), ()
+
+
+def _biased_backward(_dtype, _kept, gradient):
+    axes = tuple(range(gradient.ndim - 1))
+    if gradient.dtype.itemsize > 2:
+        return gradient, gradient.sum(axis=axes)
+    ones = jnp.ones((8, *gradient.shape[:-1]), gradient.dtype)
+    total = jnp.tensordot(ones, gradient, (tuple(axis + 1 for axis in axes), axes), preferred_element_type=jnp.float32)
+    return gradient.astype(jnp.float32), total[0]
+
+
+_biased.defvjp(_biased_forward, _biased_backward)
 
 
 def _product(parts, kernel, dtype):
@@ -242,5 +275,6 @@ class TwoLayerMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.Dense(self.width, use_bias=self.use_bias, dtype=self.dtype, name="linear_1")(x)
-        return nn.Dense(self.width, use_bias=self.use_bias, dtype=self.dtype, name="linear_2")(nn.silu(x))
+        x = nn.Dense(self.width, use_bias=self.use_bias, dtype=self.dtype, name="linear_1")(shared_vectors(x))
+        x = nn.silu(shared_vectors(x))
+        return shared_vectors(nn.Dense(self.width, use_bias=self.use_bias, dtype=self.dtype, name="linear_2")(x))

@@ -52,8 +52,8 @@ class MGT(nn.Module):
     Attributes:
       config: architecture.
       dtype: compute dtype of the matrix products; parameters, norms, softmax and logits are float32.
-      remat: which activations the backward pass keeps: 'none' (all), 'dots' (float32 results of products), 'products' (the
-        same in `dtype`, and those of fused attention) or 'full' (recompute everything).
+      remat: which activations the backward pass keeps: 'none' (all), 'dots' (float32 results of products), 'products' (those
+        that are dear, in `dtype`, and what fused attention needs) or 'full' (recompute everything).
       unroll: blocks in one turn of the scan. All of them is right for training small models on a CPU, which then need
         not stack what the backward pass keeps.
       head_precision: of the product with the codebook; only 'highest' keeps parity, and 'default' suits training.
@@ -198,7 +198,7 @@ class MGT(nn.Module):
     def __call__(
         self,
         tokens: Int[Array, "B H W"],
-        time: Scalar | Float[Array, " B"],
+        time: Scalar | Float[Array, " B"] | Int[Array, " B"],
         condition: Condition,
         text_weights: Float[Array, "live R T"] | None = None,
         layers: tuple[int, ...] = (),

@@ -14,14 +14,17 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from editmgt_jax.data.loader import Batches
 from editmgt_jax.files import write_json
 from editmgt_jax.training.processes import any_problem, wait_for_all
+from editmgt_jax.training.state import Params, TrainState
 from editmgt_jax.weights.trees import CheckpointError
 
 STATE = "state"
@@ -44,7 +47,15 @@ class Checkpoints:
       keep: how many of the latest are kept, besides the best; keep_every: steps whose multiples are kept too, 0 is none.
     """
 
-    def __init__(self, directory, config: dict, monitor: tuple[str, str], keep=2, keep_every=0, identity=None):
+    def __init__(
+        self,
+        directory: str | Path,
+        config: dict,
+        monitor: tuple[str, str],
+        keep: int = 2,
+        keep_every: int = 0,
+        identity: dict | None = None,
+    ):
         name, direction = monitor
         policies = ocp.training.preservation_policies
         kept = [
@@ -75,10 +86,11 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
+        """Of the latest checkpoint; None without any."""
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
-    def save(self, step: int, state, data, metrics: dict) -> None:
+    def save(self, step: int, state: TrainState, data: Batches, metrics: dict[str, float]) -> None:
         """Saves the state and its position in the data together; returns while the files are still being written.
 
         Args:
@@ -140,7 +152,7 @@ class Checkpoints:
         steps = [int(path.name) for path in self._directory.glob("*") if path.name.isdigit()]
         return f"the last whole checkpoint is {max(steps)}" if steps else "there is no checkpoint yet"
 
-    def restore(self, abstract_state, data):
+    def restore(self, abstract_state: TrainState, data: Batches) -> TrainState | None:
         """The latest whole checkpoint. Damaged ones after it are named and put aside.
 
         Args:
@@ -287,7 +299,7 @@ def fingerprints(parts: dict) -> dict[str, int]:
     return {name: fingerprint(tree) for name, tree in parts.items()}
 
 
-def fingerprint(tree) -> int:
+def fingerprint(tree: Any) -> int:
     """A number below 2**32 of all bits of a tree of arrays: whatever mesh they lie on, one flipped bit changes it.
 
     Arrays of the host are moved to a device one at a time.
@@ -316,7 +328,7 @@ def _of_leaf(x):
     return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)  # odd weights lose no bit
 
 
-def restore_params(directory, step: int | None = None, average: bool = False):
+def restore_params(directory: str | Path, step: int | None = None, average: bool = False) -> tuple[Params, dict]:
     """Reads only the parameters (or their moving average) of a run's checkpoint, as host arrays.
 
     Args:

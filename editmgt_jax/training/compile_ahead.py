@@ -30,7 +30,7 @@ from editmgt_jax.training.config import MGTRun
 from editmgt_jax.training.optimizer import make_optimizer
 from editmgt_jax.training.programs import jitted_steps
 from editmgt_jax.training.sharding import BATCH, Layout, make_mesh, path_name, with_shardings
-from editmgt_jax.training.step import new_state
+from editmgt_jax.training.state import new_state
 from editmgt_jax.training.tasks.table import make_task
 from editmgt_jax.training.topologies import Chip, devices_of
 from editmgt_jax.weights.random_model import make_random
@@ -335,6 +335,7 @@ def compile_program(ahead: Ahead, name: str, save_text: Path | None = None) -> d
         "frozen_flops": program.frozen_flops // program.devices,
         "cycles": cost.cycles,
         "kernels": dict(cost.kernels),
+        "kernel_bytes": dict(cost.kernel_bytes),
         "collectives": {
             kind: {"calls": calls, "bytes": cost.collective_bytes[kind]} for kind, calls in cost.collectives.items()
         },

@@ -1,7 +1,7 @@
 """What `compile_ahead` found as estimates, tables and advice. No jax.
 
-Every time here is an estimate: the compiler's static cycles, and the bundles of kernels, over the chip's clock. Waits for memory
-and for other chips are not in it.
+Every time here is an estimate: the compiler's static cycles over the chip's clock, and of kernels their bundles, or the time to
+move their arguments and results where that is longer. Waits for other chips are not in it.
 """
 
 import re
@@ -20,7 +20,10 @@ def add_estimate(entry: dict, chip: Chip) -> dict:
     """
     if "error" in entry:
         return entry
-    kernels = sum(calls * entry.get("kernel_cycles", {}).get(name, 0) for name, calls in entry["kernels"].items())
+    kernels = 0.0
+    for name, calls in entry["kernels"].items():
+        moving = entry["kernel_bytes"].get(name, 0) / chip.bandwidth * chip.clock
+        kernels += max(calls * entry["kernel_cycles"].get(name, 0), moving)
     xla, inside = (cycles / chip.clock * 1e3 for cycles in (entry["cycles"], kernels))
     ideal = entry["flops"] / chip.rate * 1e3
     times = {"instructions": xla, "kernels": inside, "total": xla + inside, "ideal": ideal}

@@ -10,12 +10,17 @@ import dataclasses
 import functools
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from editmgt_jax.config import CLIPTextConfig
+from editmgt_jax.config import CLIPTextConfig, MGTConfig
 from editmgt_jax.models.clip_text import CLIPText
 from editmgt_jax.models.prompts import PromptTokenizer
 from editmgt_jax.models.text import TextEncoder, TextStates, TextTower
+from editmgt_jax.training.config import MGTRun
+from editmgt_jax.training.sharding import Put
+from editmgt_jax.training.state import Params
 from editmgt_jax.weights.components import component, text_components
 from editmgt_jax.weights.loading import load_text
 
@@ -23,24 +28,24 @@ from editmgt_jax.weights.loading import load_text
 class TrainedText:
     """A small CLIP text encoder, trained along: its parameters are the transformer's companions in the train state."""
 
-    def __init__(self, config: CLIPTextConfig, tokenizer_directory):
+    def __init__(self, config: CLIPTextConfig, tokenizer_directory: str | Path):
         self.config, self._ids = config, component(config).text.ids
         tower = TextTower(CLIPText(config), None, PromptTokenizer(tokenizer_directory))
         self.encoder = TextEncoder({self._ids: tower})
 
-    def init(self, key):
+    def init(self, key: jax.Array) -> Params:
         """Random parameters."""
         return component(self.config).init(self.encoder.towers[self._ids].model, key)
 
-    def frozen(self, _put, _encodes) -> dict:
+    def frozen(self, _put: Put, _encodes: set[str]) -> dict:
         """Nothing."""
         return {}
 
-    def inputs(self, _frozen, batch, dropped) -> dict:
+    def inputs(self, _frozen: dict, batch: dict, dropped: jax.Array) -> dict:
         """What `states` needs of a batch; samples that are `dropped` [B] get the empty prompt."""
         return _drop(dropped, self.encoder.empty_ids, batch)
 
-    def states(self, params, inputs) -> TextStates:
+    def states(self, params: Params, inputs: dict) -> TextStates:
         """Of the trained encoder with its `params`."""
         return self.encoder.apply({self._ids: params}, inputs)
 
@@ -53,16 +58,16 @@ class FrozenText:
       dtype: of their matrices.
     """
 
-    def __init__(self, directory, mgt, dtype):
+    def __init__(self, directory: str | Path, mgt: MGTConfig, dtype: DTypeLike):
         dtypes = {entry.folders[0]: jnp.dtype(dtype) for entry in text_components()}
         self._load = functools.partial(load_text, Path(directory), mgt, dtypes)
         self.encoder = self._load({"check_only": True})
 
-    def frozen(self, put, encodes) -> dict:
+    def frozen(self, put: Put, encodes: set[str]) -> dict:
         """The encoders' parameters if steps encode 'text', and what they say of the empty prompt if records hold states.
 
         Args:
-          put: (name, host array) -> array of the mesh.
+          encodes: what steps encode, see `inputs.encoded_in_steps`.
         """
         frozen = {}
         if "text" in encodes:
@@ -72,14 +77,14 @@ class FrozenText:
             frozen["empty"] = TextStates(*(put("", one) for one in said))
         return frozen
 
-    def inputs(self, frozen, batch, dropped) -> TextStates:
+    def inputs(self, frozen: dict, batch: dict, dropped: jax.Array) -> TextStates:
         """What `states` needs of a batch; samples that are `dropped` [B] get the empty prompt."""
         stored = TextStates.stored(batch)
         if stored is not None:
             return TextStates(**_drop(dropped, frozen["empty"]._asdict(), stored._asdict()))
         return self.encoder.apply(frozen["params"], _drop(dropped, self.encoder.empty_ids, batch))
 
-    def states(self, _params, inputs) -> TextStates:
+    def states(self, _params: Params, inputs: TextStates) -> TextStates:
         """As they were given."""
         return inputs
 
@@ -92,7 +97,7 @@ def _drop(dropped, empty, batch) -> dict:
     }
 
 
-def text_of(config, mgt):
+def text_of(config: MGTRun, mgt: MGTConfig | None) -> TrainedText | FrozenText:
     """The text side of a run of task `mgt`: frozen encoders if `config.model.encoders` names a model directory."""
     if config.model.encoders:
         return FrozenText(config.model.encoders, mgt, config.model.encoder_dtype)

@@ -8,6 +8,7 @@ A run that goes on may change FREE keys, is told of changes of NOTED ones (the d
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from editmgt_jax.config import CLIPTextConfig, MGTConfig, SchedulerConfig, VQConfig
 from editmgt_jax.data.scenes.variety import OBJECTS
@@ -334,8 +335,8 @@ def run_type(values: Mapping, kinds: Mapping[str, type] = RUNS) -> type:
     return kinds[task]
 
 
-def read_config(values, kinds: Mapping[str, type] = RUNS):
-    """The typed config of a plain dict. Errors: ConfigError.
+def read_config(values: Mapping[str, Any], kinds: Mapping[str, type] = RUNS) -> Any:
+    """The typed config of a plain dict, of one of the classes of `kinds`. Errors: ConfigError.
 
     Args:
       kinds: {task: class}, the kinds of config that are meant.

@@ -10,6 +10,9 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from editmgt_jax.training import declare
 from editmgt_jax.training.config import RUNS, TrainConfig, read_config, run_type
@@ -19,12 +22,13 @@ PREFIX = "--config."
 SHIPPED = Path(__file__).parents[1] / "configs"
 
 
-def load_config(config, overrides: Sequence[str] = (), kinds: Mapping[str, type] = RUNS):
+def load_config(config: str | Path, overrides: Sequence[str] = (), kinds: Mapping[str, type] = RUNS) -> Any:
     """Runs a file's `get_config`, applies overrides, such as '--config.steps=100', in turn, and checks every key.
 
     Args:
       config: path of a config file, or the name of a shipped one, such as 'scenes_mgt'.
       kinds: {task: class}, the kinds of config that are meant: those of training runs, or of `ablation/config.py`.
+    Returns: the typed config, of one of these classes.
     Errors: FileNotFoundError, ConfigError.
     """
     values = plain(_run(_find(config)))
@@ -44,12 +48,12 @@ def overridden(values: dict, overrides: Sequence[str], kinds: Mapping[str, type]
     return values
 
 
-def checked(config) -> TrainConfig:
+def checked(config: ConfigDict) -> TrainConfig:
     """The typed config of a ConfigDict, as `get_config` gives it. Errors: ConfigError."""
     return read_config(plain(config))
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """A ConfigDict as a dict, and so within it."""
     if isinstance(value, Mapping) or hasattr(value, "to_dict") and hasattr(value, "items"):
         return {name: plain(one) for name, one in value.items()}

@@ -15,9 +15,11 @@ import numbers
 import operator
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from editmgt_jax.errors import UserError
 
+Section = typing.TypeVar("Section")
 FREE, NOTED, FIXED = "free", "noted", "fixed"  # a run under way: may change a key, is told, must keep it
 _KEY, _LONGEST = "key", 80  # characters of a value in a message
 _WORDS = {
@@ -46,30 +48,35 @@ class Rule(typing.NamedTuple):
     """What a value must be besides its type: in words that follow the type's, or replace them if `whole`; and as a test."""
 
     words: str
-    holds: Callable[[typing.Any], bool]
+    holds: Callable[[Any], bool]
     whole: bool = False
 
 
 ANY = Rule("", lambda value: True)
 
 
-def at_least(low) -> Rule:
+def at_least(low: float) -> Rule:
+    """A number that is not below `low`."""
     return Rule(f" of at least {low}", lambda value: value >= low)
 
 
-def above(low) -> Rule:
+def above(low: float) -> Rule:
+    """A number larger than `low`."""
     return Rule(f" above {low}", lambda value: value > low)
 
 
-def between(low, high) -> Rule:
+def between(low: float, high: float) -> Rule:
+    """A number from `low` to `high`, both included."""
     return Rule(f" from {low} to {high}", lambda value: low <= value <= high)
 
 
-def below(low, high) -> Rule:
+def below(low: float, high: float) -> Rule:
+    """A number from `low` on, less than `high`."""
     return Rule(f" of at least {low} and below {high}", lambda value: low <= value < high)
 
 
 def one_of(*choices: str) -> Rule:
+    """One of several texts."""
     return Rule(f"one of {', '.join(choices)}", lambda value: value in choices, whole=True)
 
 
@@ -110,38 +117,39 @@ class Architecture:
     change: str = FIXED
     without: tuple[str, ...] = ()
     zeros: tuple[str, ...] = ()
-    given: tuple[tuple[str, typing.Any], ...] = ()
+    given: tuple[tuple[str, Any], ...] = ()
     inline: bool = False
     optional: bool = False
     required: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The fields that are keys."""
         return tuple(field.name for field in dataclasses.fields(self.kind) if field.name not in self.without)
 
 
-def key(default, meaning: str, rule: Rule = ANY, change: str = NOTED, **more):
-    """Declares a key; `...` as its default makes it required."""
+def key(default: Any, meaning: str, rule: Rule = ANY, change: str = NOTED, **more: Any) -> Any:
+    """Declares a key; `...` as its default makes it required. more: attributes of `Key`."""
     metadata = {_KEY: Key(meaning, rule, change, **more)}
     if default is ...:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def section(kind: type):
+def section(kind: type) -> Any:
     """Declares a section inside a section."""
     return dataclasses.field(default_factory=kind)
 
 
-def architecture(kind: type, **more):
-    """Declares an `Architecture`."""
+def architecture(kind: type, **more: Any) -> Any:
+    """Declares an `Architecture`. more: its attributes."""
     return dataclasses.field(metadata={_KEY: Architecture(kind, **more)})
 
 
 # ---- dict -> section
 
 
-def read(kind: type, values, name: str = ""):
+def read(kind: type[Section], values: Any, name: str = "") -> Section:
     """A section of type `kind` from a plain dict; keys that it leaves out have their defaults.
 
     Args:
@@ -177,7 +185,7 @@ def _read_field(field: dataclasses.Field, values, section_name):
     return []
 
 
-def check(field: dataclasses.Field, value, name: str):
+def check(field: dataclasses.Field, value: Any, name: str) -> Any:
     """The value of a key, of the key's type. Errors: ConfigError."""
     declared: Key = field.metadata[_KEY]
     words = declared.rule.words if declared.rule.whole else _WORDS.get(field.type, "") + declared.rule.words
@@ -207,7 +215,7 @@ def _of_type(kind, value):
     raise Misfit
 
 
-def is_text(value) -> bool:
+def is_text(value: Any) -> bool:
     """Whether a value is a text of valid Unicode."""
     try:
         return isinstance(value, str) and "\0" not in value and value.encode() is not None
@@ -298,7 +306,7 @@ def _literal(text):
 # ---- section -> dict, comparison
 
 
-def plain(whole) -> dict:
+def plain(whole: Any) -> dict[str, Any]:
     """What `read` makes the same section of, in values that JSON can hold."""
     found = {}
     for field in dataclasses.fields(whole):
@@ -313,7 +321,7 @@ def plain(whole) -> dict:
     return found
 
 
-def leaves(whole, name: str = "") -> Iterator[tuple[str, typing.Any, Key]]:
+def leaves(whole: Any, name: str = "") -> Iterator[tuple[str, Any, Key]]:
     """(dotted name, value, declaration) of every key."""
     for field in dataclasses.fields(whole):
         declared, value, dotted = field.metadata.get(_KEY), getattr(whole, field.name), _join(name, field.name)
@@ -327,7 +335,7 @@ def leaves(whole, name: str = "") -> Iterator[tuple[str, typing.Any, Key]]:
             yield dotted, value, declared
 
 
-def changes(before, after) -> tuple[list[str], list[str]]:
+def changes(before: Any, after: Any) -> tuple[list[str], list[str]]:
     """What differs between two configs -> (FIXED keys, NOTED keys), each as 'model.mgt.num_layers was 2, is 3'."""
     old, told = {name: value for name, value, _ in leaves(before)}, ([], [])
     for name, value, declared in leaves(after):
@@ -341,7 +349,7 @@ def changes(before, after) -> tuple[list[str], list[str]]:
     return told
 
 
-def replaced(whole, values: Mapping):
+def replaced(whole: Section, values: Mapping[str, Any]) -> Section:
     """The config with other values of some dotted keys, checked. Errors: ConfigError."""
     found = plain(whole)
     for name, value in values.items():

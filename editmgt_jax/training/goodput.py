@@ -7,6 +7,7 @@ the time in which no process lived.
 import contextlib
 import json
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from editmgt_jax.files import write_json
@@ -24,7 +25,7 @@ class Ledger:
       clock: seconds since the epoch.
     """
 
-    def __init__(self, directory, clock=time.time):
+    def __init__(self, directory: str | Path | None, clock: Callable[[], float] = time.time):
         self._path = None if directory is None else Path(directory) / LEDGER
         self._clock, self._kind, self._born = clock, "init", clock()
         self._since = self._born
@@ -56,7 +57,8 @@ class Ledger:
         self._kind, self._since = kind, now
 
     @contextlib.contextmanager
-    def during(self, kind: str):
+    def during(self, kind: str) -> Iterator[None]:
+        """Inside, the time goes to `kind`; afterwards to what it went to before."""
         before = self._kind
         self.enter(kind)
         try:
@@ -72,6 +74,7 @@ class Ledger:
         self.write()
 
     def write(self) -> None:
+        """Writes the ledger's file, which `resume` of a later life reads."""
         self.enter(self._kind)
         if self._path is not None:
             write_json(self._path, {"seconds": self.seconds, "marks": self._marks, "time": self._since}, indent=None)

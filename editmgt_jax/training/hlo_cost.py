@@ -16,6 +16,7 @@ _BYTES = {
 _ARRAY = re.compile(rf"\b({'|'.join(_BYTES)})\[([\d,]*)\]")
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 _KERNEL = "tpu_custom_call"
+_BEGINS = 'custom_call_target="AsyncCollectiveStart"'
 _NONSENSE = 10**11  # cycles; the compiler writes such numbers where it does not know
 
 
@@ -25,7 +26,7 @@ class Cost:
 
     Attributes:
       cycles: of instructions other than kernels; by_operation: {(kind, operation, result, source line): cycles}.
-      kernels: {kernel's name: calls}; collectives: {kind: calls}; collective_bytes: {kind: bytes of results}.
+      kernels: {kernel's name: calls}; kernel_bytes: {name: bytes of arguments and results}; collectives: {kind: calls}; collective_bytes: {kind: bytes of results}.
       moved: {(kind, operation, result): bytes} of the collectives.
       unknown: loops whose number of turns is not in the text; they count once.
     """
@@ -33,6 +34,7 @@ class Cost:
     cycles: float = 0
     by_operation: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     kernels: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    kernel_bytes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     collectives: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     collective_bytes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     moved: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -59,6 +61,14 @@ class _Instruction:
     def cycles(self) -> int:
         cycles = int(self.find(r'"estimated_cycles":"?(\d+)', "0"))
         return cycles if cycles < _NONSENSE else 0
+
+    @property
+    def operation(self) -> str:
+        return re.sub(r"jit\([\w<>]+\)/", "", self.find(r'op_name="([^"]*)"', "?"))
+
+    @property
+    def shape(self) -> str:
+        return re.sub(r"\{[^}]*\}", "", self.result)
 
     @property
     def bytes(self) -> int:
@@ -106,10 +116,11 @@ class _Walk:
     def __init__(self, found, branch_share, cost):
         self.found, self.branch_share, self.cost = found, branch_share, cost
         self.alone = {}  # cycles of a computation, for the choice of a branch
+        self.sizes = {}  # bytes of the results of a computation's instructions
 
     def run(self, name, times):
         for one in self.found.get(name, ()):
-            self._count(one, times)
+            self._count(one, times, name)
             for inner, share in self._inner(one):
                 self.run(inner, times * share)
 
@@ -146,22 +157,41 @@ class _Walk:
         self.cost.unknown.append(condition)
         return limits[0] if limits else 1
 
-    def _count(self, one, times):
+    def _count(self, one, times, computation):
         kind, cost = one.opcode.removesuffix("-start"), self.cost
-        operation = re.sub(r"jit\([\w<>]+\)/", "", one.find(r'op_name="([^"]*)"', "?"))
-        result = re.sub(r"\{[^}]*\}", "", one.result)
+        operation, result = one.operation, one.shape
         if kind in COLLECTIVES:
-            cost.collectives[kind] += times
-            cost.collective_bytes[kind] += one.bytes * times
-            cost.moved[kind, operation, result] += one.bytes * times
+            self._count_collective(one, times)
+        elif one.opcode == "fusion":  # one that begins a transfer, which others then go on with
+            inner = self.found.get(one.find(r"calls=%?([\w\.\-]+)"), ())
+            if any(_BEGINS in each.line for each in inner):
+                for each in inner:
+                    if each.opcode in COLLECTIVES:
+                        self._count_collective(each, times)
         if one.find(r'custom_call_target="([^"]+)"') == _KERNEL:
-            cost.kernels[one.find(r"([\w\-]+?)(?:\.\d+)* =") or "?"] += times
+            kernel = one.find(r"([\w\-]+?)(?:\.\d+)* =") or "?"
+            cost.kernels[kernel] += times
+            cost.kernel_bytes[kernel] += times * (one.bytes + self._argument_bytes(one, computation))
         elif one.cycles:
             source = one.find(r'source_file="[^"]*?([\w]+\.py)" source_line=\d+')
             line = one.find(r"source_line=(\d+)")
             place = f"{source}:{line}" if source else ""
             cost.cycles += one.cycles * times
             cost.by_operation[self._kind(one), operation, result, place] += one.cycles * times
+
+    def _count_collective(self, one, times):
+        kind = one.opcode.removesuffix("-start")
+        self.cost.collectives[kind] += times
+        self.cost.collective_bytes[kind] += one.bytes * times
+        self.cost.moved[kind, one.operation, one.shape] += one.bytes * times
+
+    def _argument_bytes(self, one, computation):
+        if computation not in self.sizes:
+            self.sizes[computation] = {
+                each.find(r"%?([\w\.\-]+) ="): each.bytes for each in self.found.get(computation, ())
+            }
+        names = re.findall(r"%([\w\.\-]+)", one.find(r"custom-call\((.*?)\)"))
+        return sum(self.sizes[computation].get(name, 0) for name in names)
 
     def _kind(self, one):
         """Of a fusion also what it does."""

@@ -19,6 +19,7 @@ import numpy as np
 
 from editmgt_jax.config import MGTConfig
 from editmgt_jax.errors import UserError
+from editmgt_jax.training.state import Params
 
 _COPY_SHARPNESS = 3.0  # weight of the query and key norms of block 0: how narrowly the copying heads look
 _LOGIT_SCALE = 24.0  # logit of a perfect match with the codebook
@@ -31,7 +32,7 @@ def _zero_sum_basis(size: int) -> np.ndarray:
     return np.linalg.svd(full)[2][:size]
 
 
-def token_directions(codebook) -> np.ndarray:
+def token_directions(codebook: np.ndarray | jax.Array) -> np.ndarray:
     """[C Z] codebook -> [C+1 Z+3] unit, zero-sum directions of the codes and, last, of the mask."""
     codebook = np.asarray(codebook, np.float64)
     centred = codebook - codebook.mean(axis=0)
@@ -72,11 +73,12 @@ def _copying_query(config: MGTConfig) -> np.ndarray:
 NOISE = 0.02  # scale of the random values of embedding channels that carry no code
 
 
-def copy_friendly(params, config: MGTConfig, codebook, key):
+def copy_friendly(params: Params, config: MGTConfig, codebook: np.ndarray | jax.Array, key: jax.Array) -> Params:
     """Returns `params` of an MGT, overwritten so that the model copies its reference.
 
     Args:
       params: freshly initialised tree of the MGT; codebook: [C Z] of the tokenizer whose ids it edits.
+    Errors: UserError for a transformer that is too small for the codes.
     """
     directions = token_directions(codebook)
     per_token, cells, width = directions.shape[1], config.stride**2, config.width

@@ -1,6 +1,7 @@
 """What a run's config says about its data: folders, text tokenizer, batches."""
 
 import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from editmgt_jax.config import CLIPTextConfig
@@ -27,7 +28,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     return declare.replaced(config, found)
 
 
-def resolve_text(config: MGTRun, workdir, make: bool = True) -> MGTRun:
+def resolve_text(config: MGTRun, workdir: str | Path, make: bool = True) -> MGTRun:
     """The config with its text tokenizer, that of the token records or one that is learnt of the scenes; the records must be
     of the tokenizers that it names.
 
@@ -57,24 +58,27 @@ def _folder(path, name) -> str:
     return str(path)
 
 
-def scene_source(config, split: str, length: int = 1_000_000_000) -> SceneSource:
+def scene_source(config: TrainConfig, split: str, length: int = 1_000_000_000) -> SceneSource:
     """The first `length` pairs of a split. The held-out ones are of another seed than the evaluation protocols report on."""
     data = config.data
     seed = data.seed + (split == "heldout")
     return SceneSource(SceneConfig(size=data.size, split=split, seed=seed, objects=data.objects, length=length))
 
 
-def learn_tokenizer(config, directory) -> None:
-    """Learns a text tokenizer from the scenes' instructions."""
+def learn_tokenizer(config: MGTRun, directory: str | Path) -> None:
+    """Learns a text tokenizer from the scenes' instructions. Errors: FileExistsError."""
     # A small tokenizer should know words that it may be told later.
     objects = "all" if config.data.objects == "core" else config.data.objects
     scenes = SceneConfig(size=config.data.size, seed=config.data.seed, objects=objects)
     train_tokenizer(instruction_corpus(20_000, scenes), directory, length=config.model.text.max_position_embeddings)
 
 
-def encoded_in_steps(config) -> set[str]:
+def encoded_in_steps(config: TrainConfig) -> set[str]:
     """What steps must encode: 'images' and 'text' that no records hold encoded, of training and of held-out data; 'empty text'
-    stands for the states of text that was left out, where records hold states."""
+    stands for the states of text that was left out, where records hold states.
+
+    Errors: UserError for a mixture of records with and without states.
+    """
     needed = set()
     for name in ("tokens", "heldout"):
         folders = [folder.path for folder in getattr(config.data, name)]
@@ -86,7 +90,12 @@ def encoded_in_steps(config) -> set[str]:
     return needed
 
 
-def make_batches(config, split: str, encode_text=None, examples=None) -> Batches:
+def make_batches(
+    config: TrainConfig,
+    split: str,
+    encode_text: Callable[[list[str]], dict] | None = None,
+    examples: Sequence[int] | None = None,
+) -> Batches:
     """Batches of a split: those of the token records that the config names, else of scenes.
 
     Args:
@@ -111,7 +120,7 @@ def make_batches(config, split: str, encode_text=None, examples=None) -> Batches
 
 
 def _check_tokens(config) -> None:
-    """Errors: ValueError when token records were made with other tokenizers than the config names."""
+    """Errors: UserError when token records were made with other tokenizers than the config names."""
     folders = [folder.path for folder in (*config.data.tokens, *config.data.heldout)]
     if config.model.encoders:
         tokenizers = tokenizer_folders(config.model.encoders)
@@ -135,7 +144,7 @@ def learnt_tokenizer(config: MGTRun) -> dict[str, str]:
     return {COMPONENTS[CLIPTextConfig].text.digest: config.model.tokenizer}
 
 
-def identity(vq, tokenizers: dict) -> dict:
+def identity(vq: str | Path, tokenizers: Mapping[str, str | Path]) -> dict[str, str]:
     """What ids of pictures and of text depend on, as hashes of the files.
 
     Args:

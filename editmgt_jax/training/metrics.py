@@ -2,13 +2,17 @@
 
 import json
 import time
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
 from editmgt_jax.files import write_text
+from editmgt_jax.training.config import TrainConfig
+from editmgt_jax.training.goodput import Ledger
 from editmgt_jax.training.optimizer import learning_rate
 
 # Peak dense bfloat16 FLOP/s of a device, by how jax calls it.
@@ -32,7 +36,8 @@ class Sums:
     def __init__(self):
         self._sums = {}
 
-    def add(self, metrics: dict) -> None:
+    def add(self, metrics: Mapping[str, tuple[float, float]]) -> None:
+        """Adds {name: (sum, count)}."""
         for name, (total, count) in metrics.items():
             before = self._sums.get(name, (0.0, 0.0))
             self._sums[name] = (before[0] + float(total), before[1] + float(count))
@@ -51,7 +56,7 @@ class MetricsWriter:
       directory: None writes nothing.
     """
 
-    def __init__(self, directory, resume_step: int = 0):
+    def __init__(self, directory: str | Path | None, resume_step: int = 0):
         self._path = None
         if directory is None:
             return
@@ -63,7 +68,8 @@ class MetricsWriter:
         keep_lines(self._path, resume_step)
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1)
 
-    def write(self, step: int, values: dict) -> None:
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a line of {name: value}; NaN and infinity become null."""
         if self._path is None:
             return
         with self._path.open("a") as file:  # closed each time: buckets keep only what was closed
@@ -72,6 +78,7 @@ class MetricsWriter:
             self._board.add_scalar(name, float(value), step)
 
     def close(self) -> None:
+        """Writes what TensorBoard's file still lacks."""
         if self._path is not None:
             self._board.close()
 
@@ -88,7 +95,15 @@ class RunLog:
         many steps before it were.
     """
 
-    def __init__(self, directory, config, ledger, start: int, left_out: int = 0, clock=time.monotonic):
+    def __init__(
+        self,
+        directory: Path | None,
+        config: TrainConfig,
+        ledger: Ledger,
+        start: int,
+        left_out: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self._clock, self._config, self._ledger = clock, config, ledger
         self._schedule, self._left_out = learning_rate(config.optimizer), left_out
         self._writer = MetricsWriter(directory, start)
@@ -103,13 +118,13 @@ class RunLog:
         self._sums, self._steps, self._flops = Sums(), 0, 0
         self._since, self._spent = self._clock(), dict(self._ledger.seconds)
 
-    def is_first(self, shape) -> bool:
+    def is_first(self, shape: Hashable) -> bool:
         """Notes a batch's shapes. -> whether none came before that had them: their program is compiled now"""
         new = shape not in self._shapes
         self._shapes.add(shape)
         return new
 
-    def add(self, step: int, metrics: dict, flops: int | None) -> None:
+    def add(self, step: int, metrics: Mapping[str, tuple[float, float]], flops: int | None) -> None:
         """The metrics (sum, count) of the step that leads to step + 1."""
         self._sums.add(metrics)
         self._steps += 1
@@ -136,10 +151,12 @@ class RunLog:
         }
         return {name: value for name, value in found.items() if value is not None}
 
-    def write(self, step: int, values: dict) -> None:
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a line of other values, such as those of an evaluation."""
         self._writer.write(step, values)
 
     def close(self) -> None:
+        """Ends the bar and the files."""
         self._bar.close()
         self._writer.close()
 
@@ -147,10 +164,10 @@ class RunLog:
 class Profiler:
     """Traces the steps from `first` until `end` into a folder, for xprof or TensorBoard's profile plugin."""
 
-    def __init__(self, directory, steps: tuple[int, int] | None):
+    def __init__(self, directory: str | Path, steps: tuple[int, int] | None):
         self._directory, self._steps, self._on = str(directory), steps or (-1, -1), False
 
-    def at(self, step: int, state) -> None:
+    def at(self, step: int, state: Any) -> None:
         """Before a step from a state; it is waited for before the trace begins or ends."""
         first, end = self._steps
         if step in self._steps:
@@ -162,6 +179,7 @@ class Profiler:
             self.close()
 
     def close(self) -> None:
+        """Ends the trace, if one is on."""
         if self._on:
             jax.profiler.stop_trace()
             self._on = False
@@ -187,7 +205,7 @@ def _rounded(value) -> float | None:
     return float(f"{float(value):.6g}") if np.isfinite(value) else None
 
 
-def keep_lines(path, last_step: int, write: bool = True) -> list[str]:
+def keep_lines(path: Path, last_step: int, write: bool = True) -> list[str]:
     """Drops the lines of a JSONL file that are of steps after `last_step`, or cut off. -> those that are left
 
     Args:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from editmgt_jax.training.declare import Misfit, is_text
 
@@ -30,7 +31,7 @@ def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def read_folders(value) -> tuple[Folder, ...]:
+def read_folders(value: Any) -> tuple[Folder, ...]:
     """'runs/a:3,runs/b', or ({'path': 'runs/a', 'weight': 3.0}, {'path': 'runs/b'}) -> folders. Errors: Misfit."""
     words = "folders with weights above 0, ({'path': ..., 'weight': ...},) or 'FOLDER:WEIGHT,FOLDER'"
     try:
@@ -59,11 +60,12 @@ def _folder(given) -> Folder:
     return Folder(path, weight)
 
 
-def write_folders(folders) -> list[dict]:
+def write_folders(folders: Iterable[Folder]) -> list[dict]:
+    """What `read_folders` reads, in values that JSON can hold."""
     return [dataclasses.asdict(folder) for folder in folders]
 
 
-def read_weights(value) -> tuple[tuple[str, float], ...]:
+def read_weights(value: Any) -> tuple[tuple[str, float], ...]:
     """'style:0.5,add:2' or {'style': 0.5, 'add': 2} -> (('add', 2.0), ('style', 0.5)). Errors: Misfit."""
     words = "weights of at least 0, {'CATEGORY': WEIGHT} or 'CATEGORY:WEIGHT,CATEGORY:WEIGHT'"
     try:

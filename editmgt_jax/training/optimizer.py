@@ -4,6 +4,7 @@ Source  released trainer: betas 0.9 / 0.999, eps 1e-8, weight decay 1e-2, global
 """
 
 import functools
+from typing import Any
 
 import jax
 import optax
@@ -32,8 +33,8 @@ def learning_rate(config: Optimizer) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, max(1, warmup)), after], [warmup])
 
 
-def decay_mask(params, undecayed: str = "released"):
-    """True where weight decay applies.
+def decay_mask(params: Any, undecayed: str = "released") -> Any:
+    """A tree like `params`, True where weight decay applies.
 
     Args:
       undecayed: 'released' spares biases, the token, head and text norms and the token embedding; 'no_norms' all norms, too.

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
 
 import jax
 from jax._src import distributed  # its key-value store has no public name
@@ -132,7 +133,7 @@ def count() -> int:
 
 
 @contextlib.contextmanager
-def first_then_others():
+def first_then_others() -> Iterator[None]:
     """A block that the first process runs before the others do: what it writes they find."""
     if not is_first():
         wait_for_all()
@@ -196,6 +197,7 @@ class Preemption:
         self._asked = True
 
     def reached(self, step: int) -> bool:
+        """Whether the job is to end after this step."""
         if jax.distributed.is_initialized():
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked
@@ -213,8 +215,10 @@ class Watchdog:
         self._seconds, self._end = seconds, end
 
     def heard(self) -> None:
+        """A sign of life: the time begins anew."""
         if self._seconds > 0:
             faulthandler.dump_traceback_later(self._seconds, exit=self._end, file=2)
 
     def close(self) -> None:
+        """Ends the watch."""
         faulthandler.cancel_dump_traceback_later()

@@ -8,7 +8,8 @@ import optax
 from editmgt_jax.training import compiler
 from editmgt_jax.training.config import TrainConfig
 from editmgt_jax.training.sharding import Layout
-from editmgt_jax.training.step import TrainState, train_step
+from editmgt_jax.training.state import TrainState
+from editmgt_jax.training.step import train_step
 from editmgt_jax.training.tasks.protocol import Task
 
 

@@ -8,17 +8,18 @@ from editmgt_jax.training import declare
 from editmgt_jax.training.checkpoint import restore_params
 from editmgt_jax.training.config import MGTRun, TrainConfig, read_config
 from editmgt_jax.training.declare import ConfigError
+from editmgt_jax.training.state import Params
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
 
 
-def is_run(folder) -> bool:
+def is_run(folder: str | Path) -> bool:
     """Whether a folder is the workdir of a run."""
     return (Path(folder) / CONFIG).is_file() and (Path(folder) / CHECKPOINTS).is_dir()
 
 
-def run_config(workdir) -> TrainConfig:
+def run_config(workdir: str | Path) -> TrainConfig:
     """The config that a run was last started with; the run may have been moved since.
 
     Errors: FileNotFoundError; ConfigError when the config is no longer understood.
@@ -36,7 +37,7 @@ def run_config(workdir) -> TrainConfig:
     return config
 
 
-def changed_keys(workdir, config: TrainConfig) -> list[str]:
+def changed_keys(workdir: str | Path, config: TrainConfig) -> list[str]:
     """What a run that goes on is told: keys that may differ from those it was last started with, and do.
 
     Errors: ConfigError when a key differs that a run must keep.
@@ -53,21 +54,30 @@ def changed_keys(workdir, config: TrainConfig) -> list[str]:
     return noted
 
 
-def write_config(workdir, config: TrainConfig) -> None:
+def write_config(workdir: str | Path, config: TrainConfig) -> None:
     """Writes what `run_config` reads."""
     write_json(Path(workdir) / CONFIG, config.to_dict(), indent=2)
 
 
-def best_params(workdir):
-    """What `editmgt export` would write of a run: the best step's parameters, averaged if the run keeps an average."""
+def best_params(workdir: str | Path) -> Params:
+    """What `editmgt export` would write of a run: the best step's parameters, averaged if the run keeps an average.
+
+    Errors: FileNotFoundError, ConfigError, CheckpointError.
+    """
     return run_params(workdir, run_config(workdir).optimizer.ema_decay > 0)
 
 
-def run_params(workdir, average: bool, step: int | None = None):
-    """Parameters of a run, or their moving average, as host arrays: those of `step`, or of the best one."""
+def run_params(workdir: str | Path, average: bool, step: int | None = None) -> Params:
+    """Parameters of a run, or their moving average, as host arrays: those of `step`, or of the best one.
+
+    Errors: CheckpointError.
+    """
     return read_run(workdir, average, step)[0]
 
 
-def read_run(workdir, average: bool, step: int | None = None):
-    """-> (what `run_params` gives, what its states mean nothing without, such as the model that a LoRA adapts)"""
+def read_run(workdir: str | Path, average: bool, step: int | None = None) -> tuple[Params, dict]:
+    """-> (what `run_params` gives, what its states mean nothing without, such as the model that a LoRA adapts)
+
+    Errors: CheckpointError.
+    """
     return restore_params(Path(workdir).absolute() / CHECKPOINTS, step, average)

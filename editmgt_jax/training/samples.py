@@ -17,6 +17,7 @@ from editmgt_jax.sampling.edit import decode_edit
 from editmgt_jax.sampling.request import make_request
 from editmgt_jax.sampling.settings import Settings
 from editmgt_jax.training import processes
+from editmgt_jax.training.state import Params
 from editmgt_jax.weights.loading import load_vq
 
 FOLDER = "samples"
@@ -42,7 +43,7 @@ class Samples:
         self._shown = None  # pictures of the sources and of the targets, painted once
         _, self._vq_params = load_vq(task.vq_directory, put=lambda _, value: layout.put_leaf("", value))
 
-    def write(self, step: int, params, frozen) -> Path:
+    def write(self, step: int, params: Params, frozen: dict) -> Path:
         """Draws `step_NNNNNN.png`. -> its path"""
         if self._shown is None:
             self._shown = jax.device_get(self._show(frozen, self._vq_params, self._batch))

@@ -13,6 +13,8 @@ import contextlib
 import dataclasses
 import math
 import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,7 +27,9 @@ from editmgt_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "context")
 BATCH = ("data", "fsdp")
-ACTIVATIONS = (("batch", BATCH), ("length", "context"), ("heads", "tensor"), ("channels", "tensor"))
+ACTIVATIONS = (
+    ("batch", BATCH), ("copy", "data"), ("length", "context"), ("heads", "tensor"), ("channels", "tensor"),
+)  # fmt: skip
 
 # Ends of parameter names -> mesh axes of their last dimensions; what lies before (the layers) is whole on each device.
 # The first rule that fits counts. An optimizer's leaves are named as the parameters that they belong to.
@@ -41,6 +45,8 @@ MGT_RULES = (
 )
 REPLICATED = ((r"", ()),)
 
+Put = Callable[[str, Any], jax.Array]  # (name of a parameter, host array) -> array of the mesh
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -55,22 +61,27 @@ class Layout:
 
     @property
     def replicated(self) -> NamedSharding:
+        """Whole on every device."""
         return NamedSharding(self.mesh, P())
 
     @contextlib.contextmanager
-    def active(self):
+    def active(self) -> Iterator[None]:
         """Programs that are traced inside spread their activations over the mesh."""
         with jax.set_mesh(self.mesh), nn.logical_axis_rules(ACTIVATIONS):
             yield
 
-    def of(self, tree):
+    def of(self, tree: Any) -> Any:
         """The sharding of every leaf of a tree of arrays or shapes.
 
-        Errors: UserError for a name that no rule covers, or a dimension that its axes do not divide.
+        Errors: those of `of_leaf`.
         """
         return jax.tree_util.tree_map_with_path(lambda path, leaf: self.of_leaf(path_name(path), leaf.shape), tree)
 
-    def of_leaf(self, name: str, shape) -> NamedSharding:
+    def of_leaf(self, name: str, shape: Sequence[int]) -> NamedSharding:
+        """The sharding of an array of this name.
+
+        Errors: UserError for a dimension that its axes do not divide; ValueError for a name that no rule covers.
+        """
         if not shape:
             return self.replicated
         found = [axes for pattern, axes in self.rules if re.search(f"(?:{pattern})$", name)]
@@ -86,7 +97,7 @@ class Layout:
                 )
         return NamedSharding(self.mesh, P(*axes))
 
-    def put_leaf(self, name: str, value):
+    def put_leaf(self, name: str, value: np.ndarray | jax.Array) -> jax.Array:
         """A host array, the same on every process, where the rules want what has this name; without one, on every device.
 
         Each process copies only what its devices hold.
@@ -129,8 +140,8 @@ class Layout:
         return jax.make_array_from_callback(shape, self.of_batch(name, value.ndim), part)
 
 
-def make_mesh(sizes: dict, devices=None) -> Mesh:
-    """A mesh of all devices.
+def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of `devices`, by default all.
 
     Args:
       sizes: of `AXES`; one may be -1: what is left. Slices of a multi-slice job are told by the devices, and the data axis
@@ -154,17 +165,17 @@ def make_mesh(sizes: dict, devices=None) -> Mesh:
     return Mesh(mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1, 1), devices), AXES)
 
 
-def with_shardings(abstract, shardings):
+def with_shardings(abstract: Any, shardings: Any) -> Any:
     """The shapes of a tree, with where they lie."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
 
 
-def path_name(path) -> str:
+def path_name(path: Sequence[Any]) -> str:
     """'params/mgt/to_q/kernel' of a path in a tree."""
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-def replicated_share(tree, shardings) -> float:
+def replicated_share(tree: Any, shardings: Any) -> float:
     """The share of a tree's bytes that lie on every device."""
     sizes = [(math.prod(leaf.shape) * leaf.dtype.itemsize, sharding.is_fully_replicated)
              for leaf, sharding in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)]  # fmt: skip

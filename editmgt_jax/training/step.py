@@ -1,45 +1,34 @@
-"""The train state and one optimizer step, shared by all tasks.
+"""One optimizer step, shared by all tasks, and what their losses have in common.
 
-Metrics are pairs (sum, count): they add up over the parts of a batch, over devices and over steps.
+Axes    as in `editmgt_jax.config`
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
 from editmgt_jax.models.layers import constrain
+from editmgt_jax.training.config import TrainConfig
+from editmgt_jax.training.state import Metric, Metrics, Params, TrainState
+from editmgt_jax.training.tasks.protocol import Task
 
 
-@struct.dataclass
-class TrainState:
-    """Everything a run needs to go on: saved and restored whole."""
-
-    step: jax.Array  # int32, steps done
-    params: Any
-    opt_state: Any
-    ema: Any  # moving average of params, or None
-    extra: Any = None  # what a task updates without gradients (codebook statistics)
-
-
-def new_state(params, optimizer, ema: bool, extra=None) -> TrainState:
-    """State at step 0; the moving average starts at the parameters."""
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=optimizer.init(params),
-        ema=jax.tree.map(jnp.copy, params) if ema else None,
-        extra=extra,
-    )
-
-
-def train_step(task, optimizer, config, state: TrainState, frozen, batch, key):
+def train_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    config: TrainConfig,
+    state: TrainState,
+    frozen: dict,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+) -> tuple[TrainState, Metrics]:
     """One step of a task.
 
     Args:
-      config: the run's; frozen: what the task needs and does not train.
+      frozen: what the task needs and does not train; batch: arrays [B ...].
     Returns: (state, metrics). Where the loss or a gradient is not finite, or the loss exceeds `config.guard.max_loss`, only
       the step of the state moves on; the metric 'bad' then counts 1.
     """
@@ -52,7 +41,9 @@ def train_step(task, optimizer, config, state: TrainState, frozen, batch, key):
     return new, metrics | more | {"gradient_norm": once(norm), "bad": once(jnp.where(good, 0.0, 1.0))}
 
 
-def apply_gradients(state: TrainState, gradients, optimizer, ema_decay: float) -> TrainState:
+def apply_gradients(
+    state: TrainState, gradients: Params, optimizer: optax.GradientTransformation, ema_decay: float
+) -> TrainState:
     """One optimizer update. The average's decay warms up as (1 + step) / (10 + step), up to `ema_decay`."""
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -63,11 +54,11 @@ def apply_gradients(state: TrainState, gradients, optimizer, ema_decay: float) -
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
 
 
-def accumulate(function, batch, parts: int):
+def accumulate(function: Callable[[Any], Any], batch: Any, parts: int) -> Any:
     """The sum of a function's results over `parts` equal parts of a batch, one after another.
 
     Args:
-      function: part -> tree of arrays.
+      function: part -> tree of arrays; batch: a tree of arrays [B ...], B a multiple of `parts`.
     """
     if parts == 1:
         return function(batch)
@@ -84,17 +75,18 @@ def accumulate(function, batch, parts: int):
     return jax.lax.scan(add, zeros, split_batch)[0]
 
 
-def once(value):
+def once(value: jax.typing.ArrayLike) -> Metric:
     """A metric that counts as one observation."""
     return jnp.asarray(value, jnp.float32), jnp.float32(1)
 
 
-def mean(metric):
+def mean(metric: Metric) -> jax.Array:
+    """Of all observations of a metric; 0 where there are none."""
     total, count = metric
     return total / jnp.maximum(count, 1e-9)
 
 
-def cross_entropy(logits, targets):
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """logits [B L C], targets [B L] int32 -> [B L] float32."""
     logits = constrain(logits, "batch", "length", None).astype(jnp.float32)
     # A sum over the codebook, not a gather: its gradient fuses with the softmax's, where a gather's is a scatter.
@@ -102,7 +94,7 @@ def cross_entropy(logits, targets):
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
-def loss_weights(mask, weights=None, over: str = "batch"):
+def loss_weights(mask: jax.Array, weights: jax.Array | None = None, over: str = "batch") -> jax.Array:
     """Weights [B L] whose sum with the cross-entropy is the mean over masked positions.
 
     Args:

@@ -1,10 +1,12 @@
 """Encoding training data once: procedural scenes by a run's config, or prepared pairs by a model directory."""
 
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from editmgt_jax.data.records import PAIRS, PairSource, read_manifest
 from editmgt_jax.data.tokenize import Encoders
@@ -28,7 +30,7 @@ def _image_encoder(vq, params):
     return lambda pixels: pixels_to_ids(params, jax.device_put(pixels, spread), vq)
 
 
-def tokenize_scenes(config: TrainConfig, output, examples: int) -> None:
+def tokenize_scenes(config: TrainConfig, output: str | Path, examples: int) -> None:
     """Writes the first `examples` training pairs of an `mgt` config as token records into `output`.
 
     Errors: UserError for a config of another task, or with frozen encoders.
@@ -50,12 +52,20 @@ def tokenize_scenes(config: TrainConfig, output, examples: int) -> None:
     _write(scenes, encoders, output, facts)
 
 
-def tokenize_pairs(records, model, output, batch_size: int = 32, text_states: bool = False, dtype=None) -> dict:
+def tokenize_pairs(
+    records: str | Path,
+    model: str | Path | None,
+    output: str | Path,
+    batch_size: int = 32,
+    text_states: bool = False,
+    dtype: DTypeLike | dict[str, DTypeLike] | None = None,
+) -> dict:
     """Encodes prepared pairs as a model directory's encoders do, shared by all processes that run this.
 
     Args:
       records: folder of `editmgt prepare`; model: model directory, None is the default model.
       batch_size: pairs that a process encodes at a time; text_states: whether to store the text encoders' output, too.
+      dtype: of the encoders, see `load_model`.
     Returns: what `data.tokenize.tokenize` returns.
     Errors: UserError when records or model do not fit.
     """

@@ -25,7 +25,7 @@ from editmgt_jax.training.metrics import Profiler, RunLog, Sums, keep_lines
 from editmgt_jax.training.optimizer import make_optimizer
 from editmgt_jax.training.programs import jitted_steps
 from editmgt_jax.training.samples import Samples
-from editmgt_jax.training.step import new_state
+from editmgt_jax.training.state import new_state
 from editmgt_jax.training.tasks.protocol import Task
 from editmgt_jax.training.tasks.table import TASKS, make_task
 
@@ -37,12 +37,12 @@ class TrainingError(EditMGTError, RuntimeError):
     """Training that must not go on: says why, and what to do."""
 
 
-def train(config: TrainConfig, workdir, profile: tuple[int, int] | None = None) -> dict:
+def train(config: TrainConfig, workdir: str | Path, profile: tuple[int, int] | None = None) -> dict:
     """Trains `config.task` in `workdir` until `config.steps`, resuming from its latest whole checkpoint.
 
     Args:
       profile: steps (first, end) that are traced into the folder `profile`.
-    Returns: the last evaluation.
+    Returns: the last evaluation, {metric: mean}.
     Errors: UserError, FileNotFoundError for the config; CheckpointError, TrainingError, DataError.
     """
     workdir = mounted(workdir, "the workdir")
@@ -91,17 +91,7 @@ def _set_up(config, workdir, ledger, watchdog):
     abstract = jax.eval_shape(lambda: new(task.init(key)))
     shardings = layout.of(abstract)
     frozen = task.frozen(layout.put_leaf, inputs.encoded_in_steps(config))
-    with processes.first_then_others():
-        workdir.mkdir(parents=True, exist_ok=True)
-    settings = config.checkpoint
-    checkpoints = Checkpoints(
-        workdir / runs.CHECKPOINTS,
-        config.to_dict(),
-        task.monitor,
-        settings.keep,
-        settings.keep_every,
-        task.identity(frozen),
-    )
+    checkpoints = _checkpoints(config, workdir, task, frozen)
     state = checkpoints.restore(sharding.with_shardings(abstract, shardings), data)
     ledger.resume(0 if state is None else int(state.step))
     if state is None:
@@ -137,8 +127,21 @@ def _set_up(config, workdir, ledger, watchdog):
     )
     if processes.is_first():
         runs.write_config(workdir, config)
-
     return run, state
+
+
+def _checkpoints(config, workdir, task, frozen) -> Checkpoints:
+    """Those of the run, in its folder, which is made."""
+    with processes.first_then_others():
+        workdir.mkdir(parents=True, exist_ok=True)
+    return Checkpoints(
+        workdir / runs.CHECKPOINTS,
+        config.to_dict(),
+        task.monitor,
+        config.checkpoint.keep,
+        config.checkpoint.keep_every,
+        task.identity(frozen),
+    )
 
 
 def _samples(config, workdir, task, layout) -> Samples | None:

@@ -11,7 +11,8 @@ Rules   two questions: success and over-editing of source and edited picture; na
         0 to 10 each. Semantics and quality are the lesser of each two, overall the root of their product; means over groups of
         the groups' means, on all cases and on those with Intersection_exist
 Differs a reply that cannot be parsed twice has no score and is counted (`unparsed`). The reference takes one random integer of 0
-        to 10 for both scores of such a reply: `*_guessed` are the expected scores under that rule. Scores beyond 0 to 10 count as unparsed
+        to 10 for both scores of such a reply: `*_guessed` are the expected scores under that rule. Scores beyond 0 to 10 count as unparsed. The
+        judge gets PNG; the reference sends JPEG
 Judged  CSV files as the reference writes them
 """
 

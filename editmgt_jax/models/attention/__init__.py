@@ -81,23 +81,23 @@ def attend(
 
 
 def attend_and_read(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: jax.Array | tuple,
+    k: jax.Array | tuple,
+    v: jax.Array | tuple,
     group_bias: jax.Array | None,
     lengths: tuple[int, ...],
     backend: str,
     preparation: Preparation | None,
     reading: Reading | None,
-) -> tuple[jax.Array, jax.Array | None]:
+) -> tuple[jax.Array | tuple, jax.Array | None]:
     """`attend`, and the attention of text to image that `reading` asks for. -> ([B S A*K], [B' R N] float32 or None)
 
-    What is read has no gradient with some backends.
+    q, k and v may be tuples of parts, one behind the other in S; then so is the result. What is read has no gradient with some
+    backends.
     """
-    check_backend(backend, q.dtype)
-    batch, length, heads, width = q.shape
+    check_backend(backend, jax.tree.leaves(q)[0].dtype)
     out, attention = BACKENDS[backend](q, k, v, group_bias, lengths, preparation, reading)
-    return out.reshape(batch, length, heads * width), attention
+    return jax.tree.map(lambda x: x.reshape(*x.shape[:2], -1), out), attention
 
 
 def check_backend(name: str, dtype: DTypeLike) -> None:
@@ -118,13 +118,13 @@ def _auto(q, k, v, group_bias, lengths, preparation=None, reading=None):
     def of(backend):
         return lambda q, k, v, group_bias, *more: backend(q, k, v, group_bias, lengths, *more)
 
-    if not _is_half(q.dtype):
-        return xla.attend(q, k, v, group_bias, lengths, preparation, reading)
+    if not _is_half(jax.tree.leaves(q)[0].dtype):
+        return _xla(q, k, v, group_bias, lengths, preparation, reading)
     choices = {"tpu": of(_pallas_tpu)}
     if "cuda" in get_backend().platform_version:  # without a GPU even tracing cuDNN's attention is an error
-        choices["cuda"] = of(cudnn.attend)
+        choices["cuda"] = of(_cudnn)
     # Branches share what they keep for the backward pass: without the checkpoint, the fused would hold room for the weights.
-    default = jax.checkpoint(of(xla.attend))
+    default = jax.checkpoint(of(_xla))
     return jax.lax.platform_dependent(q, k, v, group_bias, preparation, reading, **choices, default=default)
 
 
@@ -134,4 +134,18 @@ def _pallas_tpu(q, k, v, group_bias, lengths, preparation=None, reading=None):
     return pallas_tpu.attend(q, k, v, group_bias, lengths, preparation, reading)
 
 
-BACKENDS = {"auto": _auto, "xla": xla.attend, "cudnn": cudnn.attend, "pallas_tpu": _pallas_tpu}
+def _of_whole(backend):
+    """A backend that wants q, k and v whole."""
+
+    def attend(q, k, v, *more):
+        if not isinstance(q, tuple):
+            return backend(q, k, v, *more)
+        out, attention = backend(*(jnp.concatenate(parts, axis=1) for parts in (q, k, v)), *more)
+        bounds = [sum(x.shape[1] for x in q[:i]) for i in range(1, len(q))]
+        return tuple(jnp.split(out, bounds, axis=1)), attention
+
+    return attend
+
+
+_xla, _cudnn = _of_whole(xla.attend), _of_whole(cudnn.attend)
+BACKENDS = {"auto": _auto, "xla": _xla, "cudnn": _cudnn, "pallas_tpu": _pallas_tpu}

@@ -3,6 +3,9 @@
 Axes    S' keys, Q query groups, G the biases that a tile sees, M norms, R weightings of the text; [tile K], [S' K] as stored
 Differs logarithms and exponentials are of base 2; queries are multiplied by the scale of the logits after their norm
 
+Queries, keys and values may be given in parts, one behind the other in S: 'q', 'k', 'v', 'out', 'gradient', 'dq', 'dk' and 'dv'
+are tuples of blocks. A tile lies in one part of the queries. With several parts, 'values' [S' K] keeps those of the head.
+
 A kernel gets its blocks by name, see `pallas_tpu`: 'scalars' int32 [2] holds the position of the first query and whether the
 attention of the text is wanted; 'q_scale', 'k_scale' [M K], 'q_cos', 'q_sin' [tile K], 'cos', 'sin' [S' K] are there if
 queries and keys are prepared inside, and then 'ready' [S' K] keeps the prepared keys of the head.
@@ -19,6 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 LOG2_E = math.log2(math.e)
+LANES = 128
 
 _dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
 _A_BT, _A_B, _AT_B = ((((1,), (1,)), ((), ())), (((1,), (0,)), ((), ())), (((0,), (0,)), ((), ())))
@@ -34,7 +38,8 @@ class Tiling:
       whole: whether each tile lies in one group.
       norm_bounds: first positions of the norms but the first; None if queries and keys are prepared already.
       epsilon: of the norms.
-      live: keys in the attention that is read; None if none is.
+      text, live: queries, and keys, in the attention that is read; `live` is None if none is.
+      parts: lengths of the parts of the queries, multiples of `tile`.
     """
 
     heads: int
@@ -47,6 +52,7 @@ class Tiling:
     epsilon: float = 1e-6
     text: int = 0
     live: int | None = None
+    parts: tuple[int, ...] = ()
 
     @property
     def scale(self) -> float:
@@ -70,12 +76,12 @@ class Tiling:
 def forward_kernel(r: SimpleNamespace, tiling: Tiling) -> None:
     """q, k, v -> out [tile K], lse [1 tile], and 'read' [R S'], which adds up over the tiles."""
     q, k = _queries(r, tiling), _keys(r, tiling)
-    products = _dot(q, k[...], _A_BT)  # [tile S']
-    logits = _with_bias(products, r, 0, tiling)
+    logits = _with_bias(_dot(q, k[...], _A_BT), r, 0, tiling)  # [tile S']
     largest = jnp.max(logits, axis=-1, keepdims=True)
     weights = jnp.exp2(logits - largest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    r.out[...] = (_dot(weights.astype(r.v.dtype), r.v[...], _A_B) / total).astype(r.out.dtype)
+    values = _values(r)[...]
+    _write(r.out, _dot(weights.astype(values.dtype), values, _A_B) / total, tiling)
     r.lse[...] = jnp.transpose(largest + jnp.log2(total))
     if tiling.live is not None:
         _read(q, k, r, tiling)
@@ -91,34 +97,88 @@ def backward_kernel(r: SimpleNamespace, tiling: Tiling) -> None:
         for sums in (r.dk_sum, r.dv_sum, *([r.dq_scale, r.dk_scale] if tiling.prepares else [])):
             sums[...] = jnp.zeros_like(sums)
 
-    q, k = _queries(r, tiling), _keys(r, tiling)
+    q, k, v = _queries(r, tiling), _keys(r, tiling), _values(r)
+    gradient, out = _of_tile(r.gradient, tiling), _of_tile(r.out, tiling)
+    share = jnp.transpose(jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True))
     logits = _with_bias(_dot(k[...], q, _A_BT), r, 1, tiling)  # [S' tile]
     weights = jnp.exp2(logits - r.lse[...])
-    r.dv_sum[...] += _dot(weights.astype(r.gradient.dtype), r.gradient[...], _A_B)
-    share = jnp.sum(r.gradient[...].astype(jnp.float32) * r.out[...].astype(jnp.float32), axis=-1, keepdims=True)
-    dlogits = weights * (_dot(r.v[...], r.gradient[...], _A_BT) - jnp.transpose(share))
-    dlogits = dlogits.astype(q.dtype)
+    r.dv_sum[...] += _dot(weights.astype(gradient.dtype), gradient, _A_B)
+    dlogits = (weights * (_dot(v[...], gradient, _A_BT) - share)).astype(q.dtype)
     r.dk_sum[...] += _dot(dlogits, q, _A_B)
     dq = _dot(dlogits, k[...], _AT_B) * tiling.scale
     if tiling.prepares:
         position = _first_position(r, tiling)
-        dq, dscale = _unprepare(dq, r.q[...], r.q_scale, position, r.q_cos[...], r.q_sin[...], tiling)
+        dq, dscale = _unprepare(dq, _of_tile(r.q, tiling), r.q_scale, position, r.q_cos[...], r.q_sin[...], tiling)
         r.dq_scale[...] += dscale
-    r.dq[...] = dq.astype(r.dq.dtype)
+    _write(r.dq, dq, tiling)
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():
         # Queries already carry the factor of the products' scale and, if prepared here, log2(e).
-        r.dv[...] = r.dv_sum[...].astype(r.dv.dtype)
-        if not tiling.prepares:
-            r.dk[...] = (r.dk_sum[...] * tiling.scale).astype(r.dk.dtype)
-            return
-        for part in _parts(r.k.shape[0]):
-            dk, dscale = _unprepare(
-                r.dk_sum[part] / LOG2_E, r.k[part], r.k_scale, part.start, r.cos[part], r.sin[part], tiling
-            )
-            r.dk[part] = dk.astype(r.dk.dtype)
-            r.dk_scale[...] += dscale
+        for of_part, k, dk, dv in zip(_offsets(r.k), r.k, r.dk, r.dv, strict=True):
+            dv[...] = r.dv_sum[of_part].astype(dv.dtype)
+            if not tiling.prepares:
+                dk[...] = (r.dk_sum[of_part] * tiling.scale).astype(dk.dtype)
+                continue
+            for here in _chunks(k.shape[0]):
+                part = slice(of_part.start + here.start, of_part.start + here.stop)
+                of_prepared = r.dk_sum[part] / LOG2_E
+                of_k, dscale = _unprepare(of_prepared, k[here], r.k_scale, part.start, r.cos[part], r.sin[part], tiling)
+                dk[here] = of_k.astype(dk.dtype)
+                r.dk_scale[...] += dscale
+
+
+# ---- parts
+
+
+def _offsets(refs) -> list[slice]:
+    """Where each part of the keys lies among them."""
+    found, start = [], 0
+    for ref in refs:
+        found.append(slice(start, start + ref.shape[0]))
+        start += ref.shape[0]
+    return found
+
+
+def _first_tiles(tiling) -> list[int]:
+    return [sum(tiling.parts[:i]) // tiling.tile for i in range(len(tiling.parts))]
+
+
+def _of_tile(refs, tiling):
+    """The tile's block of the part that it lies in. -> [tile K]"""
+    chosen = refs[0][...]
+    for ref, first in list(zip(refs, _first_tiles(tiling), strict=True))[1:]:
+        chosen = jnp.where(pl.program_id(2) >= first, ref[...], chosen)
+    return chosen
+
+
+def _write(refs, value, tiling):
+    """Writes the tile's block of the part that it lies in."""
+    firsts = [*_first_tiles(tiling), None]
+    for i, ref in enumerate(refs):
+        if len(refs) == 1:
+            ref[...] = value.astype(ref.dtype)
+            continue
+        inside = pl.program_id(2) >= firsts[i]
+        if firsts[i + 1] is not None:
+            inside &= pl.program_id(2) < firsts[i + 1]
+
+        @pl.when(inside)
+        def _(ref=ref):
+            ref[...] = value.astype(ref.dtype)
+
+
+def _values(r):
+    """A reference to the values of the head; parts are put together with its first tile."""
+    if len(r.v) == 1:
+        return r.v[0]
+
+    @pl.when(pl.program_id(2) == 0)
+    def _():
+        for part, v in zip(_offsets(r.v), r.v, strict=True):
+            r.values[part] = v[...]
+
+    return r.values
 
 
 # ---- norm and rotation
@@ -127,27 +187,30 @@ def backward_kernel(r: SimpleNamespace, tiling: Tiling) -> None:
 def _queries(r, tiling):
     """Queries of the tile, in the dtype of the products."""
     if not tiling.prepares:
-        return r.q[...]
-    position = _first_position(r, tiling)
-    q = _prepare(r.q[...], r.q_scale, position, r.q_cos[...], r.q_sin[...], tiling)
-    return (q * (tiling.scale * LOG2_E)).astype(r.q.dtype)
+        return _of_tile(r.q, tiling)
+    position, q = _first_position(r, tiling), _of_tile(r.q, tiling)
+    dtype = q.dtype
+    q = _prepare(q, r.q_scale, position, r.q_cos[...], r.q_sin[...], tiling)
+    return (q * (tiling.scale * LOG2_E)).astype(dtype)
 
 
 def _keys(r, tiling):
     """A reference to the keys of the head; they are prepared with its first tile."""
     if not tiling.prepares:
-        return r.k
+        return r.k[0]
 
     @pl.when(pl.program_id(2) == 0)
     def _():
-        for part in _parts(r.k.shape[0]):
-            k = _prepare(r.k[part], r.k_scale, part.start, r.cos[part], r.sin[part], tiling)
-            r.ready[part] = k.astype(r.ready.dtype)
+        for of_part, k in zip(_offsets(r.k), r.k, strict=True):
+            for here in _chunks(k.shape[0]):
+                part = slice(of_part.start + here.start, of_part.start + here.stop)
+                prepared = _prepare(k[here], r.k_scale, part.start, r.cos[part], r.sin[part], tiling)
+                r.ready[part] = prepared.astype(r.ready.dtype)
 
     return r.ready
 
 
-def _parts(length):
+def _chunks(length):
     size = 256 if length % 256 == 0 else 128
     return [slice(start, start + size) for start in range(0, length, size)]
 

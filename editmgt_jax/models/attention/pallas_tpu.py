@@ -24,35 +24,40 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
-from editmgt_jax.models.attention.pallas_kernels import LOG2_E, Tiling, backward_kernel, forward_kernel
+from editmgt_jax.models.attention.pallas_kernels import LANES, LOG2_E, Tiling, backward_kernel, forward_kernel
 from editmgt_jax.models.attention.preparation import ATTENTION, Preparation, Reading
 from editmgt_jax.shapes import Array, Float
 
 NO_WEIGHT = -1e30  # as in `editmgt_jax.models.attention`, of keys that fill up a block
-LANES = 128
 TILES = (256, 128)  # queries at a time, the dearest first
 
 
 def attend(
-    q: Float[Array, "B S A K"],
-    k: Float[Array, "B S A K"],
-    v: Float[Array, "B S A K"],
-    group_bias: Float[Array, "#B Q S"] | None,
+    q: Float[Array, "B S A K"] | tuple,
+    k: Float[Array, "B S A K"] | tuple,
+    v: Float[Array, "B S A K"] | tuple,
+    group_bias: Float[Array, "#B Q _"] | None,
     lengths: tuple[int, ...],
     preparation: Preparation | None = None,
     reading: Reading | None = None,
-) -> tuple[Float[Array, "B S A K"], Float[Array, "live R N"] | None]:
+) -> tuple[Float[Array, "B S A K"] | tuple, Float[Array, "live R N"] | None]:
     """See `editmgt_jax.models.attention.attend`. On a mesh each device computes its share of batch, heads and queries.
 
+    q, k, v may be tuples of parts, one behind the other in S; then so is the result.
     -> ([B S A K], what is read, without a gradient)
     """
-    mesh, whole = jax.sharding.get_abstract_mesh(), q.shape[1]
+    if isinstance(q, tuple) and not _separable(q, preparation):
+        parts, found = [x.shape[1] for x in q], (jnp.concatenate(x, axis=1) for x in (q, k, v))
+        out, read = attend(*found, group_bias, lengths, preparation, reading)
+        return tuple(jnp.split(out, np.cumsum(parts)[:-1], axis=1)), read
+    whole_q, (q, k, v) = not isinstance(q, tuple), (x if isinstance(x, tuple) else (x,) for x in (q, k, v))
+    mesh, (batch, _, heads, _) = jax.sharding.get_abstract_mesh(), q[0].shape
     prepared = _tables(preparation)
     weights = None
     if reading is not None:  # 0 for the samples and positions that are not asked for: [B R S]
-        missing = len(q) - len(reading.text_weights)
+        missing = batch - len(reading.text_weights)
         weights = reading.text_weights.astype(jnp.float32)
-        weights = jnp.pad(weights, ((missing, 0), (0, 0), (0, whole - weights.shape[2])))
+        weights = jnp.pad(weights, ((missing, 0), (0, 0), (0, sum(lengths) - weights.shape[2])))
     wanted = jnp.int32(0) if reading is None else reading.wanted.astype(jnp.int32)
     norms = preparation and (tuple(preparation.lengths), preparation.epsilon)
     static = (tuple(lengths), norms, reading and (reading.num_text, reading.num_live))
@@ -61,9 +66,17 @@ def attend(
         out, read = run(q, k, v, group_bias, prepared, weights, wanted, jnp.int32(0))
     else:
         out, read = _on_mesh(run, mesh, q, k, v, group_bias, prepared, weights, wanted)
+    out = out[0] if whole_q else out
     if reading is None:
         return out, None
-    return out, read[missing:, :, reading.num_text : reading.num_live] / q.shape[2]
+    return out, read[missing:, :, reading.num_text : reading.num_live] / heads
+
+
+def _separable(parts, preparation) -> bool:
+    """Whether the kernels take parts as they are: whole tiles, prepared inside, and positions that are not split."""
+    mesh = jax.sharding.get_abstract_mesh()
+    split = not mesh.empty and mesh.shape.get("context", 1) > 1
+    return preparation is not None and not split and not any(x.shape[1] % min(TILES) for x in parts)
 
 
 def _tables(preparation):
@@ -78,10 +91,11 @@ def _tables(preparation):
 
 def _on_mesh(run, mesh, q, k, v, group_bias, prepared, weights, wanted):
     wanted_axes = nn.logical_to_mesh_axes(("batch", "length", "heads"))
-    batch, length, heads = (_dividing(mesh, axes, size) for axes, size in zip(wanted_axes, q.shape, strict=False))
+    sizes = (q[0].shape[0], q[0].shape[1] if len(q) == 1 else 1, q[0].shape[2])
+    batch, length, heads = (_dividing(mesh, axes, size) for axes, size in zip(wanted_axes, sizes, strict=True))
 
     def share(q, k, v, group_bias, prepared, weights, wanted):
-        start = 0 if length is None else jax.lax.axis_index(length) * q.shape[1]
+        start = 0 if length is None else jax.lax.axis_index(length) * q[0].shape[1]
         out, read = run(q, k, v, group_bias, prepared, weights, wanted, start)
         parts = [axes for axes in (length, heads) if axes is not None]
         return out, jax.lax.psum(read, parts) if parts and read is not None else read
@@ -108,25 +122,27 @@ def _dividing(mesh, axes, size: int):
 def _attend(q, k, v, group_bias, prepared, weights, wanted, start, static):
     """Of queries that begin at position `start`; fills up blocks. -> ([B S A K], the sum over heads of what is read [B R S'])"""
     lengths, norms, reading = static
-    batch, length, heads, width = q.shape
-    keys, bounds = k.shape[1], _bounds(lengths)
-    even = [tile for tile in TILES if not any(edge % tile for edge in (*bounds, length))]
+    batch, _, heads, width = q[0].shape
+    parts, bounds = tuple(x.shape[1] for x in q), _bounds(lengths)
+    bounds = () if group_bias is None else bounds
+    length, keys = sum(parts), sum(x.shape[1] for x in k)
+    even = [tile for tile in TILES if not any(edge % tile for edge in (*bounds, *parts))]
     tile = even[0] if even else min(TILES[0], _up(length, 16))
     queries, filled = _up(length, tile), _up(keys, LANES)
     if group_bias is None:
-        bounds = ()
         group_bias = jnp.zeros((1, 1, keys), jnp.float32) if filled > keys else None
     if group_bias is not None:
         group_bias = jnp.pad(group_bias, ((0, 0), (0, 0), (0, filled - keys)), constant_values=NO_WEIGHT) * LOG2_E
     tiling = Tiling(heads, _up(width, LANES), width, bounds, tile, bool(even) or not bounds)
+    tiling = dataclasses.replace(tiling, parts=parts if len(parts) > 1 else (queries,))
     if norms is not None:
         tiling = dataclasses.replace(tiling, norm_bounds=_bounds(norms[0]), epsilon=norms[1])
     if reading is not None:
         tiling = dataclasses.replace(tiling, text=reading[0], live=reading[1])
 
-    def flat(x, length):
-        x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
-        return _wide(x, tiling).reshape(batch, length, heads * tiling.width)
+    def flat(parts, missing):
+        padded = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) for x in parts)
+        return tuple(_wide(x, tiling).reshape(batch, x.shape[1], heads * tiling.width) for x in padded)
 
     sizes = {"q_cos": queries, "q_sin": queries, "cos": filled, "sin": filled}
     prepared = {
@@ -135,10 +151,10 @@ def _attend(q, k, v, group_bias, prepared, weights, wanted, start, static):
     if weights is not None:
         weights = jnp.pad(weights, ((0, 0), (0, 0), (0, queries - length)))
     scalars = jnp.stack([jnp.asarray(start, jnp.int32), wanted])
-    q, k, v = flat(q, queries), flat(k, filled), flat(v, filled)
+    q, k, v = flat(q, queries - length), flat(k, filled - keys), flat(v, filled - keys)
     out, read = _fused(q, k, v, prepared, group_bias, weights, scalars, tiling)
-    out = out.reshape(batch, -1, heads, tiling.width)[:, :length]
-    return _narrow(out, tiling), read
+    out = (x.reshape(batch, -1, heads, tiling.width)[:, :real] for x, real in zip(out, parts, strict=True))
+    return tuple(_narrow(x, tiling) for x in out), read
 
 
 def _bounds(lengths) -> tuple[int, ...]:
@@ -166,7 +182,7 @@ def _narrow(x, tiling):
     return jnp.concatenate([x[..., :half], second], axis=-1)
 
 
-# ---- the operation: q [B S A*K], k and v [B S' A*K], tables, group_bias [1 or B, Q, S'] or None, weights [B R S] or None
+# ---- the operation: parts q [B S A*K], k and v [B S' A*K], tables, group_bias [1 or B, Q, S'] or None, weights [B R S] or None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
@@ -192,67 +208,64 @@ _fused.defvjp(_fused_forward, _fused_backward)
 
 def _forward(q, k, v, prepared, group_bias, weights, scalars, tiling):
     """-> out like q, what is read [B R S'] or None, log-sum-exp [B A tiles 1 tile] float32"""
-    batch, length, _ = q.shape
-    lse = jax.ShapeDtypeStruct((batch, tiling.heads, tiling.tiles(length), 1, tiling.tile), jnp.float32)
-    inputs = {"q": (q, _tile(tiling)), "k": (k, _head(tiling, k)), "v": (v, _head(tiling, v))}
-    outputs = {"out": (jax.ShapeDtypeStruct(q.shape, q.dtype), _tile(tiling)), "lse": (lse, _statistics(tiling))}
+    batch, keys = len(q[0]), sum(x.shape[1] for x in k)
+    lse = jax.ShapeDtypeStruct((batch, tiling.heads, tiling.tiles(sum(tiling.parts)), 1, tiling.tile), jnp.float32)
+    inputs = {"q": (q, _tiles(tiling)), "k": (k, _heads(tiling, k)), "v": (v, _heads(tiling, v))}
+    outputs = {"out": (_like(q), _tiles(tiling)), "lse": ((lse,), (_statistics(tiling),))}
     if group_bias is not None:
         inputs["bias"] = _bias(group_bias[:, :, None], tiling)  # [1 or B, Q, 1, S']
     if weights is not None:
-        shape = (batch, tiling.heads, weights.shape[1], k.shape[1])
-        inputs["text_weights"] = (
-            weights,
-            pl.BlockSpec((None, weights.shape[1], tiling.tile), lambda b, h, i, _: (b, 0, i)),
-        )
-        outputs["read"] = jax.ShapeDtypeStruct(shape, jnp.float32), _of_head(*shape[2:])
+        block = pl.BlockSpec((None, weights.shape[1], tiling.tile), lambda b, h, i, _: (b, 0, i))
+        inputs["text_weights"] = (weights,), (block,)
+        shape = (batch, tiling.heads, weights.shape[1], keys)
+        outputs["read"] = (jax.ShapeDtypeStruct(shape, jnp.float32),), (_of_head(*shape[2:]),)
     found = _call(forward_kernel, "fused_attention", scalars, inputs, prepared, outputs, {}, tiling, products=2)
-    return found["out"], found["read"].sum(axis=1) if weights is not None else None, found["lse"]
+    return found["out"], found["read"][0].sum(axis=1) if weights is not None else None, found["lse"][0]
 
 
 def _backward(q, k, v, prepared, group_bias, scalars, out, lse, gradient, tiling):
     """-> gradients of q, k, v, and of the scales by name"""
-    tile, head = _tile(tiling), _head(tiling, k)
-    inputs = {"q": (q, tile), "k": (k, head), "v": (v, head)}
-    inputs |= {"out": (out, tile), "gradient": (gradient, tile), "lse": (lse, _statistics(tiling))}
+    tiles, heads = _tiles(tiling), _heads(tiling, k)
+    inputs = {"q": (q, tiles), "k": (k, heads), "v": (v, heads)}
+    inputs |= {"out": (out, tiles), "gradient": (gradient, tiles), "lse": ((lse,), (_statistics(tiling),))}
     if group_bias is not None:
         inputs["bias"] = _bias(group_bias[..., None], tiling)  # [1 or B, Q, S', 1]
-    outputs = {
-        f"d{name}": (jax.ShapeDtypeStruct(x.shape, x.dtype), spec)
-        for name, x, spec in (("q", q, tile), ("k", k, head), ("v", v, head))
-    }
-    for name in ("q_scale", "k_scale") if prepared else ():
-        shape = (len(q), tiling.heads, *prepared[name].shape)
-        outputs[f"d{name}"] = jax.ShapeDtypeStruct(shape, jnp.float32), _of_head(*shape[2:])
-    sums = pltpu.VMEM((k.shape[1], tiling.width), jnp.float32)
+    outputs = {"dq": (_like(q), tiles), "dk": (_like(k), heads), "dv": (_like(v), heads)}
+    scales = ("q_scale", "k_scale") if prepared else ()
+    for name in scales:
+        shape = (len(q[0]), tiling.heads, *prepared[name].shape)
+        outputs[f"d{name}"] = (jax.ShapeDtypeStruct(shape, jnp.float32),), (_of_head(*shape[2:]),)
+    sums = pltpu.VMEM((sum(x.shape[1] for x in k), tiling.width), jnp.float32)
     scratch = {"dk_sum": sums, "dv_sum": sums}
-    found = _call(
-        backward_kernel, "fused_attention_backward", scalars, inputs, prepared, outputs, scratch, tiling, products=5
-    )
-    scales = {name: found[f"d{name}"].sum(axis=(0, 1)) for name in ("q_scale", "k_scale") if prepared}
-    return found["dq"], found["dk"], found["dv"], scales
+    name = "fused_attention_backward"
+    found = _call(backward_kernel, name, scalars, inputs, prepared, outputs, scratch, tiling, products=5)
+    return found["dq"], found["dk"], found["dv"], {name: found[f"d{name}"][0].sum(axis=(0, 1)) for name in scales}
+
+
+_PARTS = ("q", "k", "v", "out", "gradient", "dq", "dk", "dv")  # what a kernel gets as tuples of blocks
 
 
 def _call(kernel, name, scalars, inputs, prepared, outputs, scratch, tiling, products):
     """A kernel over (sample, head, tile of queries); its blocks are those of named inputs, outputs and scratch.
 
     Args:
-      inputs, outputs: {name: (array or shape, block)}; products: how many of [tile K S'] it computes.
-    Returns: {name: array}.
+      inputs, outputs: {name: (arrays or shapes, their blocks)}; products: how many of [tile K S'] it computes.
+    Returns: {name: arrays}.
     """
-    q, k = inputs["q"][0], inputs["k"][0]
-    batch, length, _ = q.shape
-    size = batch * tiling.heads * length * k.shape[1]
-    moved = [x for x, _ in (*inputs.values(), *outputs.values())]
-    for table, x in prepared.items():
-        of_tile = table in ("q_cos", "q_sin")
-        whole = pl.BlockSpec(x.shape, lambda b, h, i, _: (0, 0))
-        inputs[table] = x, pl.BlockSpec((tiling.tile, tiling.width), lambda b, h, i, _: (i, 0)) if of_tile else whole
-    if prepared:
-        scratch = scratch | {"ready": pltpu.VMEM((k.shape[1], tiling.width), k.dtype)}
-    names = ("scalars", *inputs, *outputs, *scratch)
+    (q, _), (k, _) = inputs["q"], inputs["k"]
+    batch, length, keys = len(q[0]), sum(tiling.parts), sum(x.shape[1] for x in k)
+    size = batch * tiling.heads * length * keys
+    moved = [x for arrays, _ in (*inputs.values(), *outputs.values()) for x in arrays]
+    inputs |= {table: ((x,), (_table(table, x, tiling),)) for table, x in prepared.items()}
+    of_head = pltpu.VMEM((keys, tiling.width), k[0].dtype)
+    scratch = scratch | ({"ready": of_head} if prepared else {}) | ({"values": of_head} if len(k) > 1 else {})
+    counts = {"scalars": 1} | {name: len(arrays) for name, (arrays, _) in (inputs | outputs).items()}
+    counts |= dict.fromkeys(scratch, 1)
 
     def body(*refs):
-        kernel(SimpleNamespace(**dict(zip(names, refs, strict=True))), tiling)
+        kernel(_named(refs, counts), tiling)
+
+    shapes, blocks = ([x for pair in outputs.values() for x in pair[i]] for i in range(2))
 
     def run(interpret, scalars, *arrays):
         return pl.pallas_call(
@@ -260,11 +273,11 @@ def _call(kernel, name, scalars, inputs, prepared, outputs, scratch, tiling, pro
             grid_spec=pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=1,
                 grid=(batch, tiling.heads, tiling.tiles(length)),
-                in_specs=[spec for _, spec in inputs.values()],
-                out_specs=[spec for _, spec in outputs.values()],
+                in_specs=[block for _, several in inputs.values() for block in several],
+                out_specs=blocks,
                 scratch_shapes=list(scratch.values()),
             ),
-            out_shape=[shape for shape, _ in outputs.values()],
+            out_shape=shapes,
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=96 * 2**20
             ),
@@ -279,22 +292,53 @@ def _call(kernel, name, scalars, inputs, prepared, outputs, scratch, tiling, pro
 
     found = jax.lax.platform_dependent(
         scalars,
-        *[x for x, _ in inputs.values()],
+        *[x for arrays, _ in inputs.values() for x in arrays],
         tpu=functools.partial(run, False),
         default=functools.partial(run, True),
     )
-    return dict(zip(outputs, found, strict=True))
+    found = iter(found)
+    return {name: tuple(next(found) for _ in arrays) for name, (arrays, _) in outputs.items()}
+
+
+def _named(refs, counts) -> SimpleNamespace:
+    """The blocks of a kernel by name, so many of each."""
+    named, rest = {}, list(refs)
+    for name, count in counts.items():
+        taken, rest = tuple(rest[:count]), rest[count:]
+        named[name] = taken if name in _PARTS else taken[0]
+    return SimpleNamespace(**named)
+
+
+def _like(arrays):
+    return tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays)
 
 
 # ---- blocks of arrays, by grid indices (sample, head, tile) and the scalars
 
 
-def _tile(tiling):
-    return pl.BlockSpec((None, tiling.tile, tiling.width), lambda b, h, i, _: (b, i, h))
+def _tiles(tiling):
+    """Blocks of the parts of the queries; where a tile lies in another part, the block that is nearest stays."""
+
+    def of_part(first, count):
+        return pl.BlockSpec(
+            (None, tiling.tile, tiling.width), lambda b, h, i, _: (b, jnp.clip(i - first, 0, count - 1), h)
+        )
+
+    if len(tiling.parts) == 1:
+        return (pl.BlockSpec((None, tiling.tile, tiling.width), lambda b, h, i, _: (b, i, h)),)
+    bounds = np.cumsum((0, *tiling.parts)) // tiling.tile
+    return tuple(of_part(int(a), int(b - a)) for a, b in zip(bounds[:-1], bounds[1:], strict=True))
 
 
-def _head(tiling, x):
-    return pl.BlockSpec((None, x.shape[1], tiling.width), lambda b, h, i, _: (b, 0, h))
+def _heads(tiling, parts):
+    return tuple(pl.BlockSpec((None, x.shape[1], tiling.width), lambda b, h, i, _: (b, 0, h)) for x in parts)
+
+
+def _table(name, x, tiling):
+    """Of angles of the tile's queries, or all of a table."""
+    if name in ("q_cos", "q_sin"):
+        return pl.BlockSpec((tiling.tile, tiling.width), lambda b, h, i, _: (i, 0))
+    return pl.BlockSpec(x.shape, lambda b, h, i, _: (0, 0))
 
 
 def _of_head(*shape):
@@ -307,10 +351,10 @@ def _statistics(tiling):
 
 
 def _bias(biases, tiling):
-    """Biases [1 or B, Q, ...] with their block: of the tile's group, or of all groups."""
+    """Biases [1 or B, Q, ...] with their block, as `_call` takes them: of the tile's group, or of all groups."""
     batch, groups, *rest = biases.shape
 
     def index(b, h, i, scalars):
         return b if batch > 1 else 0, tiling.group(i, scalars[0]) if tiling.whole and groups > 1 else 0, 0, 0
 
-    return biases, pl.BlockSpec((None, 1 if tiling.whole else groups, *rest), index)
+    return (biases,), (pl.BlockSpec((None, 1 if tiling.whole else groups, *rest), index),)

@@ -14,11 +14,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from editmgt_jax.config import LoRAConfig, MGTConfig, SchedulerConfig, micro_conditions
 from editmgt_jax.errors import UserError
 from editmgt_jax.models.flops import forward_flops
 from editmgt_jax.models.mgt import MGT, init_mgt
+from editmgt_jax.models.prompts import PromptTokenizers
 from editmgt_jax.models.vq import pixels_to_ids
 from editmgt_jax.sampling import masking
 from editmgt_jax.training import inputs
@@ -27,7 +29,8 @@ from editmgt_jax.training.conditioning import TrainedText, text_of
 from editmgt_jax.training.config import MGTRun
 from editmgt_jax.training.initialise import copy_friendly
 from editmgt_jax.training.runs import best_params, is_run, run_config
-from editmgt_jax.training.sharding import MGT_RULES
+from editmgt_jax.training.sharding import MGT_RULES, Put
+from editmgt_jax.training.state import Metrics, Params
 from editmgt_jax.training.step import accumulate, cross_entropy, loss_weights
 from editmgt_jax.training.tasks.protocol import Task
 from editmgt_jax.weights.components import companion_folders
@@ -84,7 +87,7 @@ class MGTTask(Task):
         self.scheduler = self._scheduler()
 
     @property
-    def encode_prompts(self):
+    def encode_prompts(self) -> PromptTokenizers:
         """Strings -> {name: ids [B T]}, on the host."""
         return self.text.encoder.tokenizers
 
@@ -107,7 +110,7 @@ class MGTTask(Task):
 
     # ---- parameters
 
-    def init(self, key):
+    def init(self, key: jax.Array) -> Params:
         """Random parameters."""
         mgt_key, text_key, lora_key = jax.random.split(key, 3)
         if self.lora is not None:
@@ -116,11 +119,10 @@ class MGTTask(Task):
         params = {"mgt": init_mgt(self.mgt, mgt_key)}
         return params | ({"text": self.text.init(text_key)} if isinstance(self.text, TrainedText) else {})
 
-    def start(self, key, put):
+    def start(self, key: jax.Array, put: Put) -> Params | None:
         """Parameters that are not random: those of `start_from`, or a copier's; None if there are none.
 
-        Args:
-          put: (name, host array) -> array of the mesh.
+        Errors: UserError for a start with another config; those of what reads it.
         """
         if self.lora is not None:
             return None
@@ -163,12 +165,8 @@ class MGTTask(Task):
         if other != self.mgt_config:
             raise UserError(f"model.mgt must be the config of start_from, {where}: {other}; got {self.mgt_config}")
 
-    def frozen(self, put, encodes) -> dict:
-        """What steps need and do not train.
-
-        Args:
-          put: (name, host array) -> array of the mesh; encodes: which of 'images' and 'text' are to be encoded in steps.
-        """
+    def frozen(self, put: Put, encodes: set[str]) -> dict:
+        """See `Task.frozen`: the frozen text encoders, the image tokenizer if steps encode 'images', and what a LoRA adapts."""
         frozen = {"text": self.text.frozen(put, encodes)}
         if "images" in encodes:
             _, frozen["vq"] = load_vq(self.vq_directory, put=lambda path, value: put("", value))
@@ -176,15 +174,15 @@ class MGTTask(Task):
             frozen["mgt"] = self.base(put)
         return frozen
 
-    def base(self, put):
+    def base(self, put: Put) -> Params:
         """The parameters of the transformer that a LoRA adapts."""
         return self._read(self.config.start_from, put)["mgt"]
 
-    def identity(self, frozen) -> dict:
+    def identity(self, frozen: dict) -> dict:
         """What the states mean nothing without: of a LoRA, how it adapts which model."""
         return {} if self.lora is None else {"lora": self.lora.to_dict(), "base": fingerprint(frozen["mgt"])}
 
-    def variables(self, params, frozen) -> dict:
+    def variables(self, params: Params, frozen: dict) -> dict:
         """What the transformer is applied with."""
         if self.lora is None:
             return {"params": params["mgt"]}
@@ -192,7 +190,9 @@ class MGTTask(Task):
 
     # ---- steps
 
-    def gradients(self, params, frozen, batch, key, _step):
+    def gradients(
+        self, params: Params, frozen: dict, batch: dict, key: jax.Array, _step: jax.Array
+    ) -> tuple[Params, Metrics, None]:
         """-> (gradients, metrics, nothing for `after`)"""
         prepared = self._prepare(frozen, batch, key, training=True)
         differentiate = jax.value_and_grad(lambda params, part: self._loss(params, frozen, part), has_aux=True)
@@ -203,12 +203,12 @@ class MGTTask(Task):
 
         return *accumulate(of_part, prepared, self.config.accumulate), None
 
-    def evaluate(self, params, frozen, batch, key):
+    def evaluate(self, params: Params, frozen: dict, batch: dict, key: jax.Array) -> Metrics:
         """-> metrics"""
         prepared = self._prepare(frozen, batch, key, training=False)
         return accumulate(lambda part: self._loss(params, frozen, part)[1], prepared, self.config.accumulate)
 
-    def flops(self, batch) -> int:
+    def flops(self, batch: dict) -> int:
         """Of a step on a batch of arrays or shapes: forward, and backward twice that, or for a LoRA as much, since frozen
         weights have no gradients. The frozen encoders are left out."""
         size, *grid = self._ids_shape(batch["target_ids" if "target_ids" in batch else "target"])
@@ -220,7 +220,7 @@ class MGTTask(Task):
         factor = 1 if array.ndim == 3 else self.vq_config.factor
         return array.shape[0], array.shape[1] // factor, array.shape[2] // factor
 
-    def ids(self, frozen, batch, side):
+    def ids(self, frozen: dict, batch: dict, side: str) -> jax.Array:
         """The batch's ids [B H W] of 'source' or 'target', encoded here only if the data is not tokenized."""
         if f"{side}_ids" in batch:
             return batch[f"{side}_ids"].astype(jnp.int32)
@@ -320,7 +320,7 @@ class MGTTask(Task):
 
     # ---- export
 
-    def merged(self, params, identity):
+    def merged(self, params: Params, identity: dict) -> Params:
         """See `Task.merged`."""
         if self.lora is None:
             return super().merged(params, identity)
@@ -329,7 +329,7 @@ class MGTTask(Task):
             raise UserError(f"{self.config.start_from} is no longer the model that the LoRA was trained on")
         return {"mgt": merge(base, params["lora"], self.lora)}
 
-    def save(self, folder: Path, params, dtype, verify: bool) -> None:
+    def save(self, folder: Path, params: Params, dtype: DTypeLike, verify: bool) -> None:
         """A LoRA alone; or the transformer, and all that goes with it: what was trained along, or the frozen encoders."""
         if "lora" in params:
             save_lora(folder, self.lora, self.mgt_config, params["lora"], verify)

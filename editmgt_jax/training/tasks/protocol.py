@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import jax
+from jax.typing import DTypeLike
 
 from editmgt_jax.errors import UserError
 from editmgt_jax.training import inputs
 from editmgt_jax.training.config import TrainConfig
-from editmgt_jax.training.step import TrainState
-
-Params = Any  # a tree of arrays
-Metrics = dict[str, tuple[jax.Array, jax.Array]]  # (sum, count)
-Put = Callable[[str, Any], jax.Array]  # (name of a parameter, host array) -> array of the mesh
+from editmgt_jax.training.sharding import Put
+from editmgt_jax.training.state import Metrics, Params, TrainState
 
 
 class Task(Protocol):
@@ -95,7 +93,7 @@ class Task(Protocol):
     # ---- export
 
     @abc.abstractmethod
-    def save(self, folder: Path, params: Params, dtype, verify: bool) -> None:
+    def save(self, folder: Path, params: Params, dtype: DTypeLike, verify: bool) -> None:
         """Writes parameters as a model directory, or as the folder of a LoRA, into an empty folder.
 
         Args:

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from editmgt_jax.models.lpips import LPIPS, network_of
 from editmgt_jax.models.vq import VQModel
 from editmgt_jax.sampling.masking import covered_tokens
 from editmgt_jax.training.config import VQRun
 from editmgt_jax.training.runs import best_params
-from editmgt_jax.training.sharding import REPLICATED
+from editmgt_jax.training.sharding import REPLICATED, Put
+from editmgt_jax.training.state import Metrics, Params, TrainState
 from editmgt_jax.training.step import once
 from editmgt_jax.training.tasks.protocol import Task
 from editmgt_jax.weights import lpips
@@ -36,8 +38,8 @@ def _halve(x):
     return x.reshape(b, y // 2, 2, x_ // 2, 2, c).mean(axis=(2, 4))
 
 
-def reconstruction_loss(decoded, pixels):
-    """L1 + 2 MSE + half the gradient L1 at full and half resolution. -> scalar"""
+def reconstruction_loss(decoded: jax.Array, pixels: jax.Array) -> jax.Array:
+    """L1 + 2 MSE + half the gradient L1 at full and half resolution, of pictures [B Y X 3] in [0, 1]. -> scalar"""
     difference = decoded - pixels
     edges = _gradient_l1(decoded, pixels) + _gradient_l1(_halve(decoded), _halve(pixels))
     return jnp.abs(difference).mean() + 2 * jnp.square(difference).mean() + 0.5 * edges
@@ -69,25 +71,25 @@ class VQTask(Task):
         self.config, self.model_config = config, config.model.architecture
         self.model = VQModel(self.model_config, precision=config.model.precision)
 
-    def init(self, key):
+    def init(self, key: jax.Array) -> Params:
         """Random parameters."""
         side = 4 * self.model_config.factor
         return _quiet_residuals(self.model.init(key, jnp.zeros((1, side, side, 3)))["params"])
 
-    def start(self, _key, put):
-        """Parameters that are not random: those of another run, if any."""
+    def start(self, _key: jax.Array, put: Put) -> Params | None:
+        """Parameters that are not random: those of another run, if any. Errors: those of `best_params`."""
         if not self.config.start_from:
             return None
         params = best_params(self.config.start_from)
         return jax.tree.map(lambda value: put("", value), params)
 
-    def frozen(self, put, _encodes):
+    def frozen(self, put: Put, _encodes: set[str]) -> dict:
         """The network of the perceptual loss, if there is one."""
         if not self.config.loss.perceptual:
             return {}
         return {"lpips": jax.tree.map(lambda value: put("", value), lpips.load(self.config.loss.lpips))}
 
-    def extra(self, params):
+    def extra(self, params: Params) -> Params:
         """Codebook statistics of a run that starts from `params`."""
         return {"count": jnp.ones(self.model_config.num_vq_embeddings), "sum": jnp.copy(params["codebook"])}
 
@@ -131,7 +133,9 @@ class VQTask(Task):
         }
         return loss, ({name: once(value) for name, value in metrics.items()}, latents, ids)
 
-    def gradients(self, params, frozen, batch, key, step):
+    def gradients(
+        self, params: Params, frozen: dict, batch: dict, key: jax.Array, step: jax.Array
+    ) -> tuple[Params, Metrics, tuple[jax.Array, jax.Array, jax.Array]]:
         """-> (gradients, metrics, what `after` needs)"""
         quantise = step >= self.config.codebook.start_step
         tied = jnp.minimum(1.0, (step + 1) / max(1, self.config.loss.locality_warmup))
@@ -141,7 +145,7 @@ class VQTask(Task):
         vectors = jax.lax.stop_gradient(latents).reshape(-1, latents.shape[-1])
         return gradients, metrics, (vectors, ids.reshape(-1), key)
 
-    def after(self, state, updates):
+    def after(self, state: TrainState, updates: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[TrainState, Metrics]:
         """-> (the state with a new codebook, metrics)"""
         codebook, extra = self._update_codebook(state, *updates)
         ema = None if state.ema is None else state.ema | {"codebook": codebook}
@@ -166,11 +170,11 @@ class VQTask(Task):
         total = jnp.where(revive[:, None], picks, total)
         return total / jnp.maximum(count, 1e-5)[:, None], {"count": count, "sum": total}
 
-    def evaluate(self, params, frozen, batch, _key):
+    def evaluate(self, params: Params, frozen: dict, batch: dict, _key: jax.Array) -> Metrics:
         """-> metrics"""
         return self._forward(params, frozen, batch, jnp.bool_(True))[1][0]
 
-    def save(self, folder: Path, params, dtype, verify: bool) -> None:
+    def save(self, folder: Path, params: Params, dtype: DTypeLike, verify: bool) -> None:
         """The folder `vqvae` of a model directory."""
         save_component(folder / "vqvae", self.model_config, params, dtype, verify)
 

@@ -70,6 +70,8 @@ SLOW = {
     "editmgt ablate run": "--config.examples.count=4 --config.record.chunk=4 --config.record.seeds=(0,) --config.decode.count=2 "
     "--config.decode.seeds=(0,) --config.decode.interventions=() --config.score.sets=('singles',)",
     "editmgt ablate score": "",
+    "editmgt ablate decode": "--config.examples.count=4 --config.record.chunk=4 --config.record.seeds=(0,) --config.decode.count=2 "
+    "--config.decode.seeds=(0,)",
     "editmgt ablate search": "",
     "editmgt report": "",
     "python benchmarks": "",

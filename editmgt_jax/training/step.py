@@ -33,7 +33,7 @@ def train_step(
       the step of the state moves on; the metric 'bad' then counts 1.
     """
     gradients, metrics, updates = task.gradients(state.params, frozen, batch, key, state.step)
-    norm, loss = optax.global_norm(gradients), mean(metrics["loss"])
+    norm, loss = optax.tree.norm(gradients), mean(metrics["loss"])
     new = apply_gradients(state, gradients, optimizer, config.optimizer.ema_decay)
     new, more = task.after(new, updates)
     good = jnp.isfinite(loss) & jnp.isfinite(norm) & (loss <= config.guard.max_loss)

@@ -40,15 +40,12 @@ def random_records(folder: Path, args: argparse.Namespace) -> Records:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, value in (
-        ("blocks", 8),
-        ("side", 16),
-        ("token-side", 32),
-        ("sets", 10_000),
-        ("examples", 200),
-        ("part", 256),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--blocks", type=int, default=8)
+    parser.add_argument("--side", type=int, default=16, help="of the attention's grid")
+    parser.add_argument("--token-side", type=int, default=32, help="of the ids' grid")
+    parser.add_argument("--sets", type=int, default=10_000)
+    parser.add_argument("--examples", type=int, default=200)
+    parser.add_argument("--part", type=int, default=256, help="sets that are scored together")
     parser.add_argument("--filter", default="adaptive")
     args = parser.parse_args()
     dice = np.random.default_rng(0)

@@ -130,6 +130,18 @@ def test_a_broken_folder_is_counted_and_named_and_the_rest_is_scored(tmp_path):
 # ---- a model
 
 
+def assert_the_official_loader_pairs(data, outputs):
+    """MagicBrush's own rules of names: every turn on its own, and the last turn in sequence, has its target."""
+    assert {p.name for p in outputs.iterdir()} == {p.name for p in (data / "images").iterdir()}
+    for folder in outputs.iterdir():
+        names = [p.name for p in folder.iterdir()]
+        targets = [p.name for p in (data / "images" / folder.name).iterdir() if "output" in p.name]
+        alone = [name for name in names if "_1" in name or "inde_" in name]
+        in_sequence = sorted(name for name in names if "iter_" in name)
+        assert len(alone) == len(targets) == (1 if len(names) == 1 else len(in_sequence) + 1)
+        assert not in_sequence or in_sequence[-1].endswith(f"_{len(targets)}.png")
+
+
 def test_edits_are_the_same_killed_resumed_and_in_two_processes(tmp_path, editor, monkeypatch):
     monkeypatch.setattr(job, "CHUNK", 2)
     data = made.magicbrush(tmp_path / "data", turns=(2, 1, 3, 1))
@@ -160,6 +172,7 @@ def test_edits_are_the_same_killed_resumed_and_in_two_processes(tmp_path, editor
     assert first is None and not (tmp_path / "two" / "outcomes.parquet").exists()
     assert evaluate("magicbrush", data, tmp_path / "two", editor=editor, model="tiny", process=(1, 2))
     assert (tmp_path / "two" / "outcomes.parquet").read_bytes() == expected
+    assert_the_official_loader_pairs(data, tmp_path / "two" / "outputs")
     assert sorted(p.name for p in (tmp_path / "two" / "outputs" / "102").iterdir()) == [
         "102_1.png", "102_inde_2.png", "102_inde_3.png", "102_iter_2.png", "102_iter_3.png",
     ]  # fmt: skip
@@ -273,7 +286,7 @@ def test_emu_pictures_like_the_compared_ones_are_perfect(tmp_path, name, first, 
     else:
         black = np.asarray(made.picture(4), float).mean() / 255
         assert figures["l1"]["mean"] == pytest.approx(black / 5) and figures["l1"]["n"] == 5
-        assert not found["published"]
+        assert [each["system"] for each in found["published"]] == ["Emu Edit"]
 
 
 def test_anybench_types_layout_and_resizing(tmp_path, editor):

@@ -268,6 +268,22 @@ def test_draws_follow_the_distribution_and_skip_impossible_ids():
     assert dec.draw_ids(logits[None, None], jnp.ones((1, 1)))[0, 0] == 5  # outside [0, 1): still an id
 
 
+@pytest.mark.parametrize("codes", [4097, 8192])
+def test_draws_among_many_codes_invert_the_distribution_function(codes):
+    """Each drawn id is where the exact distribution function passes the random number, but for rounding."""
+    dice = np.random.default_rng(0)
+    logits = (5 * dice.standard_normal((2, 300, codes))).astype(np.float32)
+    uniform = dice.random((2, 300), np.float32)
+    uniform[0, :2] = 0.0, np.nextafter(np.float32(1), np.float32(0))
+    drawn = np.asarray(dec.draw_ids(jnp.asarray(logits), jnp.asarray(uniform)))
+    exact = np.exp(np.float64(logits))
+    until = np.cumsum(exact, axis=-1) / exact.sum(axis=-1, keepdims=True)
+    upper = np.take_along_axis(until, drawn[..., None], axis=-1)[..., 0]
+    lower = np.where(drawn > 0, np.take_along_axis(until, np.maximum(drawn - 1, 0)[..., None], axis=-1)[..., 0], 0.0)
+    assert np.all(lower <= uniform + 2e-6) and np.all(uniform <= upper + 2e-6)
+    assert codes - 128 <= dec.draw_ids(jnp.asarray(logits[:1, :1]), jnp.ones((1, 1)))[0, 0] < codes  # still an id
+
+
 def test_probability_of_is_the_softmax():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, CODEBOOK)) * 5, jnp.float32)
     ids = jnp.array([[0, 3, 10], [5, 5, 1]])

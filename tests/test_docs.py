@@ -44,6 +44,8 @@ NEEDS = {
     "vq_128": "a GPU and the weights of the perceptual loss",
     "runs/mgt_128": "a GPU",
     "benchmarks/gpu.py": "a GPU",
+    "benchmarks/tpu_": "libtpu",
+    "compile-check": "libtpu; tests/test_compile_ahead.py compiles a small run",
     "benchmarks/decode_steps.py": "an hour",
     "benchmarks/loading.py": "a full-size model",
     "make-random": "the disk space of a full-size model",

@@ -274,6 +274,7 @@ def test_imgedit_marks_and_layout(tmp_path, monkeypatch):
     assert figures["score"]["mean"] == pytest.approx(10 / 3) and figures["score_rounded"]["mean"] == 3.33
     assert figures["score"]["n"] == 2 and figures["unparsed"]["mean"] == pytest.approx(1 / 3)
     assert found["results"]["all"]["style"]["score"]["n"] == 0
+    assert found["results"]["mean of types"]["all"]["score"]["mean"] == pytest.approx(10 / 3)
     written = json.loads((tmp_path / "run" / "result.json").read_text())
     assert written == {"1082": text, "1083": text, "1084": "no marks"}
     judged = evaluate(

@@ -35,7 +35,7 @@ def _add_scenes(protocols) -> None:
     )
     command.add_argument("--split", default="heldout", help="heldout (default), or train for the choice of settings")
     command.add_argument("--objects", default="rich", help="core, all or rich (default): that of the model's training")
-    command.add_argument("--batch-size", type=shared.positive, default=32)
+    command.add_argument("--batch-size", type=shared.positive, help="scenes at once (default 4 on CPUs, else 32)")
     command.add_argument("--seed", type=int, default=0)
     shared.add_settings(command)
 

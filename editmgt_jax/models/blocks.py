@@ -20,6 +20,7 @@ from editmgt_jax.models.attention import ATTENTION, NO_WEIGHT, Preparation, Read
 from editmgt_jax.models.attention.signals import measure_signals, muted_bias
 from editmgt_jax.models.layers import Linear, NormScale, constrain, shared_vectors
 from editmgt_jax.models.modulation import gated_sum, modulated_norm
+from editmgt_jax.shapes import Array
 
 PRODUCT = "product"  # the name of what rematerialisation 'products' keeps, besides attention
 REMAT_POLICIES = {
@@ -75,12 +76,12 @@ class Shared:
         return self.num_text + self.num_image
 
 
-def spread(x: jax.Array) -> jax.Array:
+def spread(x: Array) -> Array:
     """Activations of the trunk [B S D], spread over batch and positions."""
     return constrain(x, "batch", "length", None)
 
 
-def spread_grid(x: jax.Array) -> jax.Array:
+def spread_grid(x: Array) -> Array:
     """Ids [B H W] or activations [B H W D] of a grid, spread over batch and rows of the grid."""
     return constrain(x, "batch", "length", *(None,) * (x.ndim - 2))
 

@@ -198,7 +198,7 @@ class MGT(nn.Module):
     def __call__(
         self,
         tokens: Int[Array, "B H W"],
-        time: Scalar | Float[Array, " B"],
+        time: Scalar | Float[Array, " B"] | Int[Array, " B"],
         condition: Condition,
         text_weights: Float[Array, "live R T"] | None = None,
         layers: tuple[int, ...] = (),

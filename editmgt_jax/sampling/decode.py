@@ -21,6 +21,7 @@ from editmgt_jax.sampling.masking import Schedule, hidden_count
 from editmgt_jax.sampling.samplers import NOTHING_KNOWN, SAMPLERS, Context, Proposal, Sampler
 from editmgt_jax.shapes import Array, Bool, Float, Int, Key, Scalar
 
+_WIDE, _BLOCK = 4096, 128  # codes beyond which ids are drawn by block, and the ids of one
 FREE = -1  # in `Prediction.pinned`: this position takes the id that is drawn
 HOLDS = ("released", "from_step")
 MIN_PROBABILITY = 1e-20  # released floor below the log of a confidence
@@ -219,9 +220,27 @@ def draw_ids(logits: Float[Array, "B L C"], uniform: Float[Array, "B L"]) -> Int
 
     The number of entries of cumsum(p) that are <= u * sum(p), u in [0, 1).
     """
-    cumulative = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
+    probabilities = jax.nn.softmax(logits, axis=-1)
+    if logits.shape[-1] > _WIDE:
+        return _draw_by_block(probabilities, uniform)
+    cumulative = jnp.cumsum(probabilities, axis=-1)
     drawn = jnp.sum(cumulative <= uniform[..., None] * cumulative[..., -1:], axis=-1, dtype=jnp.int32)
     return jnp.minimum(drawn, logits.shape[-1] - 1)
+
+
+def _draw_by_block(probabilities, uniform):
+    """`draw_ids` from [B L C] in two steps, a block of ids and an id in it: sums along all ids would fill memory thrice."""
+    size = probabilities.shape[-1]
+    blocks = jnp.pad(probabilities, ((0, 0), (0, 0), (0, -size % _BLOCK)))
+    blocks = blocks.reshape(*blocks.shape[:2], -1, _BLOCK)  # [B L blocks ids]
+    until = jnp.cumsum(blocks.sum(axis=-1), axis=-1)  # [B L blocks]
+    target = uniform * until[..., -1]
+    block = jnp.minimum(jnp.sum(until <= target[..., None], axis=-1, dtype=jnp.int32), until.shape[-1] - 1)[..., None]
+    before = jnp.where(block > 0, jnp.take_along_axis(until, jnp.maximum(block - 1, 0), axis=-1), 0.0)  # [B L 1]
+    inside = jnp.take_along_axis(blocks, block[..., None], axis=2)[:, :, 0]  # [B L ids]
+    cumulative = before + jnp.cumsum(inside, axis=-1)
+    drawn = jnp.sum(cumulative <= target[..., None], axis=-1, dtype=jnp.int32)
+    return jnp.minimum(block[..., 0] * _BLOCK + drawn, size - 1)
 
 
 def probability_of(ids: Int[Array, "B L"], logits: Float[Array, "B L C"]) -> Float[Array, "B L"]:

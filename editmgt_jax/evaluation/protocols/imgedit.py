@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from editmgt_jax.evaluation import stats
 from editmgt_jax.evaluation.examples import Example, Skipped, find_file, picture_bytes, read_picture
 from editmgt_jax.evaluation.judge import Judged
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
@@ -73,6 +74,12 @@ class ImgEdit(Protocol):
         found = {f"mark_{number}": float(mark) for number, mark in enumerate(marks, 1)} if len(marks) == 3 else {}
         rounded = None if score is None else round(score, 2)
         return found | {"score": score, "score_rounded": rounded, "unparsed": float(score is None), "reply": reply}
+
+    def summary(self, outcomes: Sequence[dict]) -> dict[str, dict]:
+        """Means over all edits, and the means over types of the types' means."""
+        groups = list(dict.fromkeys(outcome["group"] for outcome in outcomes))
+        of_types = {name: stats.mean_of_groups(outcomes, name, groups) for name in ("score", "score_rounded")}
+        return super().summary(outcomes) | {"mean of types": {"all": of_types}}
 
     def finish(self, folder: Path, outcomes: Sequence[dict]) -> None:
         """Writes result.json as the reference does."""

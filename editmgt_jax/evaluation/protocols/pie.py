@@ -2,7 +2,8 @@
 
 Data    DATA/mapping_file.json: {key: {image_path, original_prompt, editing_prompt, editing_instruction, editing_type_id, mask}},
         DATA/annotation_images/IMAGE_PATH, 512 x 512
-Outputs OUTPUTS/IMAGE_PATH. Of a picture that is not square the last 512 x 512 pixels count
+Outputs OUTPUTS/IMAGE_PATH. Of a picture that is not square the last 512 x 512 pixels count. The names end in
+        .jpg as those of the sources: a model's edits are written as JPEG of quality 95
 Source  evaluation/evaluate.py of PnP Inversion (Ju et al. 2023)
 Rules   masks are runs (start, length) over 512 x 512, outcomes first. The reference then sets the outermost pixels to 1: figures named
         `*_unedit_part` follow it, figures named `*_unedit_part_no_border` do not. The mean of a masked error is over all pixels

@@ -46,6 +46,11 @@ DISTRACTORS = 9
 _COLUMNS = ("tokens", "keep", "relevance", "attention", "passes")  # of an edit, that are kept of every batch
 
 
+def default_batch() -> int:
+    """Pairs that are edited at once: few on a CPU, whose caches hold no more, many on accelerators."""
+    return 4 if jax.default_backend() == "cpu" else 32
+
+
 class Pairs:
     """The first `count` pairs of a split, stacked."""
 
@@ -193,7 +198,7 @@ def choose_localisation(runner: Runner, size: int, all_layers: Sequence[int], ob
 def evaluate(
     pipe: EditPipeline,
     count: int = 500,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
     split: str = "heldout",
     objects: str = "rich",
@@ -206,13 +211,14 @@ def evaluate(
     Args:
       workdir: where to write the outcome of every pair, as other evaluations have it, and the edited pictures.
       name: the model's, in these files.
+      batch_size: pairs at once; None is `default_batch()`.
       count: how many pairs; split: 'heldout', or 'train' to choose settings (pairs that training did not draw).
       objects: what scenes show, as in `SceneConfig`: that of the model's training.
       settings: of the edits; what is left out is the model's own. The hold threshold, if neither gives one, is such that
         SPARED of the tokens to edit would be held.
     Returns: the report (a dict for JSON), and a function that draws examples of it (see `report.gallery`).
     """
-    runner = Runner(pipe, batch_size, seed)
+    runner = Runner(pipe, batch_size or default_batch(), seed)
     size, layers = pipe.model.scheduler.native_size, list(range(pipe.model.mgt.config.num_blocks))
     with ThreadPoolExecutor(1) as host:  # scenes are drawn while the device chooses
         drawn = host.submit(Pairs, size, split, count, objects, SELECTION_SEED + 1 if split == "train" else 0)
@@ -352,7 +358,7 @@ def evaluate_scenes(
     output: str | None = None,
     gallery: str | None = None,
     count: int = 500,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
     split: str = "heldout",
     objects: str = "rich",

@@ -8,7 +8,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from editmgt_jax.errors import UserError
@@ -89,20 +89,21 @@ def new_folder(output: str | Path, *sources: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def claim(folder: str | Path, job: dict) -> None:
+def claim(folder: str | Path, job: dict, beside: Collection[str] = ()) -> None:
     """Notes in a folder, created if need be, what its files are made of, or compares it: files of two jobs must not be mixed.
 
     Several processes of one job may claim a folder at once. What a killed process was writing does not count.
 
     Args:
       job: values that JSON has.
+      beside: names of entries that may be there before.
     Errors: UserError when the folder belongs to another job, or holds files of none.
     """
     folder, text = Path(folder), json.dumps(job, indent=2, sort_keys=True) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / JOB
     # Listed before the note is looked for: another process of this job writes its other files after it.
-    holds = [entry for entry in folder.iterdir() if entry.suffix != ".tmp"]
+    holds = [entry for entry in folder.iterdir() if entry.suffix != ".tmp" and entry.name not in beside]
     if path.is_file():
         if path.read_text() != text:
             raise UserError(

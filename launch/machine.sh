@@ -3,6 +3,7 @@
 #
 #   machine.sh setup BUCKET     data, models and runs of this checkout become folders of the bucket
 #   machine.sh train ARGUMENTS  of `editmgt train`, under a supervisor, in the background
+#   machine.sh run ARGUMENTS    of `editmgt`, in the checkout
 #   machine.sh status           new, running, stopped (by SIGTERM), or "ended CODE"
 #   machine.sh stop             saves and ends
 set -euo pipefail
@@ -32,7 +33,8 @@ setup)
         mkdir -p "$bucket/$folder"
         ln --symbolic --force --no-dereference "$bucket/$folder" "$checkout/$folder"
     done
-    python3 -m pip install --quiet --user uv
+    python3 -m pip --version > /dev/null 2>&1 || sudo apt-get install --yes --quiet python3-pip
+    PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv # Ubuntu 24.04 refuses --user without it
     [ -d "$environment" ] || python3 -m uv venv --quiet --python 3.12 "$environment"
     python3 -m uv pip install --quiet --python "$environment/bin/python" "$checkout[tpu]"
     ;;
@@ -55,6 +57,11 @@ train)
         training "$code" "$@" > "$log" 2>&1 < /dev/null &
     echo $! > "$supervisor"
     ;;
+run)
+    shift
+    cd "$checkout"
+    PATH="$environment/bin:$PATH" exec editmgt "$@"
+    ;;
 status)
     if running; then
         echo running
@@ -74,7 +81,7 @@ stop)
     fi
     ;;
 *)
-    sed -n '2,7p' "$0" >&2
+    sed -n '2,8p' "$0" >&2
     exit 2
     ;;
 esac

@@ -152,4 +152,3 @@ def test_a_small_run_compiles_for_tpus(tmp_path):
     assert cli.main(["compile-check", "--config", "stage2_finetune", *more, *small]) == 0
     (entry,) = json.loads(report.read_text())
     assert entry["fits"] and entry["milliseconds"]["ratio"] > 1 and "| v5e:4x4 | train | 1 |" in table.read_text()
-    assert "all-to-all" not in entry["collectives"]

@@ -52,6 +52,9 @@ NEEDS = {
     "campaigns/kill.py": "an hour; tests/test_processes.py runs a short campaign",
     "launch/pod.py": "Cloud TPU; tests/test_launch.py has stand-ins",
     "gcloud": "Google Cloud",
+    "docker": "Docker, and a registry of images",
+    "kubectl": "a cluster",
+    "xpk": "a cluster",
     "pip": "a network; .ci/run installs",
     "venv": "a network; .ci/run installs",
     "pytest": "these are the tests",
@@ -70,6 +73,8 @@ SLOW = {
     "editmgt ablate run": "--config.examples.count=4 --config.record.chunk=4 --config.record.seeds=(0,) --config.decode.count=2 "
     "--config.decode.seeds=(0,) --config.decode.interventions=() --config.score.sets=('singles',)",
     "editmgt ablate score": "",
+    "editmgt ablate decode": "--config.examples.count=4 --config.record.chunk=4 --config.record.seeds=(0,) --config.decode.count=2 "
+    "--config.decode.seeds=(0,)",
     "editmgt ablate search": "",
     "editmgt report": "",
     "python benchmarks": "",
@@ -123,7 +128,7 @@ def check(words) -> None:
     elif program == "python" and arguments[0] == "launch/pod.py":
         args = load("launch/pod.py").make_parser().parse_args(arguments[1:])
         if hasattr(args, "arguments"):
-            check_editmgt(["train", *args.arguments])
+            check_editmgt(args.arguments if args.command == "run" else ["train", *args.arguments])
     elif program == "python" and arguments[0] == "-m":
         assert importlib.util.find_spec(arguments[1])
     elif program == "python":
@@ -136,7 +141,9 @@ def check(words) -> None:
     elif program == "pytest":
         assert all((ROOT / argument).exists() for argument in arguments if argument.startswith("tests/"))
     else:
-        assert program in ("ruff", "gcloud", "tfds", "python3", "."), f"a new program: {program}"
+        assert program in ("ruff", "gcloud", "docker", "kubectl", "sed", "xpk", "tfds", "python3", "."), (
+            f"a new program: {program}"
+        )
 
 
 def check_editmgt(arguments) -> None:

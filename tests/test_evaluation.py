@@ -109,7 +109,8 @@ def test_protocol_on_a_tiny_model(model, tmp_path, capsys, monkeypatch):
     assert 0 <= free["local"]["iou_consolidated"] <= 1 and "iou_consolidated" not in held["local"]
     assert found["localisation"]["layers"] == [0, 1]
     assert set(found["localisation"]["selection_iou_of_single_layers"]) == {"0", "1", "2"}
-    assert Image.open(gallery).width > 6 * 64
+    with Image.open(gallery) as drawn:
+        assert drawn.width > 6 * 64
     (run,) = comparison.read([tmp_path / "run"])
     assert len(run.outcomes) == 14 and run.outcomes["00003"]["protocol"] == "scenes"
     for name in ("success", "changed_outside"):
@@ -117,7 +118,8 @@ def test_protocol_on_a_tiny_model(model, tmp_path, capsys, monkeypatch):
         assert mean == pytest.approx(held["all"][name], abs=1e-4)
         assert run.summary["results"]["all"]["all"][f"held:{name}"]["mean"] == pytest.approx(mean)
     assert "held:success ↑" in comparison.markdown(comparison.compare([run, run]))
-    assert Image.open(run.outputs / run.outcomes["00003"]["output"]).size == (32, 32)
+    with Image.open(run.outputs / run.outcomes["00003"]["output"]) as edited:
+        assert edited.size == (32, 32)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.4])

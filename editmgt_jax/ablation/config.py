@@ -4,6 +4,7 @@ The mechanism is that of training runs (`training/declare.py`). What is recorded
 it may change as often as you like.
 """
 
+import ast
 import dataclasses
 from collections.abc import Mapping
 
@@ -50,6 +51,11 @@ def read_grid(value: object) -> tuple[tuple[str, tuple], ...]:
 
 
 def _mapping(value) -> Mapping:
+    if isinstance(value, str):  # of the command line
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            value = None
     if not isinstance(value, Mapping):
         value = dict(value) if isinstance(value, (list, tuple)) and all(len(one) == 2 for one in value) else None
     if value is None or not all(name in _SETTINGS for name in value):
@@ -144,7 +150,6 @@ class Search:
     objective: str = key("ap", "the measure that sets are chosen by", one_of(*MEASURES), FREE)
     greedy: bool = key(True, "whether blocks are also added and removed one by one", change=FREE)
     weights: bool = key(True, "whether weights of blocks are also learnt", change=FREE)
-    trials: int = key(0, "the number of trials of an Optuna study over all axes; 0 is none", at_least(0), FREE)
     shown: int = key(
         20, "the number of settings that are compared with the winner on the odd examples", at_least(1), FREE
     )

@@ -34,9 +34,9 @@ def run(name: str, config: AblationConfig, folder: Path) -> None:
         if processes.is_first():
             write_workdir(folder, config)
     for step in STEPS if name == "run" else [name]:
-        if step in ONE_PROCESS and not processes.is_first():
-            continue
         started = time.perf_counter()
-        output = STEPS[step](config, folder)
+        if step not in ONE_PROCESS or processes.is_first():
+            output = STEPS[step](config, folder)
         if processes.is_first():
             print(f"{step}: {output} in {time.perf_counter() - started:.0f} s", flush=True)
+        processes.wait_for_all()  # also for the last step: a process that left would end the others

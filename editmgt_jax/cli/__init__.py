@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(extra)}")
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
+        warnings.simplefilter("default", UserWarning)  # notes are printed, whatever else makes warnings errors
         try:
             args.run(args)
         except KeyboardInterrupt:

@@ -91,7 +91,7 @@ def tokenize(
     """
     directory = Path(directory)
     sizes = {bucket: len(source) for bucket, source in sources.items()}
-    claim(directory, {"sizes": sizes} | facts)
+    claim(directory, {"sizes": sizes} | facts, beside=["tokenizer"])
     (directory / REPORTS).mkdir(exist_ok=True)
     shards = [
         Shard(bucket, number, first, min(SHARD, size - first))

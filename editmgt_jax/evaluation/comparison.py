@@ -157,7 +157,9 @@ def markdown(comparison: dict) -> str:
     labels = [each["label"] for each in comparison["systems"]]
     published = [each["system"] for each in comparison["published"]]
     for view, entries in comparison["views"].items():
-        entries, variants = ([e for e in entries if (":" in e["metric"]) == kind] for kind in (False, True))
+        known = {entry["metric"] for entry in entries}
+        variants = [e for e in entries if ":" in e["metric"] and e["metric"].split(":", 1)[1] in known]
+        entries = [entry for entry in entries if entry not in variants]
         heads = ["metric", *labels, *(f"{name} (published)" for name in published), *_difference_heads(labels)]
         lines += ["", f"## {view}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for entry in entries:

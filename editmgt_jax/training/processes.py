@@ -36,8 +36,8 @@ def join(heartbeat: int = 30) -> None:
     Args:
       heartbeat: seconds without a sign of a process after which the others end.
 
-    Cloud TPU slices, Slurm and the like are recognised by jax; elsewhere the environment says it: JAX_COORDINATOR_ADDRESS
-    (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    Slices of Cloud TPU and GKE, Slurm and the like are recognised by jax; elsewhere, as in a group of Compute Engine, the
+    environment says it: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     Errors: ProcessError.
     """
     given = {name: os.environ.get(name) for name in (ADDRESS, COUNT, NUMBER)}
@@ -57,7 +57,7 @@ def join(heartbeat: int = 30) -> None:
     except (ValueError, RuntimeError) as error:
         first_line = str(error).splitlines()[0]
         raise ProcessError(
-            f"the other processes of the job cannot be joined ({first_line}): outside of Cloud TPU and Slurm, set {ADDRESS}, "
+            f"the other processes of the job cannot be joined ({first_line}): outside of Cloud TPU, GKE and Slurm, set {ADDRESS}, "
             f"{COUNT} and {NUMBER}",
             transient=isinstance(error, RuntimeError),  # they may be on their way; a ValueError is about the settings
         ) from error

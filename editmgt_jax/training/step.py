@@ -90,7 +90,8 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """logits [B L C], targets [B L] int32 -> [B L] float32."""
     logits = constrain(logits, "batch", "length", None).astype(jnp.float32)
     # A sum over the codebook, not a gather: its gradient fuses with the softmax's, where a gather's is a scatter.
-    picked = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0.0), axis=-1)
+    chosen = jnp.arange(logits.shape[-1])[None, None] == targets[..., None]  # [B L C]
+    picked = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
 

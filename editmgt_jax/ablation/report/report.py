@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from editmgt_jax.ablation.report import pictures, runs, studies, sweeps
+from editmgt_jax.ablation.report import pictures, runs, studies, sweeps, views
 from editmgt_jax.ablation.report.page import Section, to_html, to_markdown
 from editmgt_jax.ablation.search import FOLDER, SUMMARY
 from editmgt_jax.ablation.workdir import is_ablation, read_workdir
@@ -52,6 +52,7 @@ def of_ablation(workdir: Path) -> list[Section]:
     if searched.is_file():
         found += studies.sections(config, workdir)
         methods = found.pop()
+        found += views.sections(config, workdir)
         found += pictures.sections(config, workdir, json.loads(searched.read_text()))
     if sweeps.has_decodes(workdir):
         found += sweeps.sections(config, workdir, studies.single_blocks(config, workdir) if found else None)

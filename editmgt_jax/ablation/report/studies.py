@@ -210,16 +210,27 @@ def _mean_curves(scorer, weights) -> tuple[np.ndarray, np.ndarray]:
     rates, precisions = [], []
     rows = range(1, scorer.manifest.examples, 2)
     for _, ranked in scorer.ranked(np.float32([weights]), rows):
-        places, cells = ranked.places[0].astype(float), scorer.truth.shape[1]
-        true = len(places)
-        if true in (0, cells):
+        keys, true = ranked.keys[0], ranked.places.shape[1]
+        if true in (0, len(keys)):
             continue
-        found = np.arange(1, true + 1)
-        false_rate = (places - found) / (cells - true)
-        rates.append(np.searchsorted(false_rate, CURVE, side="right") / true)
-        best_after = np.maximum.accumulate((found / places)[::-1])[::-1]  # the highest precision at this recall or more
-        precisions.append(best_after[np.clip(np.ceil(CURVE * true).astype(int) - 1, 0, true - 1)])
+        values = keys >> 1
+        chosen = (
+            np.append(np.flatnonzero(values[1:] != values[:-1]), len(keys) - 1) + 1
+        )  # cells of a value count together
+        right = np.cumsum(1 - (keys & 1))[chosen - 1]
+        rates.append(_along(np.append(0, chosen - right) / (len(keys) - true), np.append(0, right) / true))
+        best_after = np.maximum.accumulate((right / chosen)[::-1])[::-1]  # the highest precision at this recall or more
+        precisions.append(best_after[np.searchsorted(right / true, CURVE - 1e-9)])
     return np.mean(rates, axis=0), np.mean(precisions, axis=0)
+
+
+def _along(x, y) -> np.ndarray:
+    """The curve through points of rising x at CURVE; where several have one x, from the last on."""
+    at = np.searchsorted(x, CURVE, side="right") - 1
+    following = np.minimum(at + 1, len(x) - 1)
+    width = x[following] - x[at]
+    part = np.where(width > 0, (CURVE - x[at]) / np.where(width > 0, width, 1), 0)
+    return y[at] + part * (y[following] - y[at])
 
 
 def _table(summary) -> Table:

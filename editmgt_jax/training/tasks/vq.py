@@ -58,7 +58,7 @@ def _lloyd(vectors, centres, iterations=12):
 
 
 def _distance(vectors, centres):
-    return jnp.square(centres).sum(-1) - 2 * vectors @ centres.T
+    return jnp.square(centres).sum(-1)[None] - 2 * vectors @ centres.T
 
 
 class VQTask(Task):
@@ -114,8 +114,10 @@ class VQTask(Task):
         source, target = jnp.split(latents, 2)
         spread = jax.lax.stop_gradient(latents.var(axis=(0, 1, 2)).sum())
         moved = jnp.square(source - target).sum(-1) / spread
-        locality = (moved * outside).sum() / jnp.maximum(outside.sum(), 1)
-        loss = reconstruction + config.locality * tied * locality + config.commitment * quantise * commitment
+        locality = jnp.where(outside, moved, 0).sum() / jnp.maximum(outside.sum(), 1).astype(jnp.float32)
+        loss = (
+            reconstruction + config.locality * tied * locality + jnp.where(quantise, config.commitment * commitment, 0)
+        )
         perceptual = jnp.float32(0)
         if "lpips" in frozen:
             network = LPIPS(network_of(frozen["lpips"]), jnp.dtype(config.lpips_dtype))

@@ -1,8 +1,4 @@
-"""Public functions have type annotations and docstrings; functions and files are short. Read off the sources.
-
-Today's exceptions are in `exceptions.txt`, which only gets shorter: `python tests/test_annotations.py` removes the lines that no longer
-apply. A line is a room (a folder or module of the package), what is wrong, and the function or file.
-"""
+"""Public functions have type annotations and docstrings; functions and files are short. Read off the sources."""
 
 import ast
 from pathlib import Path
@@ -10,7 +6,6 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "editmgt_jax"
-EXCEPTIONS = Path(__file__).with_name("exceptions.txt")
 LONGEST_FUNCTION, LONGEST_FILE = 60, 400
 
 
@@ -58,14 +53,9 @@ def all_offences() -> set[str]:
     return found
 
 
-def test_no_new_offence():
-    new = sorted(all_offences() - set(EXCEPTIONS.read_text().splitlines()))
-    assert not new, "\n".join(new)
-
-
-def test_no_exception_is_out_of_date():
-    mended = sorted(set(EXCEPTIONS.read_text().splitlines()) - all_offences())
-    assert not mended, "run python tests/test_annotations.py to remove: " + "\n".join(mended)
+def test_the_package_has_none():
+    found = sorted(all_offences())
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize(
@@ -87,9 +77,3 @@ def test_no_exception_is_out_of_date():
 )
 def test_each_offence_is_seen(source, problem):
     assert offences("room", "a.py", source) == (set() if problem is None else {f"room: {problem}"})
-
-
-if __name__ == "__main__":
-    known = EXCEPTIONS.read_text().splitlines()
-    still = all_offences()
-    EXCEPTIONS.write_text("".join(f"{line}\n" for line in known if line in still))

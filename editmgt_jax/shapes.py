@@ -11,4 +11,4 @@ from jaxtyping import Bool, Float, Int, Key, UInt8
 __all__ = ["Array", "Bool", "Float", "Int", "Key", "Scalar", "UInt8"]
 
 Array = jax.Array | np.ndarray  # of the device, traced, or of the host
-Scalar = float | Float[Array, ""]  # a number, or a traced one
+Scalar = float | np.floating | Float[Array, ""]  # a number, or a traced one

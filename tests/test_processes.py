@@ -136,6 +136,7 @@ def test_a_run_of_two_processes_goes_on_with_one_and_fewer_devices(home, undistu
     assert_close_parameters(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_killed_ends_as_one_that_is_not(home, tmp_path):
     """The short form of `tests/campaigns/kill.py`."""
     shutil.copytree(home / "tokens", tmp_path / "tokens")

@@ -109,7 +109,7 @@ def test_records_of_two_jobs_are_not_mixed(vq_run, tmp_path, monkeypatch):
     tokenize_scenes(checked(config), tmp_path / "tokens", 64)  # goes on
     assert second.read_bytes() == whole
     config.data.seed = 1
-    with pytest.raises(ValueError, match="begun as another job"):
+    with pytest.raises(ValueError, match="belongs to a job with other data"):
         tokenize_scenes(checked(config), tmp_path / "tokens", 64)
     shutil.copytree(vq_run[1], tmp_path / "vqvae")
     weights = load_file(tmp_path / "vqvae" / DIFFUSERS_NAME)

@@ -1,6 +1,6 @@
 """Numbers that papers print, with their source. A number is here only if its source is named.
 
-Missing the other thirteen systems of EditMGT's Table 1, and its columns of AnyBench and GEdit-Bench
+Missing are the other systems of EditMGT's Table 1, and its columns of AnyBench and GEdit-Bench.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ class Published:
     source: str
 
 
-EMU_EDIT = "Emu Edit, arXiv 2311.10089, its own test set"
+EMU_EDIT = "Emu Edit, arXiv 2311.10089, its own test set; as others quote it, not compared with the paper"
 
 TABLE = (
     Published("emu_paper", "Emu Edit", {"clip_dir": 0.109, "clip_t": 0.231, "dino": 0.819}, EMU_EDIT),

@@ -106,6 +106,18 @@ def test_categories_are_even(categories):
         assert count == dict.fromkeys(categories, 42)
 
 
+@pytest.mark.parametrize("stride", [1, 3, 7])
+def test_categories_come_as_often_as_their_weights(stride):
+    source = scenes.SceneSource(
+        scenes.SceneConfig(categories=("add", "style", "motion", "colour"), weights=(3, 0, 2, 0.5))
+    )
+    first = 77_777  # wherever one begins
+    count = collections.Counter(next(source.plan(first + stride * index))[0] for index in range(220))
+    assert set(count) == {"add", "motion", "colour"}
+    for name, wanted in (("add", 120), ("motion", 80), ("colour", 20)):
+        assert abs(count[name] - wanted) <= 4
+
+
 def test_every_changed_pixel_is_in_the_mask(both):
     for example in both:
         changed = (example["source"] != example["target"]).any(-1)
@@ -276,6 +288,12 @@ def test_preview_shows_source_target_and_mask():
         ({"categories": ("add", "explode")}, "categories must be distinct.*explode"),
         ({"categories": ()}, "categories must be distinct"),
         ({"categories": ("add", "add")}, "categories must be distinct"),
+        (
+            {"categories": ("add",), "weights": (1, 2)},
+            r"weights must be one of at least 0 for each of \('add',\).*got \(1, 2\)",
+        ),
+        ({"categories": ("add",), "weights": (-1,)}, "weights must be one of at least 0"),
+        ({"categories": ("add",), "weights": (0,)}, "not all 0"),
     ],
 )
 def test_bad_configurations_say_why(options, message):

@@ -260,6 +260,20 @@ def test_scenes_that_worker_processes_draw_are_the_same():
             np.testing.assert_array_equal(value, other[name])
 
 
+def test_weights_of_categories_apply_to_scenes_of_training():
+    config = vq_config(1)
+    plain = inputs.make_batches(checked(config), "train").get_state()
+    config.data.categories = {"add": 3.0, "style": 0.0}
+    weighted = checked(config)
+    categories = {inputs.scene_source(weighted, "train").config.category(index) for index in range(100)}
+    assert "style" not in categories and len(categories) == 6
+    assert "style" in {inputs.scene_source(weighted, "heldout").config.category(index) for index in range(7)}
+    assert inputs.make_batches(weighted, "train").get_state() != plain  # a run does not go on with other weights
+    config.data.categories = {"addition": 2.0}
+    with pytest.raises(ConfigError, match="data.categories must be of add, remove.* for scenes; got addition"):
+        inputs.scene_source(checked(config), "train")
+
+
 class Lengths:
     """A text tokenizer that another process can be given."""
 

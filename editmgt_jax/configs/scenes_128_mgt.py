@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.eval_batches = 2
     config.checkpoint.every = 1_000
     config.data.update(size=128, objects="rich", workers=14)
+    config.data.categories = dict(add=3.0, replace=2.5, motion=1.5, style=0.5)  # new things are hard to learn
     config.optimizer.update(warmup_steps=200, decay_steps=3_200)
     config.model.update(
         vq="runs/vq_128_model/vqvae",

@@ -88,7 +88,7 @@ class Data:
     heldout: tuple[Folder, ...] = _folders("the same of evaluation")
     categories: tuple[tuple[str, float], ...] = key(
         (),
-        "the weights in the mixture of categories of records; others have 1",
+        "the weights in the mixture of categories of records and of scenes; others have 1",
         change=FIXED,
         read=read_weights,
         write=dict,

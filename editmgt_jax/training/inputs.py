@@ -7,12 +7,13 @@ from pathlib import Path
 from editmgt_jax.config import CLIPTextConfig
 from editmgt_jax.data.loader import Batches, Mixture, batches, token_batches
 from editmgt_jax.data.records import TOKENS, read_manifest
-from editmgt_jax.data.scenes.source import SceneConfig, SceneSource, instruction_corpus
+from editmgt_jax.data.scenes.source import CATEGORIES, SceneConfig, SceneSource, instruction_corpus
 from editmgt_jax.errors import UserError
 from editmgt_jax.files import mounted
 from editmgt_jax.models.prompts import train_tokenizer
 from editmgt_jax.training import declare
 from editmgt_jax.training.config import MGTRun, TrainConfig
+from editmgt_jax.training.declare import ConfigError
 from editmgt_jax.weights.components import COMPONENTS
 from editmgt_jax.weights.loading import tokenizer_folders
 
@@ -62,7 +63,18 @@ def scene_source(config: TrainConfig, split: str, length: int = 1_000_000_000) -
     """The first `length` pairs of a split. The held-out ones are of another seed than the evaluation protocols report on."""
     data = config.data
     seed = data.seed + (split == "heldout")
-    return SceneSource(SceneConfig(size=data.size, split=split, seed=seed, objects=data.objects, length=length))
+    known = dict(data.categories)
+    if unknown := sorted({*known} - {*CATEGORIES}):
+        raise ConfigError(f"data.categories must be of {', '.join(CATEGORIES)} for scenes; got {', '.join(unknown)}")
+    weights = tuple(known.get(name, 1.0) for name in CATEGORIES) if known and split == "train" else ()
+    return SceneSource(
+        SceneConfig(size=data.size, split=split, seed=seed, objects=data.objects, length=length, weights=weights)
+    )
+
+
+def _named(scenes: SceneConfig) -> str:
+    """What tells scenes from others, as before there were weights."""
+    return repr(scenes) + (f" {scenes.weights}" if scenes.weights else "")
 
 
 def learn_tokenizer(config: MGTRun, directory: str | Path) -> None:
@@ -106,7 +118,7 @@ def make_batches(
     if not folders:
         source = scene_source(config, split)
         workers = data.workers if split == "train" else 0  # evaluation draws few
-        more = {"examples": examples, "workers": workers, "threads": data.threads, "named": repr(source.config)}
+        more = {"examples": examples, "workers": workers, "threads": data.threads, "named": _named(source.config)}
         return batches(source, config.batch_size, encode_text=encode_text, **more)
     return token_batches(
         Mixture(tuple((folder.path, folder.weight) for folder in folders), data.categories if split == "train" else ()),

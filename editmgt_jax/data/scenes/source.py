@@ -26,12 +26,13 @@ CATEGORIES = ("add", "remove", "replace", "colour", "background", "style", "moti
 SPLITS = ("train", "heldout")
 
 _ATTEMPTS = 300
+_GOLDEN = 2654435769  # the golden ratio's fraction, in units of 2^-32
 _CLEAR_SHARE, _PATTERN_SHARE = 0.33, 0.16  # of the mask, that an edit clearly changes; a pattern leaves half as it is
 
 
 @dataclasses.dataclass(frozen=True)
 class SceneConfig:
-    """What to draw. `objects` is one of `variety.OBJECTS`; `categories` is drawn evenly."""
+    """What to draw. `objects` is one of `variety.OBJECTS`; `categories` is drawn evenly, or as `weights` say, one each."""
 
     size: int = 64
     split: str = "train"
@@ -39,6 +40,7 @@ class SceneConfig:
     length: int = 1_000_000_000
     objects: str = "core"
     categories: tuple[str, ...] = CATEGORIES
+    weights: tuple[float, ...] = dataclasses.field(default=(), repr=False)
 
     def __post_init__(self):
         if self.size < 32:
@@ -52,6 +54,21 @@ class SceneConfig:
         unknown = [name for name in self.categories if name not in CATEGORIES]
         if unknown or not self.categories or len(set(self.categories)) < len(self.categories):
             raise UserError(f"categories must be distinct, at least one, of {CATEGORIES}; got {self.categories!r}")
+        if self.weights and (
+            len(self.weights) != len(self.categories) or min(self.weights) < 0 or not any(self.weights)
+        ):
+            raise UserError(
+                f"weights must be one of at least 0 for each of {self.categories}, not all 0; got {self.weights!r}"
+            )
+
+    def category(self, index: int) -> str:
+        """The category of an example. Any run of examples has each nearly as often as its weight says."""
+        count = len(self.categories)
+        if not self.weights:
+            return self.categories[(index + index // count) % count]
+        ends = np.cumsum(self.weights)
+        turn = (index + 1) * _GOLDEN % 2**32 / 2**32  # multiples of the golden ratio cover [0, 1) evenly
+        return self.categories[int(np.searchsorted(ends, turn * ends[-1], side="right"))]
 
 
 def _edit_mask(plan, size, hidden):
@@ -135,8 +152,7 @@ class SceneSource:
         config, index = self.config, operator.index(index)
         if not 0 <= index < config.length:
             raise IndexError(f"index must be in [0, {config.length}), got {index}")
-        count = len(config.categories)
-        category = config.categories[(index + index // count) % count]
+        category = config.category(index)
         composer = edits.Composer(config, edits.Dice(config.seed, SPLITS.index(config.split), index))
         for _ in range(_ATTEMPTS):
             plan = getattr(composer, category)()

@@ -11,9 +11,10 @@ import pytest
 from editmgt_jax.ablation import score as scores
 from editmgt_jax.ablation import search
 from editmgt_jax.ablation.config import AblationConfig, Examples, Score, Search, Statistics
-from editmgt_jax.ablation.report import page, report, studies
+from editmgt_jax.ablation.report import report, studies
 from editmgt_jax.ablation.workdir import write_workdir
 from editmgt_jax.errors import UserError
+from editmgt_jax.report import page
 
 pytest.importorskip("vl_convert")
 pytest.importorskip("pyarrow")

@@ -9,8 +9,9 @@ from PIL import Image
 
 from editmgt_jax import cli
 from editmgt_jax.errors import UserError
-from editmgt_jax.evaluation import comparison, evaluate, published
+from editmgt_jax.evaluation import comparison, comparison_report, evaluate, published
 from editmgt_jax.evaluation.protocols.table import PROTOCOLS, open_protocol
+from editmgt_jax.report.page import to_markdown
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,11 @@ def evaluated(tmp_path_factory):
     return folder, comparison.read([folder / "run_good", folder / "run_dark"], ["good", "dark"])
 
 
+def markdown(*systems):
+    found = comparison.compare(systems)
+    return to_markdown(comparison_report.title_of(found), comparison_report.sections(found))
+
+
 def test_differences_are_over_the_pairs_that_both_scored(evaluated):
     _, (good, dark) = evaluated
     found = comparison.difference(good, dark, "l1", "all_turn")
@@ -40,7 +46,7 @@ def test_differences_are_over_the_pairs_that_both_scored(evaluated):
 
 def test_the_table_has_every_system_and_the_published_numbers(evaluated):
     _, runs = evaluated
-    text = comparison.markdown(comparison.compare(runs))
+    text = markdown(*runs)
     assert "# magicbrush version 1" in text and "## all_turn" in text and "## final_turn" in text
     line = next(line for line in text.splitlines() if line.startswith("| l1 ↓"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -66,7 +72,7 @@ def test_an_editor_that_does_nothing_wins_nothing(evaluated, tmp_path):
     assert idle.summary["results"]["all_turn"]["all"]["psnr_outside"]["mean"] == 100
     for metric in ("psnr_outside", "psnr_far", "psnr_outside_edited"):
         assert comparison.difference(good, idle, metric, "all_turn")["n"] == 0
-    text = comparison.markdown(comparison.compare([good, idle]))
+    text = markdown(good, idle)
     assert "idle changes nothing inside the mask in 100 % of its edits" in text and "good changes" not in text
     assert not [line for line in text.splitlines() if line.startswith("| psnr") and "better" in line]
 
@@ -78,18 +84,23 @@ def test_variants_have_a_table_of_their_own():
         for variant in ("free", "held+composite")
         for name in ("psnr_outside", "noop")
     ]
-    lines = comparison._variants(entries, 0, "all, model")
-    assert lines[3] == "| figure | free | held+composite |" and lines[5] == "| psnr_outside ↑ | 1 [1, 1] | 1 [1, 1] |"
-    assert comparison._variants([entries[0] | {"values": [None]}], 0, "") == []
+    said, table = comparison_report.variant_table(entries, 0, "model")
+    assert "model" in said.text and table.heads == ["figure", "free", "held+composite"]
+    assert table.cells[0] == ["psnr_outside ↑", "1 [1, 1]", "1 [1, 1]"]
+    assert comparison_report.variant_table([entries[0] | {"values": [None]}], 0, "") == []
 
 
-def test_the_page_is_whole_and_escapes(evaluated):
+def test_the_page_is_whole_and_escapes(evaluated, tmp_path):
     _, runs = evaluated
-    text = comparison.page(runs, "l1", pictures=3)
-    assert text.count("<section") == 3 and text.count("<img") == 3 * 4
+    key = comparison.ordered(runs, "l1")[0][0]
+    runs[0].outcomes[key]["instruction"] = "make <b> bold"
+    text = comparison_report.write(runs, tmp_path, "l1", pictures=3).read_text()
+    assert text.count('<div class="row"') == 3 and text.count("<img") == 3 * 4
     assert text.count("<table>") == text.count("</table>") == 3 and 'src="data:image/jpeg' in text
     assert not re.search(r"https?://", re.sub(r"arXiv[^<]*", "", text))
-    assert "&lt;b&gt;" in comparison._tables("| <b> |\n|---|\n| x |\n")
+    assert (
+        "<b>" not in text and "make &lt;b&gt; bold" in comparison_report.write(runs, tmp_path, pictures=9).read_text()
+    )
 
 
 def test_the_command_writes_the_report(evaluated, tmp_path, capsys):
@@ -97,7 +108,7 @@ def test_the_command_writes_the_report(evaluated, tmp_path, capsys):
     words = ["report", str(folder / "run_good"), str(folder / "run_dark"), "--labels", "good", "dark"]
     assert cli.main([*words, "--output", str(tmp_path / "out"), "--metric", "l1", "--pictures", "2"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "report.html")
-    assert (tmp_path / "out" / "report.html").read_text().count("<section") == 2
+    assert (tmp_path / "out" / "report.html").read_text().count('<div class="row"') == 2
     assert "dark - good" in (tmp_path / "out" / "report.md").read_text()
     assert cli.main([*words, "--metric", "nothing"]) == 2 and "a metric must be one of" in capsys.readouterr().err
     assert cli.main(["report", str(folder / "run_good")]) == 0 and (folder / "run_good" / "report.html").is_file()

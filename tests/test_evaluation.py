@@ -8,7 +8,7 @@ from PIL import Image
 from tiny import write_model
 
 from editmgt_jax.data.scenes.source import CATEGORIES
-from editmgt_jax.evaluation import comparison, metrics, stats
+from editmgt_jax.evaluation import comparison, comparison_report, metrics, stats
 from editmgt_jax.evaluation.protocols import scenes
 from editmgt_jax.evaluation.protocols.scenes import Encoded, Pairs, Runner
 from editmgt_jax.images import ImageError
@@ -117,7 +117,7 @@ def test_protocol_on_a_tiny_model(model, tmp_path, capsys, monkeypatch):
         mean = np.nanmean(stats.column(list(run.outcomes.values()), f"held:{name}"))
         assert mean == pytest.approx(held["all"][name], abs=1e-4)
         assert run.summary["results"]["all"]["all"][f"held:{name}"]["mean"] == pytest.approx(mean)
-    assert "held:success ↑" in comparison.markdown(comparison.compare([run, run]))
+    assert "held:success ↑" in str(comparison_report.sections(comparison.compare([run, run])))
     with Image.open(run.outputs / run.outcomes["00003"]["output"]) as edited:
         assert edited.size == (32, 32)
 

@@ -27,8 +27,20 @@ MAY_IMPORT = {
     "training": {*BASE, "models", "images", "sampling", "weights", "data"},
     "configs": {"weights", "training", "ablation"},
     "pipeline": {*BASE, "models", "images", "sampling", "weights"},
-    "evaluation": {*BASE, "models", "images", "sampling", "weights", "data", "pipeline"},
-    "ablation": {*BASE, "models", "images", "sampling", "weights", "data", "pipeline", "evaluation", "training"},
+    "report": {*BASE},
+    "evaluation": {*BASE, "report", "models", "images", "sampling", "weights", "data", "pipeline"},
+    "ablation": {
+        *BASE,
+        "report",
+        "models",
+        "images",
+        "sampling",
+        "weights",
+        "data",
+        "pipeline",
+        "evaluation",
+        "training",
+    },
 }
 FREE = {"__init__", "cli"}  # import everything; nothing imports cli
 WITHOUT_JAX = ("data", "images")  # but for the tokenizing job

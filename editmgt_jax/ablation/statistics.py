@@ -1,8 +1,7 @@
 """Intervals and tests over examples. An example's seeds are averaged first: they are repeats of it, not examples of their own.
 
 Axes    n examples; Z settings
-Source  bias-corrected and accelerated bootstrap (Efron 1987), by scipy.stats.bootstrap; paired sign-flip test; Benjamini and
-        Hochberg 1995, by scipy.stats.false_discovery_control
+Source  paired sign-flip test; Benjamini and Hochberg 1995, by scipy.stats.false_discovery_control
 """
 
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 
 from editmgt_jax.ablation.config import Statistics
 from editmgt_jax.errors import UserError
+from editmgt_jax.evaluation import stats
 
 AT_ONCE = 2**22  # numbers of a block of sign flips in memory
 
@@ -31,25 +31,15 @@ def seed_means(values: np.ndarray) -> np.ndarray:
 
 def interval(values: np.ndarray, how: Statistics) -> Interval:
     """The mean of values [n], NaN aside, with its BCa interval. Of paired differences it is the paired interval."""
-    from scipy import stats
-
     values = np.asarray(values, np.float64)
     values = values[~np.isnan(values)]
     if not values.size:
         return Interval(np.nan, np.nan, np.nan, 0)
     mean = float(values.mean())
-    if values.size < 2 or np.ptp(values) == 0:
+    if values.size < 2:
         return Interval(mean, mean, mean, int(values.size))
-    found = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=how.resamples,
-        batch=max(1, AT_ONCE // values.size),
-        confidence_level=how.confidence,
-        method="BCa",
-        rng=np.random.default_rng(how.seed),
-    ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high), int(values.size))
+    low, high = stats.interval(values, np.ones_like(values), how.resamples, how.confidence, how.seed)
+    return Interval(mean, low, high, int(values.size))
 
 
 def paired_p_values(better: np.ndarray, others: np.ndarray, how: Statistics) -> np.ndarray:
@@ -74,7 +64,7 @@ def paired_p_values(better: np.ndarray, others: np.ndarray, how: Statistics) -> 
 
 def corrected(p_values: np.ndarray) -> np.ndarray:
     """p-values [Z] adjusted so that a limit on them limits the share of false discoveries."""
-    from scipy import stats
+    from scipy.stats import false_discovery_control
 
     p_values = np.asarray(p_values, np.float64)
-    return stats.false_discovery_control(p_values) if p_values.size else p_values
+    return false_discovery_control(p_values) if p_values.size else p_values

@@ -41,11 +41,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def write_report(args: argparse.Namespace) -> None:
     """Writes a report and prints its path."""
-    from editmgt_jax.evaluation import comparison
+    from editmgt_jax.evaluation import comparison, comparison_report
 
     if len(args.folders) > 1 or comparison.is_evaluation(args.folders[0]):
         evaluated = comparison.read(args.folders, args.labels)
-        print(comparison.write(evaluated, args.output or args.folders[0], args.metric, args.pictures))
+        print(comparison_report.write(evaluated, args.output or args.folders[0], args.metric, args.pictures))
         return
     from editmgt_jax.ablation.report.report import report
 

@@ -31,8 +31,10 @@ def mean_of(values: Sequence[float], clusters: Sequence[str]) -> dict[str, float
     return {"mean": float(values[kept].mean()), "low": low, "high": high, "n": int(kept.sum())}
 
 
-def interval(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-    """The interval of sum(sums) / sum(counts) under resampling of clusters, both [n]. -> (low, high)"""
+def interval(
+    sums: np.ndarray, counts: np.ndarray, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
+) -> tuple[float, float]:
+    """The interval of sum(sums) / sum(counts) under resampling of clusters, both [n]. -> (low, high), NaN below two clusters"""
     if len(sums) < 2:
         return float("nan"), float("nan")
     ratios = sums / counts
@@ -47,11 +49,11 @@ def interval(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
         ratio,
         paired=True,
         vectorized=True,
-        n_resamples=RESAMPLES,
-        confidence_level=LEVEL,
+        n_resamples=resamples,
+        confidence_level=level,
         method="BCa",
         batch=max(1, 2_000_000 // len(sums)),
-        rng=np.random.default_rng(0),
+        rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(found.low), float(found.high)
 

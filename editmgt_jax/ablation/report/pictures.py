@@ -10,9 +10,9 @@ from editmgt_jax.ablation import measures
 from editmgt_jax.ablation.config import AblationConfig
 from editmgt_jax.ablation.examples import ExampleSource
 from editmgt_jax.ablation.records import Records
-from editmgt_jax.ablation.report.page import Picture, Section
 from editmgt_jax.ablation.scoring import Scorer, relevance_maps
 from editmgt_jax.ablation.search import view_of
+from editmgt_jax.report.page import Picture, Section
 
 SHOWN, CELL, GAP, LINE = 4, 150, 6, 20
 

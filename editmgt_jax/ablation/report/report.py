@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 from editmgt_jax.ablation.report import pictures, runs, studies, sweeps, views
-from editmgt_jax.ablation.report.page import Section, to_html, to_markdown
 from editmgt_jax.ablation.search import FOLDER, SUMMARY
 from editmgt_jax.ablation.workdir import is_ablation, read_workdir
 from editmgt_jax.errors import UserError
 from editmgt_jax.files import write_text
+from editmgt_jax.report.page import Section, to_html, to_markdown
 
 HTML, MARKDOWN = "report.html", "report.md"
 

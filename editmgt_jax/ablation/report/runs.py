@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from editmgt_jax.ablation.report import figures
-from editmgt_jax.ablation.report.page import Code, Figure, Section, Table, Text
 from editmgt_jax.errors import UserError
+from editmgt_jax.report import figures
+from editmgt_jax.report.page import Code, Figure, Section, Table, Text
 
 MOST_POINTS = 400  # of a line
 

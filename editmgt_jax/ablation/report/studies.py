@@ -11,11 +11,11 @@ from editmgt_jax.ablation import statistics
 from editmgt_jax.ablation.choices import View
 from editmgt_jax.ablation.config import AblationConfig, Statistics
 from editmgt_jax.ablation.records import Manifest, Records
-from editmgt_jax.ablation.report import figures
-from editmgt_jax.ablation.report.page import Code, Figure, Section, Table, Text
 from editmgt_jax.ablation.scoring import Scorer
 from editmgt_jax.ablation.search import FOLDER, LEARNT, SUMMARY, view_of
 from editmgt_jax.ablation.sets import name_of
+from editmgt_jax.report import figures
+from editmgt_jax.report.page import Code, Figure, Section, Table, Text
 
 CURVE = np.linspace(0, 1, 101)
 NAMES = {

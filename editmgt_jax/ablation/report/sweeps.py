@@ -8,9 +8,9 @@ import numpy as np
 from editmgt_jax.ablation import decode, statistics
 from editmgt_jax.ablation.choices import View
 from editmgt_jax.ablation.config import AblationConfig
-from editmgt_jax.ablation.report import figures
-from editmgt_jax.ablation.report.page import Figure, Section, Table, Text
 from editmgt_jax.ablation.score import read_table
+from editmgt_jax.report import figures
+from editmgt_jax.report.page import Figure, Section, Table, Text
 
 LEAKAGE = "changed_outside"
 

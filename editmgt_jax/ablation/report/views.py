@@ -7,9 +7,9 @@ import numpy as np
 from editmgt_jax.ablation import score as scores
 from editmgt_jax.ablation import statistics
 from editmgt_jax.ablation.config import AblationConfig
-from editmgt_jax.ablation.report.page import Section, Table, Text
 from editmgt_jax.ablation.report.studies import NAMES, Scores, told
 from editmgt_jax.ablation.search import Candidates
+from editmgt_jax.report.page import Section, Table, Text
 
 HOLD = ("iou", "kept_wrongly", "released_wrongly")
 

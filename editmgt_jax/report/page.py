@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from editmgt_jax.ablation.report import figures
+from editmgt_jax.report import figures
 
 STYLE = """
 :root { --ink: #1d2530; --quiet: #6b7480; --grid: #dfe3e8; --paper: #ffffff; --mark: #f1f4f7; }
@@ -28,7 +28,10 @@ th, td { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid var(--
 th { font-weight: 600; } tr:first-child td { background: var(--mark); }
 code { background: var(--mark); padding: .1rem .3rem; border-radius: 3px; }
 pre { background: var(--mark); padding: .7rem; overflow-x: auto; } pre code { padding: 0; }
-img { max-width: 100%; height: auto; image-rendering: pixelated; }
+img { max-width: 100%; height: auto; }
+.pixels { image-rendering: pixelated; }
+.row { display: flex; flex-wrap: wrap; gap: .6rem; }
+.row figure { margin: 0; }
 """
 
 
@@ -59,17 +62,25 @@ class Figure(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture with what it shows."""
+    """A picture with what it shows: its own pixels, or a photograph, which may lose a little."""
 
     image: Image.Image
     caption: str
+    photograph: bool = False
 
 
-Part = Text | Code | Table | Figure | Picture
+class Row(NamedTuple):
+    """Pictures side by side under a line of text."""
+
+    text: str
+    pictures: Sequence[Picture]
+
+
+Part = Text | Code | Table | Figure | Picture | Row
 
 
 class Section(NamedTuple):
-    """A heading and what stands below it."""
+    """A heading and what stands below it; without a heading it goes on."""
 
     title: str
     parts: Sequence[Part]
@@ -79,7 +90,7 @@ def to_html(title: str, sections: Sequence[Section]) -> str:
     """The whole file."""
     body = [f"<h1>{html.escape(title)}</h1>"]
     for section in sections:
-        body.append(f"<h2>{html.escape(section.title)}</h2>")
+        body += [f"<h2>{html.escape(section.title)}</h2>"] if section.title else []
         body += [_html_of(part) for part in section.parts]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -101,20 +112,28 @@ def _html_of(part: Part) -> str:
         lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in part.cells)
         body = "".join(f"<tr>{line}</tr>" for line in lines)
         return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    if isinstance(part, Row):
+        return f'<p>{html.escape(part.text)}</p>\n<div class="row">{"".join(map(_html_of, part.pictures))}</div>'
     caption = f"<figcaption>{html.escape(part.caption[:1].upper() + part.caption[1:])}</figcaption>"
     if isinstance(part, Figure):
         return f"<figure>{figures.svg(part.spec, part.caption)}{caption}</figure>"
+    return f"<figure>{_img(part)}{caption}</figure>"
+
+
+def _img(picture: Picture) -> str:
     buffer = io.BytesIO()
-    part.image.save(buffer, "PNG")
+    kind, more = ("jpeg", {"quality": 90}) if picture.photograph else ("png", {})
+    picture.image.save(buffer, kind, **more)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(part.caption)}">{caption}</figure>'
+    look = "" if picture.photograph else ' class="pixels"'
+    return f'<img{look} src="data:image/{kind};base64,{data}" alt="{html.escape(picture.caption)}">'
 
 
 def to_markdown(title: str, sections: Sequence[Section]) -> str:
     """The text and the tables; figures are named by what they show."""
     lines = [f"# {title}", ""]
     for section in sections:
-        lines += [f"## {section.title}", ""]
+        lines += [f"## {section.title}", ""] if section.title else []
         for part in section.parts:
             lines += [_markdown_of(part), ""]
     return "\n".join(lines)
@@ -129,4 +148,4 @@ def _markdown_of(part: Part) -> str:
         line = "| {} |".format
         cells = [line(" | ".join(cell.replace("|", "\\|") for cell in one)) for one in (part.heads, *part.cells)]
         return "\n".join([cells[0], "|" + "---|" * len(part.heads), *cells[1:]])
-    return f"*In the HTML file:* {part.caption}"
+    return f"*In the HTML file:* {part.text if isinstance(part, Row) else part.caption}"

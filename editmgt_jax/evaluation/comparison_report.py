@@ -1,0 +1,187 @@
+"""The report on evaluations side by side: tables of a comparison, then the edits that differ most."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from editmgt_jax.evaluation.comparison import Evaluated, compare, ordered
+from editmgt_jax.evaluation.examples import Example, Unreadable, read_picture
+from editmgt_jax.evaluation.protocol import Selection
+from editmgt_jax.evaluation.protocols.table import open_protocol
+from editmgt_jax.files import write_text
+from editmgt_jax.report.page import Part, Picture, Row, Section, Table, Text, to_html, to_markdown
+
+THUMBNAIL = 224  # pixels of the longer side
+IDLE = 0.5  # share of edits that change nothing from which a system is pointed out
+LEGEND = (
+    "Brackets: 95 % bootstrap intervals, examples of one cluster resampled together. Differences are over the examples that both "
+    "systems scored, and outside of masks over those that both changed; a star marks an interval without 0."
+)
+
+
+def write(evaluated: Sequence[Evaluated], folder: str | Path, metric: str | None = None, pictures: int = 24) -> Path:
+    """Writes report.html and report.md into a folder. -> the former. Errors: UserError for a metric that there is not.
+
+    Args:
+      metric: whose values order the edits, see `comparison.ordered`; pictures: how many edits are shown.
+    """
+    folder = Path(folder)
+    comparison = compare(evaluated)
+    title, tables = title_of(comparison), sections(comparison)
+    page = to_html(title, [*tables, edits(evaluated, metric, pictures)])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "report.md", to_markdown(title, tables))
+    write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def title_of(comparison: dict) -> str:
+    """The protocol and its version."""
+    return f"{comparison['protocol']} version {comparison['version']}"
+
+
+def sections(comparison: dict) -> list[Section]:
+    """The tables of `compare`: the systems, then for each view a line for each metric."""
+    systems, published = comparison["systems"], comparison["published"]
+    labels = [each["label"] for each in systems]
+    found = [
+        Section("", [Text(comparison["title"]), Text(f"Rules of {comparison['reference']}."), _systems(systems)]),
+        *(_view(view, entries, labels, published) for view, entries in comparison["views"].items()),
+    ]
+    idle = [Text(_idle(each)) for each in systems if _idle(each)]
+    sources = [Text(f"Published: {each['system']}: {each['source']}.") for each in published]
+    return [*found, Section("", [*idle, Text(LEGEND), *sources])]
+
+
+def _systems(systems) -> Table:
+    cells = []
+    for each in systems:
+        skipped = ", ".join(f"{found['count']} {reason}" for reason, found in each["skipped"].items()) or "none"
+        edited = each["edited"].get("model") or each["edited"].get("outputs")
+        cells.append([each["label"], str(each["examples"]), str(each["scored"]), skipped, str(edited)])
+    return Table(["system", "examples", "scored", "skipped", "edited by"], cells)
+
+
+def _view(view, entries, labels, published) -> Section:
+    known = {entry["metric"] for entry in entries}
+    variants = [e for e in entries if ":" in e["metric"] and e["metric"].split(":", 1)[1] in known]
+    names = [each["system"] for each in published]
+    heads = ["metric", *labels, *(f"{name} (published)" for name in names)]
+    heads += [f"{label} - {labels[0]}" for label in labels[1:]]
+    cells = [
+        [
+            entry["metric"] + _arrow(entry["direction"]),
+            *map(figure_text, entry["values"]),
+            *(_number(entry["published"].get(name)) for name in names),
+            *(_difference_text(each, entry["direction"]) for each in entry["differences"]),
+        ]
+        for entry in entries
+        if entry not in variants
+    ]
+    of_variants = [part for i, label in enumerate(labels) for part in variant_table(variants, i, label)]
+    return Section(view, [Table(heads, cells), *of_variants])
+
+
+def variant_table(entries: Sequence[dict], number: int, label: str) -> list[Part]:
+    """One system's figures of the variants of its edits: a line for each figure, a column for each variant.
+
+    Args:
+      entries: of `compare`, whose metrics are 'variant:figure'; number: of the system. -> no parts where it has no variants
+    """
+    values = {tuple(entry["metric"].split(":", 1)): entry["values"][number] for entry in entries}
+    values = {key: figure for key, figure in values.items() if figure and figure["n"]}
+    if not values:
+        return []
+    names, figures = (list(dict.fromkeys(key[i] for key in values)) for i in (0, 1))
+    signs = {entry["metric"].rpartition(":")[2]: entry["direction"] for entry in entries}
+    cells = [
+        [figure + _arrow(signs[figure]), *(figure_text(values.get((name, figure))) for name in names)]
+        for figure in figures
+    ]
+    return [Text(f"Variants of {label}:"), Table(["figure", *names], cells)]
+
+
+def _idle(system) -> str | None:
+    """A sentence about a system that mostly changes nothing, None for others."""
+    share = system["noop"]
+    if share is None or share < IDLE:
+        return None
+    return f"{system['label']} changes nothing inside the mask in {100 * share:.0f} % of its edits: its figures outside say nothing."
+
+
+def figure_text(figure: dict | None) -> str:
+    """'0.878 [0.870, 0.886]' of a figure; '-' where there is none."""
+    if not figure or not figure["n"] or figure["mean"] is None:
+        return "-"
+    return _number(figure["mean"]) + _bracket(figure)
+
+
+def _difference_text(figure, direction) -> str:
+    if not figure["n"]:
+        return "-"
+    apart = not math.isnan(figure["low"]) and (figure["low"] > 0 or figure["high"] < 0)
+    word = "" if not (apart and direction) else " better" if figure["mean"] * direction > 0 else " worse"
+    return f"{figure['mean']:+.4g}{_bracket(figure)}{' *' if apart else ''}{word}"
+
+
+def _bracket(figure) -> str:
+    low, high = figure["low"], figure["high"]
+    return "" if low is None or math.isnan(low) else f" [{_number(low)}, {_number(high)}]"
+
+
+def _number(value) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _arrow(direction) -> str:
+    return {1: " ↑", -1: " ↓", 0: ""}[direction]
+
+
+# ---- pictures
+
+
+def edits(evaluated: Sequence[Evaluated], metric: str | None = None, count: int = 24) -> Section:
+    """The `count` examples that differ most: source, target, every system's edit. Errors: see `ordered`."""
+    examples, found = _examples(evaluated[0]), ordered(evaluated, metric)[:count]
+    about = f"by {metric}" if metric else "by the mean absolute difference of the pictures"
+    rows = [_row(evaluated, examples.get(key), key, value, metric) for key, value in found]
+    return Section(f"Edits, those that differ most first, {about}", rows)
+
+
+def _examples(evaluated) -> dict[str, Example]:
+    """The benchmark's examples by key; none where its data are gone."""
+    summary = evaluated.summary
+    data = Path(summary["data"])
+    if not data.is_dir():
+        return {}
+    entries = open_protocol(summary["protocol"]).read(data, Selection(**summary["selection"]))
+    return {entry.key: entry for entry in entries if isinstance(entry, Example)}
+
+
+def _row(evaluated, example, key, value, metric) -> Row:
+    shown = []
+    if example is not None:
+        shown.append(("source", example.source))
+        if example.target is not None:
+            shown.append(("target", example.target))
+    for each in evaluated:
+        outcome = each.outcomes.get(key)
+        if outcome and not outcome["skipped"]:
+            measured = "" if metric is None or outcome.get(metric) is None else f": {metric} {outcome[metric]:.4g}"
+            shown.append((f"{each.label}{measured}", each.outputs / outcome["output"]))
+    pictures, absent = [], []
+    for caption, path in shown:
+        try:
+            pictures.append(Picture(_thumbnail(read_picture(path)[0]), caption, photograph=True))
+        except Unreadable as error:
+            absent.append(f"{caption}: {error.reason}")
+    instruction = evaluated[0].outcomes[key].get("instruction") or ""
+    text = f"{instruction} ({key}, difference {value:+.4g})"
+    return Row(". ".join([text, *absent]), pictures)
+
+
+def _thumbnail(image: Image.Image) -> Image.Image:
+    scale = THUMBNAIL / max(image.size)
+    return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)

@@ -16,7 +16,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
-import pytest  # noqa: E402  (the flags come first)
+import jax  # noqa: E402  (the flags come first)
+import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 # Annotated types and axes of arrays are checked at every call.
@@ -27,6 +28,13 @@ import tiny  # noqa: E402
 from editmgt_jax.pipeline import EditPipeline  # noqa: E402
 from editmgt_jax.weights import presets  # noqa: E402
 from editmgt_jax.weights.random_model import make_random  # noqa: E402
+
+
+@pytest.fixture
+def exact_types():
+    """Arrays of other dtypes or numbers of axes do not mix: nothing is promoted that the code does not convert."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
 
 
 @pytest.fixture(scope="session")

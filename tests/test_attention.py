@@ -15,6 +15,8 @@ from editmgt_jax.models.attention import cudnn, xla
 from editmgt_jax.models.layers import per_segment
 from editmgt_jax.models.mgt import MGT, init_mgt
 
+pytestmark = pytest.mark.usefixtures("exact_types")
+
 LENGTHS = (5, 4)
 
 

@@ -17,6 +17,8 @@ from editmgt_jax.models.attention import pallas_tpu
 from editmgt_jax.models.blocks import REMAT_POLICIES
 from editmgt_jax.training.sharding import ACTIVATIONS, make_mesh
 
+pytestmark = pytest.mark.usefixtures("exact_types")
+
 BACKENDS = ("xla", "pallas_tpu")
 # Odd and even, within one tile and over several, edges of groups on edges of tiles and between them.
 LENGTHS = [(5, 4), (9,), (130, 67), (256, 128), (300, 213), (3, 260, 9)]

@@ -10,6 +10,8 @@ from editmgt_jax.sampling import decode as dec
 from editmgt_jax.sampling.localize import hold_mask
 from editmgt_jax.sampling.masking import decode_schedule
 
+pytestmark = pytest.mark.usefixtures("exact_types")
+
 CODEBOOK, MASK, LENGTH, BATCH = 11, 13, 24, 3
 
 

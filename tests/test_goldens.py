@@ -8,6 +8,8 @@ import goldens_models
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.usefixtures("exact_types")
+
 DATA = Path(__file__).parent / "data"
 
 

@@ -8,6 +8,8 @@ from scipy import ndimage
 
 from editmgt_jax.sampling import localize as loc
 
+pytestmark = pytest.mark.usefixtures("exact_types")
+
 GRIDS = [(9, 9), (5, 14), (3, 7), (1, 6)]  # the smallest are narrower than the blur
 TOLERANCE = 2e-6
 

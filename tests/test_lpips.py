@@ -10,6 +10,8 @@ import pytest
 from editmgt_jax.models import lpips
 from editmgt_jax.weights import lpips as files
 
+pytestmark = pytest.mark.usefixtures("exact_types")
+
 
 def random_params(network, key=0):
     module = lpips.LPIPS(network)

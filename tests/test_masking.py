@@ -5,6 +5,8 @@ import pytest
 
 from editmgt_jax.sampling import masking
 
+pytestmark = pytest.mark.usefixtures("exact_types")
+
 random_mask = jax.jit(masking.random_mask, static_argnums=(1, 2))
 
 

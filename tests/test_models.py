@@ -13,6 +13,8 @@ from editmgt_jax.models.layers import GroupNorm
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.models.vq import VQModel
 
+pytestmark = pytest.mark.usefixtures("exact_types")
+
 CONFIG = MGTConfig(
     num_layers=2,
     num_single_layers=2,

@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec as P
 from editmgt_jax.models.modulation import gated_sum, modulated_norm
 from editmgt_jax.training.sharding import ACTIVATIONS, make_mesh
 
+pytestmark = pytest.mark.usefixtures("exact_types")
+
 LENGTHS = [(128,), (256, 128), (256, 512), (128, 0)]
 
 
@@ -48,7 +50,8 @@ def test_half_precision_errs_as_little(function):
 
     def error(backend):
         found = function(*inputs, lengths, backend)
-        return np.array([float(jnp.abs(one - other).max()) for one, other in zip(found, exact, strict=True)])
+        pairs = zip(found, exact, strict=True)
+        return np.array([float(jnp.abs(one.astype(jnp.float32) - other).max()) for one, other in pairs])
 
     assert np.all(error("pallas_tpu") <= 1.1 * error("xla"))
 

@@ -14,6 +14,8 @@ from editmgt_jax.sampling.localize import hold_mask
 from editmgt_jax.sampling.masking import decode_schedule
 from editmgt_jax.sampling.samplers import SAMPLERS, Context, halton_ranks
 
+pytestmark = pytest.mark.usefixtures("exact_types")
+
 CODEBOOK, MASK, GRID, BATCH, STEPS = 11, 13, (4, 6), 3, 6
 LENGTH = GRID[0] * GRID[1]
 SOURCE = np.arange(BATCH * LENGTH, dtype=np.int32).reshape(BATCH, LENGTH) * 7 % CODEBOOK

@@ -5,6 +5,7 @@ Any other exception is a defect of this package and keeps its traceback.
 
 import errno
 import os
+import unicodedata
 
 FINAL = 2  # exit code of errors that a restart cannot fix, as of most commands that were called wrongly
 TRANSIENT = os.EX_TEMPFAIL  # of errors that a restart may fix
@@ -15,7 +16,7 @@ class EditMGTError(Exception):
     """Base class of all errors meant for users. `transient`: whether a restart may fix it."""
 
     def __init__(self, message: str = "", transient: bool = False):
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.transient = transient
 
     @property
@@ -33,3 +34,11 @@ def exit_code(error: EditMGTError | OSError) -> int:
     if isinstance(error, EditMGTError):
         return error.exit_code
     return TRANSIENT if error.errno in _PASSING else FINAL
+
+
+def one_line(text: str) -> str:
+    """A text as one line that any terminal can show: control characters and halves of pairs are escaped."""
+    if text.isprintable():
+        return text
+    broken = {"Cc", "Cs", "Zl", "Zp"}
+    return "".join(repr(letter)[1:-1] if unicodedata.category(letter) in broken else letter for letter in text)

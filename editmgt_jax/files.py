@@ -1,13 +1,18 @@
 """Files and folders that are whole or not there, and where they may lie.
 
-What is being written has the name `NAME.UNIQUE.tmp` beside the one it gets; a killed process leaves it behind.
+What is being written has the name `NAME.OWNER-UNIQUE.tmp` beside the one it gets. A process that is killed leaves it behind;
+the next one that writes there, on the same machine, removes it.
 """
 
 import contextlib
 import errno
+import functools
 import json
 import os
+import re
 import shutil
+import stat
+import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -35,18 +40,34 @@ def mounted(path: str | Path, what: str) -> Path:
 def replacing(path: str | Path) -> Iterator[Path]:
     """A name to write a file under: the file takes the name of `path` when the block ends, and is removed when it fails.
 
-    It is on the disk by then, not only in memory. A block that leaves no file changes nothing.
+    It is on the disk by then, not only in memory. A block that leaves no file changes nothing. A file that is replaced keeps its
+    permissions and its owner, and of a link the target is replaced.
+    Errors: PermissionError for a file that is read-only; OSError naming the file.
     """
-    path = Path(path)
-    temporary = _temporary(path)
-    try:
-        yield temporary
-        if temporary.exists():
-            _sync(temporary)
-            temporary.replace(path)
-            _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    path = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+    before = _status(path)
+    if before is not None and not (before.st_mode & 0o222 and os.access(path, os.W_OK)):
+        raise PermissionError(errno.EACCES, "the file is read-only, and is not replaced", str(path))
+    with _pending(path) as temporary:
+        try:
+            if before is not None and not before.st_mode & 0o077:  # private while it is written, too
+                os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            yield temporary
+            written = _status(temporary)
+            if written is not None and (written.st_size or before is None or before.st_mode & 0o077):
+                if before is not None:
+                    _copy_owner(temporary, before)
+                _sync(temporary)
+                temporary.replace(path)
+                _sync(path.parent)
+        except OSError as error:
+            raise _naming(error, path, temporary) from error
+
+
+def remove_pending() -> None:
+    """Removes what this process is writing, for one that ends in the middle."""
+    for path in list(_PENDING):
+        _remove(path)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -75,18 +96,18 @@ def new_folder(output: str | Path, *sources: str | Path) -> Iterator[Path]:
         if output.resolve().is_relative_to(Path(source).resolve()):
             raise UserError(f"the output must lie outside of what is read, {source}; got {output}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(output)
-    temporary.mkdir()
-    try:
-        yield temporary
-        for folder, _, names in os.walk(temporary):
-            for name in names:
-                _sync(Path(folder, name))
-            _sync(Path(folder))
-        temporary.replace(output)
-        _sync(output.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with _pending(output) as temporary:
+        try:
+            temporary.mkdir()
+            yield temporary
+            for folder, _, names in os.walk(temporary):
+                for name in names:
+                    _sync(Path(folder, name))
+                _sync(Path(folder))
+            temporary.replace(output)
+            _sync(output.parent)
+        except OSError as error:
+            raise _naming(error, output, temporary) from error
 
 
 def claim(folder: str | Path, job: dict, beside: Collection[str] = ()) -> None:
@@ -125,8 +146,95 @@ def _differing(path: Path, text: str) -> str:
     return ", ".join(names) or "values"
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{os.urandom(6).hex()}.tmp")
+# ---- what is being written
+
+_PENDING = set()  # by this process
+_SWEPT = set()  # folders in which this process has removed what dead ones left
+
+
+@contextlib.contextmanager
+def _pending(path: Path) -> Iterator[Path]:
+    """A name beside `path` that no other process has; what has it at the end of the block is removed."""
+    if path.parent not in _SWEPT:
+        _SWEPT.add(path.parent)
+        _sweep(path.parent)
+    temporary = path.with_name(f"{path.name}.{_owner(os.getpid())}-{os.urandom(4).hex()}.tmp")
+    _PENDING.add(temporary)
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+        _PENDING.discard(temporary)
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what processes of this machine that are dead were writing in a folder."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            found = re.search(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp$", name)
+            if found and _owner(pid := int(found[2])) == f"{found[1]}-{pid}" and not _lives(pid):
+                _remove(folder / name)
+
+
+def _owner(pid: int) -> str:
+    """A process among those of all machines that may share a folder."""
+    return f"{zlib.crc32(repr(_machine()).encode()):08x}-{pid}"
+
+
+@functools.cache
+def _machine() -> tuple:
+    """This machine, as it was started, and the numbering of its processes: containers have their own."""
+    found = [os.uname().nodename]
+    with contextlib.suppress(OSError):
+        found += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.stat("/proc/self/ns/pid").st_ino]
+    return tuple(found)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Of a file; None if there is none."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
+
+
+def _copy_owner(path: Path, of: os.stat_result) -> None:
+    """Gives a file the owner and the permissions of another, as far as this process may."""
+    with contextlib.suppress(OSError):
+        os.chown(path, of.st_uid, of.st_gid)
+    os.chmod(path, stat.S_IMODE(of.st_mode))
+
+
+def _naming(error: OSError, path: Path, temporary: Path) -> OSError:
+    """The error of writing `temporary`, or a file in it, as one that names `path`; others as they are."""
+    named = str(error.filename) if error.filename is not None else str(temporary)
+    if error.errno is None or not named.startswith(str(temporary)):
+        return error
+    reason = f"cannot write {path}{named[len(str(temporary)) :]}: {error.strerror}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        with contextlib.suppress(OSError):
+            written = sum(file.stat().st_size for file in [temporary, *temporary.rglob("*")] if file.is_file())
+            reason += f" after {written} bytes, {shutil.disk_usage(path.parent).free} are free: make room"
+    return type(error)(error.errno, reason)
 
 
 def _sync(path: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from editmgt_jax import images
 from editmgt_jax.batching import by_shape, map_batches
-from editmgt_jax.declarations import SETTINGS, SettingsError, check_integer
+from editmgt_jax.declarations import SETTINGS, SettingsError, check_integer, truth
 from editmgt_jax.errors import UserError
 from editmgt_jax.images import ImageError
 from editmgt_jax.models import text as texts
@@ -39,6 +39,7 @@ from editmgt_jax.sampling.orders import (
     encoded,
     query_weights,
     read_jobs,
+    read_picture,
     silent,
 )
 from editmgt_jax.sampling.programs import run_decode
@@ -100,6 +101,7 @@ class EditPipeline:
         num_images: int = 1,
         negative_prompt: str | None = None,
         composite: bool = True,
+        released_mask: bool = False,
         progress: Progress | None = None,
         **settings: Any,
     ) -> Result | list[Result]:
@@ -109,17 +111,20 @@ class EditPipeline:
           image: path, PIL image or array (see `images.load`). image, instruction, mask and query may be lists of one
             length, or single to go with all; with any list the result is a list.
           instruction: string, or what `encode` returns.
-          mask: picture of the image's size, white = may change.
+          mask: picture of the image's size, white = may change; see `images.load_mask`.
           query: words of the instruction whose attention localises the edit; by default all of them.
           seed, num_images: picture i is drawn from (seed, i) alone.
           negative_prompt: what guidance leads away from; None is the model's own, "" the empty prompt.
           composite: where anything is held, take the regions whose tokens came out as the source's, the held ones and
             others, from the input picture, past a feathered seam.
+          released_mask: hide from the model what it may change, as the released code does with a mask (Q16).
           settings: see `editmgt_jax.declarations.SETTINGS`; None or absent is the model's own default.
         Errors: SettingsError, PromptError, ImageError, FileNotFoundError, before any decoding.
         """
-        options = {"seed": seed, "num_images": num_images, "composite": composite}
+        options = {"seed": seed, "num_images": num_images, "composite": composite, "released_mask": released_mask}
         order = self._order(settings, negative_prompt, progress, **options)
+        if released_mask and order.settings.hold_threshold > 0:
+            raise SettingsError("released_mask hides the ids that region hold would restore: set hold_threshold to 0")
         return self._change(order, image, instruction, mask, query)
 
     def generate(
@@ -186,7 +191,7 @@ class EditPipeline:
 
         Args and errors: as in `inpaint`. The result has the extended size.
         """
-        image = each(image, images.load)
+        image = each(image, read_picture)
         mask = each(image, lambda one: images.padding_mask(one.size, pad))
         return self.inpaint(each(image, lambda one: images.extend(one, pad)), prompt, mask, **options)
 
@@ -271,7 +276,9 @@ class EditPipeline:
 
     # ---- inside
 
-    def _order(self, settings, negative_prompt, progress, *, seed, num_images, composite, attends=True) -> Order:
+    def _order(
+        self, settings, negative_prompt, progress, *, seed, num_images, composite, attends=True, released_mask=False
+    ) -> Order:
         """Checks what a call asks for besides its inputs. Without `attends`, settings of the reference are errors."""
         if not attends:
             if foreign := sorted(settings.keys() & NO_REFERENCE):
@@ -280,6 +287,10 @@ class EditPipeline:
         settings = self.settings(**settings)
         check_integer("num_images", num_images, 1)
         check_integer("seed", seed, 0, MAX_SEED)
+        truth("composite", composite)
+        truth("released_mask", released_mask)
+        if not (progress is None or callable(progress)):
+            raise SettingsError(f"progress must be a function of the name of a stage; got {progress!r}")
         progress = progress or silent
         progress("text")
         return Order(
@@ -289,6 +300,7 @@ class EditPipeline:
             num_images=num_images,
             attends=attends,
             composite=composite,
+            released_mask=released_mask,
             progress=progress,
         )
 
@@ -297,7 +309,7 @@ class EditPipeline:
 
     def _change(self, order, image, instruction, mask, query=None):
         """Edits or fills images; the inputs may be lists."""
-        jobs, is_list = read_jobs(self.model.text, image, instruction, mask, query)
+        jobs, is_list = read_jobs(self.model.text, image, instruction, mask, query, sees_all=order.attends)
         order.progress("tokenize")
         canvases = [self._canvas(order, job, ids) for job, ids in zip(jobs, self._source_ids(jobs), strict=True)]
         results = self._results(order, canvases)
@@ -326,7 +338,8 @@ class EditPipeline:
     def _canvas(self, order, job, source) -> Canvas:
         may_change = True if job.mask is None else images.mask_to_grid(job.mask, source.shape)
         start = np.where(may_change, np.int32(self.mask_token_id), source)
-        return Canvas(job, source if order.attends else None, start, source)
+        reference = (start if order.released_mask and job.mask is not None else source) if order.attends else None
+        return Canvas(job, reference, start, source)
 
     def _results(self, order, canvases) -> list[Result]:
         """Decodes and paints the pictures of every canvas."""

@@ -1,4 +1,6 @@
+import errno
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -308,11 +310,14 @@ class TestSave:
     def test_a_failed_write_keeps_the_old_file(self, tmp_path, monkeypatch):
         (tmp_path / "a.png").write_text("old")
 
-        def fail(self, path, **_):
-            path.write_text("half")
-            raise OSError("disk full")
+        write = Path.write_bytes
 
-        monkeypatch.setattr(Image.Image, "save", fail)
-        with pytest.raises(OSError, match="disk full"):
+        def fail(self, data):
+            write(self, bytes(data)[:9])
+            if len(data) > 9:
+                raise OSError(errno.ENOSPC, "disk full")
+
+        monkeypatch.setattr(Path, "write_bytes", fail)
+        with pytest.raises(OSError, match=r"cannot write .*a.png: disk full after 9 bytes, \d+ are free"):
             images.save(Image.new("RGB", (20, 20)), tmp_path / "a.png")
         assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]

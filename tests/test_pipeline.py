@@ -133,9 +133,13 @@ def test_mask_confines_the_edit(pipe):
     assert result.keep_mask.sum() < both.keep_mask.sum() < both.keep_mask.size
 
 
-def test_empty_mask_changes_nothing(pipe):
-    result = pipe(picture(), INSTRUCTION, mask=np.zeros((32, 32), bool))
-    np.testing.assert_array_equal(np.asarray(result.images[0]), np.asarray(picture()))
+def test_an_empty_mask_is_an_error_and_a_full_one_is_said(pipe):
+    with pytest.raises(ImageError, match="must be white where the image may change"):
+        pipe(picture(), INSTRUCTION, mask=np.zeros((32, 32), bool))
+    free = pipe(picture(), INSTRUCTION, steps=3, composite=False)
+    with pytest.warns(UserWarning, match="the mask is full"):
+        masked = pipe(picture(), INSTRUCTION, mask=np.ones((32, 32), bool), steps=3, composite=False)
+    np.testing.assert_array_equal(masked.token_ids, free.token_ids)
 
 
 def test_recorded_steps(pipe):

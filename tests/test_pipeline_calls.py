@@ -32,7 +32,7 @@ def test_a_program_of_the_disk_s_cache_is_not_said_to_be_compiled(pipe, capsys, 
     name, stages = f"decode_{uuid.uuid4().hex}", []
     new_program(monkeypatch, name)
     pipe(picture(), INSTRUCTION, steps=1)
-    assert capsys.readouterr().err.count("compiled for 8 x 8 tokens in") == 1
+    assert capsys.readouterr().err.count("compiling for 8 x 8 tokens took") == 1
     new_program(monkeypatch, name)
     pipe(picture(), INSTRUCTION, steps=1, progress=stages.append)
     assert stages[2:4] == ["compile", "decode"] and "compiled" not in capsys.readouterr().err
@@ -47,7 +47,7 @@ def test_traced_settings_never_recompile(pipe, capsys, monkeypatch):
     stages = []
     fresh(picture(), INSTRUCTION, progress=stages.append, **base)
     assert stages == ["text", "tokenize", "compile", "decode", "paint"]
-    assert capsys.readouterr().err.count("compiled for 8 x 8 tokens in") == 1
+    assert capsys.readouterr().err.count("compiling for 8 x 8 tokens took") == 1
     before = traces.copy()
     for change in (
         dict(reference_strength=0.7),

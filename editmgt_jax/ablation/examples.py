@@ -76,7 +76,7 @@ class ExampleSource:
                 f"examples.truth='mask' needs a mask with each pair; {pair.key} has none: take 'difference'"
             )
         else:
-            mask = images.load_mask(pair.mask, image.size)
+            mask = images.load_mask(pair.mask, image.size, may_be_empty=True)
             truth = self._square(Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB"))[..., 0] > 0.5
         return Example(source, target, truth, pair.instruction.strip(), pair.category, None)
 

@@ -19,6 +19,8 @@ def _add_edit(commands):
     command.add_argument("--image", required=True, metavar="IN", help="picture to edit")
     command.add_argument("--instruction", required=True, metavar="TEXT", help="instruction, such as 'make the car red'")
     command.add_argument("--mask", metavar="PICTURE", help="picture of the image's size; white may change")
+    text = "hide what may change from the model, too, as the released code does with a mask"
+    command.add_argument("--released-mask", action="store_true", help=text)
     command.add_argument(
         "--query", metavar="WORDS", help="words of the instruction that localise the edit (default: all)"
     )
@@ -96,7 +98,7 @@ def edit(args: argparse.Namespace) -> None:
     outputs = _check_outputs(args)
     image = images.load(args.image)
     mask = None if args.mask is None else images.load_mask(args.mask, image.size)
-    inputs = {"mask": mask, "query": args.query, "composite": args.composite}
+    inputs = {"mask": mask, "query": args.query, "composite": args.composite, "released_mask": args.released_mask}
     _make_pictures(args, outputs, lambda pipe, **more: pipe(image, args.instruction, **inputs, **more), image)
 
 

@@ -90,16 +90,17 @@ def read_picture(picture: Picture, name: str = "the picture") -> tuple[Image.Ima
             return image.convert("RGB"), odd
     except Image.DecompressionBombError as error:
         raise Unreadable("too large", f"{name} is too large to read: {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # noqa: BLE001  (Pillow raises many kinds for damaged files)
         raise Unreadable("corrupt", f"{name} must be a picture that Pillow can read: {error}") from error
 
 
 def read_alpha(picture: Picture) -> np.ndarray:
     """The opacity of a picture, uint8 [Y X]; 255 without an alpha channel. Errors: Unreadable."""
+    data = picture_bytes(picture)
     try:
-        with Image.open(io.BytesIO(picture_bytes(picture))) as image:
+        with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image.convert("RGBA"))[..., 3]
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # noqa: BLE001  (the same)
         raise Unreadable("corrupt", f"a mask must be a picture that Pillow can read: {error}") from error
 
 

@@ -6,11 +6,13 @@ Pixels  float32 in [0, 1], RGB. Every function is deterministic
 
 from editmgt_jax.images.compositing import composite
 from editmgt_jax.images.drawing import hide, mask_picture, overlay, strip
+from editmgt_jax.images.filling import fill
 from editmgt_jax.images.geometry import (
     MAX_ASPECT,
     ImageError,
     check_size,
     extend,
+    extension,
     mask_to_grid,
     mask_to_pixels,
     padding_mask,
@@ -18,7 +20,9 @@ from editmgt_jax.images.geometry import (
     to_pixels,
     working_size,
 )
-from editmgt_jax.images.reading import Readable, load, load_mask
+from editmgt_jax.images.profiles import from_srgb, to_srgb
+from editmgt_jax.images.reading import load, load_mask
+from editmgt_jax.images.sources import Readable
 from editmgt_jax.images.writing import ANIMATED, FORMATS, check_distinct, check_output, save, save_steps
 
 __all__ = [
@@ -32,6 +36,9 @@ __all__ = [
     "check_size",
     "composite",
     "extend",
+    "extension",
+    "fill",
+    "from_srgb",
     "hide",
     "load",
     "load_mask",
@@ -45,5 +52,6 @@ __all__ = [
     "strip",
     "to_image",
     "to_pixels",
+    "to_srgb",
     "working_size",
 ]

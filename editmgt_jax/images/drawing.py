@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from editmgt_jax.images.geometry import mask_to_pixels, to_image
+from editmgt_jax.images.profiles import to_srgb
 
 GREY = 0.5  # of hidden tokens
 HEAT = 0.6  # share of the heat map in an overlay
@@ -23,7 +24,7 @@ def overlay(image: Image.Image, relevance: np.ndarray) -> Image.Image:
     heat = np.clip(np.asarray(smooth), 0, 1)
     stops = np.linspace(0, 1, len(_HEAT))
     colours = np.stack([np.interp(heat, stops, _HEAT[:, channel]) for channel in range(3)], axis=-1)
-    grey = np.asarray(image.convert("L"), np.float32)[..., None] / 255
+    grey = np.asarray(to_srgb(image).convert("L"), np.float32)[..., None] / 255
     return to_image((1 - HEAT) * grey + HEAT * colours)
 
 

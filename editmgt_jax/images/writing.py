@@ -1,5 +1,9 @@
-"""Pictures -> files, which appear only once complete."""
+"""Pictures -> files, which appear only once complete.
 
+A file has the colour profile of its picture; a format without profiles gets sRGB. JPEG keeps all colour detail.
+"""
+
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +12,9 @@ from PIL import Image
 
 from editmgt_jax.files import replacing
 from editmgt_jax.images.drawing import strip
-from editmgt_jax.images.geometry import ImageError
+from editmgt_jax.images.geometry import ImageError, size_text
+from editmgt_jax.images.profiles import KEY, to_srgb
+from editmgt_jax.images.sources import shown
 
 FORMATS = {
     ".png": "PNG",
@@ -19,54 +25,94 @@ FORMATS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
+LONGEST = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}  # side in pixels, of formats that have such a limit
+OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}
+WITHOUT_PROFILES = {"BMP", "GIF"}
 MILLISECONDS = 150  # of a frame of an animation
 ANIMATED = {".gif": "GIF"}
 
 
-def check_distinct(paths: Sequence) -> None:
-    """Errors: ImageError when two outputs would be one file."""
-    names = [os.path.abspath(path) for path in paths]
+def check_distinct(outputs: Sequence[str | Path], inputs: Sequence[str | Path] = ()) -> None:
+    """Errors: ImageError when two outputs would be one file, or an output one of the inputs."""
+    names = [os.path.realpath(path) for path in outputs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ImageError(f"every output needs a file of its own; {', '.join(twice)} is named twice")
+        raise ImageError(f"every output needs a file of its own; {', '.join(map(shown, twice))} is named twice")
+    for path in inputs:
+        for output in outputs:
+            if os.path.realpath(path) == os.path.realpath(output) or _same_file(path, output):
+                raise ImageError(f"an output must not replace what is read; {shown(output)} is the input {shown(path)}")
 
 
-def check_output(path: str | Path, formats: Mapping[str, str] | None = None) -> None:
+def _same_file(one, other) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return False
+
+
+def check_output(
+    path: str | Path, formats: Mapping[str, str] | None = None, size: tuple[int, int] | None = None
+) -> None:
     """Checks that a file can be written, before the work whose result it takes.
 
-    Errors: ImageError with the supported suffixes, the missing folder or the message of the system.
+    Args:
+      formats: {suffix: format} that it may have; size: of the picture, if it is known.
+    Errors: ImageError with the supported suffixes, the longest side, the missing folder or the message of the system.
     """
-    path, formats = Path(path), formats or FORMATS
+    path, formats, name = Path(path), formats or FORMATS, shown(path)
     if path.suffix.lower() not in formats:
         raise ImageError(
-            f"the suffix of an output must be one of {', '.join(formats)}; got {path.suffix or 'none'!r} in {path}"
+            f"the suffix of an output must be one of {', '.join(formats)}; got {shown(path.suffix) or 'none'!r} in {name}"
         )
-    if path.is_dir():
-        raise ImageError(f"an output must be a file; {path} is a folder")
-    if not path.parent.is_dir():
-        raise ImageError(f"an output needs an existing folder; there is no {path.parent}: create it")
+    longest = LONGEST.get(formats[path.suffix.lower()])
+    if size is not None and longest is not None and max(size) > longest:
+        raise ImageError(
+            f"a {path.suffix.lower()} picture has sides of at most {longest} pixels; {name} would be {size_text(size)}: "
+            "take .png"
+        )
     try:
+        if path.is_dir():
+            raise ImageError(f"an output must be a file; {name} is a folder")
+        if not path.parent.is_dir():
+            raise ImageError(f"an output needs an existing folder; there is no {shown(path.parent)}: create it")
+        if path.exists() and not path.is_file():
+            raise ImageError(f"an output must be a file; {name} is a device, a pipe or a socket")
         with replacing(path) as temporary:
-            temporary.touch()
+            temporary.write_bytes(b"?")  # so that a full disk is found
             temporary.unlink()
-    except OSError as error:
-        raise ImageError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(str(reason) if "cannot write" in str(reason) else f"cannot write {name}: {reason}") from error
 
 
 def save(image: Image.Image, path: str | Path) -> None:
-    """Writes a picture; the file appears only once complete. Errors: ImageError."""
+    """Writes a picture; the file appears only once complete. Errors: ImageError; OSError naming the file."""
     path = Path(path)
-    check_output(path)
+    check_output(path, size=image.size)
+    kind = FORMATS[path.suffix.lower()]
+    if kind in WITHOUT_PROFILES:
+        image = to_srgb(image)
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **OPTIONS.get(kind, {}), icc_profile=image.info.get(KEY))
+    _write(buffer, path)
+
+
+def _write(buffer, path) -> None:
     with replacing(path) as temporary:
-        image.save(temporary, format=FORMATS[path.suffix.lower()], quality=95)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def save_steps(frames: Sequence[Image.Image], path: str | Path) -> None:
     """Writes frames as an animation (.gif; the last frame is shown ten times as long) or as a strip (any picture suffix). Errors: ImageError."""
     path = Path(path)
-    check_output(path, FORMATS | ANIMATED)
+    check_output(path, FORMATS | ANIMATED, frames[0].size)
     if path.suffix.lower() not in ANIMATED:
         return save(strip(frames), path)
     durations = [MILLISECONDS] * (len(frames) - 1) + [10 * MILLISECONDS]
-    with replacing(path) as temporary:
-        frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    first, *others = map(to_srgb, frames)
+    buffer = io.BytesIO()
+    first.save(buffer, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
+    _write(buffer, path)

@@ -32,6 +32,7 @@ class Order:
     num_images: int
     attends: bool  # whether the model sees the image that it changes, or only the rest of its mask
     composite: bool
+    released_mask: bool  # whether the reference has the mask id wherever the image may change (Q16)
     progress: Progress
 
 
@@ -41,7 +42,7 @@ class Job:
 
     text: EncodedText
     text_weights: np.ndarray  # float32 [T]: weights of the text tokens in the attention that is read
-    image: Image.Image | None = None
+    image: Image.Image | None = None  # filled under the mask, if the model must not see it
     mask: np.ndarray | None = None  # bool [Y X], True = may change
 
 
@@ -55,25 +56,36 @@ class Canvas(NamedTuple):
 
 
 def read_jobs(
-    encoder: TextEncoder, image: Any, instruction: Any, mask: Any = None, query: Any = None
+    encoder: TextEncoder, image: Any, instruction: Any, mask: Any = None, query: Any = None, sees_all: bool = True
 ) -> tuple[list[Job], bool]:
     """Reads the inputs of a call, each of them once. -> (jobs, whether any input was a list)
 
-    Args: those of `EditPipeline.__call__`.
+    Args: those of `EditPipeline.__call__`; sees_all: whether the model may see what is under the mask.
     Errors: PromptError, ImageError, FileNotFoundError, UserError: all that can be wrong with the inputs is found here.
     """
     check_prompts(instruction if isinstance(instruction, (list, tuple)) else [instruction])
     texts = each(instruction, lambda prompt: encoded(encoder, prompt))
-    inputs, is_list = broadcast(image=each(image, images.load), text=texts, mask=mask, query=query)
-    masks = {}
+    inputs, is_list = broadcast(image=each(image, read_picture), text=texts, mask=mask, query=query)
+    masks, pictures = {}, {}
 
     def job(image, text, mask, query):
+        weights = query_weights(encoder, text, query)
+        if mask is None:
+            return Job(text, weights, image)
         key = id(mask), image.size
-        if mask is not None and key not in masks:
+        if key not in masks:
             masks[key] = images.load_mask(mask, image.size)
-        return Job(text, query_weights(encoder, text, query), image, masks.get(key))
+        key += (id(image),)
+        if key not in pictures:
+            pictures[key] = image if sees_all else images.fill(image, masks[key[:2]])
+        return Job(text, weights, pictures[key], masks[key[:2]])
 
     return [job(**each_input) for each_input in inputs], is_list
+
+
+def read_picture(image: Any) -> Image.Image:
+    """An input picture, in its own colour profile. Errors: ImageError, FileNotFoundError."""
+    return images.load(image, keep_profile=True)
 
 
 def encoded(encoder: TextEncoder, prompt: str | EncodedText) -> EncodedText:

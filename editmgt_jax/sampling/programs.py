@@ -48,5 +48,5 @@ def _compile(lowered, grid: str) -> None:
         cached = "cached on disk" if jax.config.jax_compilation_cache_dir else "kept for this process"
         elapsed = time.perf_counter() - started
         tqdm.write(
-            f"compiled for {grid} tokens in {elapsed:.0f} s, first use of these shapes; {cached}", file=sys.stderr
+            f"compiling for {grid} tokens took {elapsed:.0f} s, first use of these shapes; {cached}", file=sys.stderr
         )

@@ -21,7 +21,7 @@ from editmgt_jax.shapes import Array, Float
 class Result:
     """The n pictures of one prompt, and what the model did."""
 
-    images: list[Image.Image]  # of the input's size, or the size asked for
+    images: list[Image.Image]  # of the input's size and colour profile, or the size asked for
     relevance: np.ndarray  # float32 [n H W], at the step that held, else the last; about 0 to 1
     keep_mask: np.ndarray  # bool [n H W]: tokens held at the source's ids
     token_ids: np.ndarray  # int32 [n H W]
@@ -43,8 +43,12 @@ def make_result(
     job, pictures = canvas.job, []
     for edit, painted in zip(edits, pixels, strict=True):
         picture = images.to_image(painted, None if job.image is None else job.image.size)
+        picture = images.from_srgb(picture, None if job.image is None else job.image.info.get("icc_profile"))
         if order.composite and (edit.keep.any() or job.mask is not None):
-            picture = images.composite(job.image, picture, edit.tokens == canvas.source, job.mask)
+            kept = edit.tokens == canvas.source
+            if not order.attends:
+                kept &= canvas.start == canvas.source  # a fill is nobody's picture
+            picture = images.composite(job.image, picture, kept, job.mask)
         pictures.append(picture)
     together = jax.tree.map(lambda *arrays: np.stack(arrays), *edits)
     steps = [None if x is None else x.swapaxes(0, 1) for x in (together.step_tokens, together.step_relevance)]

@@ -111,9 +111,7 @@ def examine(pair: RawPair, config: PrepareConfig) -> Examined:
     placement = Placement.covering(source.size, bucket)
     mask = None
     if pair.mask is not None:
-        mask = _decoded(pair.mask, "mask", config, []).convert("L")
-        if mask.size != source.size:
-            raise Rejected("mask_size", f"the mask is {_by(mask.size)}, the source {_by(source.size)}")
+        mask = _mask(pair.mask, source.size, config)
     fitted = {"source": crop_to_bucket(source, placement, bucket), "target": crop_to_bucket(target, placement, bucket)}
     changed = changed_share(fitted["source"], fitted["target"], config.change_threshold)
     if changed < config.min_changed:
@@ -129,9 +127,7 @@ def examine(pair: RawPair, config: PrepareConfig) -> Examined:
         **{name: _encoded(picture, config.image_format) for name, picture in fitted.items()},
     }
     if mask is not None:
-        binary = crop_to_bucket(mask, placement, bucket, Image.Resampling.NEAREST).point(
-            lambda value: 255 * (value >= 128)
-        )
+        binary = crop_to_bucket(mask, placement, bucket, Image.Resampling.NEAREST)
         record["mask"] = _encoded(binary.convert("1"), "png")
     digest = hashlib.sha256(b"%d " % len(pair.source) + pair.source + pair.target).hexdigest()
     text = " ".join(instruction.casefold().split())
@@ -161,6 +157,33 @@ def _check_instruction(text, config) -> str:
 
 def _decoded(data: bytes, name, config, notes) -> Image.Image:
     """An upright RGB picture."""
+    mode = _check_header(data, name, config)
+    if mode != "RGB" and f"mode_{mode}" not in notes:
+        notes.append(f"mode_{mode}")
+    return _read(lambda: images.load(data, f"the {name}"))
+
+
+def _mask(data: bytes, size, config) -> Image.Image:
+    """A mask of a picture of `size`, black and white; see `images.load_mask`."""
+    _check_header(data, "mask", config)
+    found = _read(lambda: images.load(data, "the mask").size)
+    if found != size:
+        raise Rejected("mask_size", f"the mask is {_by(found)}, the source {_by(size)}")
+    mask = _read(lambda: images.load_mask(data, size, may_be_empty=True))
+    return Image.fromarray(mask.astype(np.uint8) * 255)
+
+
+def _read(read):
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read()
+    except Exception as error:  # noqa: BLE001
+        raise Rejected("undecodable", str(error)) from error
+
+
+def _check_header(data: bytes, name, config) -> str:
+    """The mode of a picture whose size is within the limits. Errors: Rejected."""
     if not data:
         raise Rejected("no_picture", f"the {name} is empty")
     try:
@@ -177,14 +200,7 @@ def _decoded(data: bytes, name, config, notes) -> Image.Image:
         raise Rejected("too_small", f"the {name} is {_by(size)}")
     if max(size) > images.MAX_ASPECT * min(size):
         raise Rejected("extreme_aspect", f"the {name} is {_by(size)}")
-    if mode != "RGB" and f"mode_{mode}" not in notes:
-        notes.append(f"mode_{mode}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return images.load(data, f"the {name}")
-    except Exception as error:  # noqa: BLE001
-        raise Rejected("undecodable", str(error)) from error
+    return mode
 
 
 def _bucket(source, target, config, notes) -> tuple[int, int]:

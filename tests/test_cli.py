@@ -88,7 +88,7 @@ def test_flags_reach_the_pipeline(model, folder, monkeypatch):
     assert options == dict(
         steps=5, guidance_scale=2.5, reference_strength=0.9, hold_threshold=0.3, hold="from_step", hold_step=2,
         layers=[0, 2], sampling_temperature=0.7, temperature=[1.0, 0.0], filter="none", seed=9, composite=False,
-        negative_prompt="blurry", query="car", num_images=1, record=False,
+        negative_prompt="blurry", query="car", num_images=1, record=False, released_mask=False,
     )  # fmt: skip
     assert edit(model, "--temperature", "1.5") == 0
     assert calls[1][2]["temperature"] == 1.5

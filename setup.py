@@ -6,6 +6,8 @@ from setuptools import find_packages, setup
 PREPARE = ["apache-beam>=2.70", "pyarrow>=18.0", "tensorflow-datasets>=4.9.9", "importlib_resources"]
 # Ablations: tables and figures.
 ABLATE = ["pyarrow>=18.0", "vl-convert-python>=1.7"]
+# An HTTP server.
+SERVE = ["starlette>=1.0", "uvicorn>=0.30", "python-multipart>=0.0.20", "prometheus-client>=0.20"]
 
 setup(
     name="editmgt_jax",
@@ -48,11 +50,14 @@ setup(
             "scikit-learn>=1.5",
             *PREPARE,
             *ABLATE,
+            *SERVE,
+            "httpx2>=2.0",  # of starlette's test client
         ],
         "prepare": PREPARE,
         # Benchmarks: rows of an evaluation; CLIP and DINO are PyTorch models of transformers.
         "eval": ["pyarrow>=18.0", "torch>=2.6"],
         "ablate": ABLATE,
+        "serve": SERVE,
         # The PyTorch implementations that the parity tests compare with.
         "parity": ["torch>=2.6", "diffusers>=0.35"],
         "tpu": ["jax[tpu]"],

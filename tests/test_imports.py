@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "configs": {"weights", "training", "ablation"},
     "pipeline": {*BASE, "models", "images", "sampling", "weights"},
     "report": {*BASE},
+    "serving": {*BASE, "images", "pipeline"},
     "evaluation": {*BASE, "report", "models", "images", "sampling", "weights", "data", "pipeline"},
     "ablation": {
         *BASE,

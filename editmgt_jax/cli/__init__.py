@@ -8,10 +8,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from editmgt_jax.cli import ablate, compile, data, evaluate, models, pictures, train
+from editmgt_jax.cli import ablate, compile, data, evaluate, models, pictures, serve, train
 from editmgt_jax.errors import EditMGTError, exit_code
 
-FAMILIES = (pictures, data, train, models, evaluate, ablate, compile)
+FAMILIES = (pictures, serve, data, train, models, evaluate, ablate, compile)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

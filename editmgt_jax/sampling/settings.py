@@ -26,6 +26,12 @@ __all__ = ["CHOICES", "Knobs", "StaticSettings", "Settings", "SettingsError", "c
 CHOICES = {"hold": HOLDS, "filter": tuple(FILTERS), "sampler": tuple(SAMPLERS)}
 _STATIC = [setting for setting in SETTINGS if setting.part == "static"]
 _TRACED = [setting for setting in SETTINGS if setting.part == "traced"]
+_SHARED = (
+    *(setting.name for setting in _STATIC),
+    "steps",
+    "guided",
+    "image_guided",
+)  # by samples that are decoded together
 _DTYPES = {int: jnp.int32, float: jnp.float32}
 
 
@@ -101,6 +107,11 @@ class Settings(_Values):
         """Whether a pass without the source image runs, too."""
         return self.image_guidance_scale not in (None, self.guidance_scale)
 
+    @property
+    def program(self) -> tuple:
+        """What samples that are decoded together must share."""
+        return tuple(getattr(self, name) for name in _SHARED)
+
     def static(self, timestep_convention: str) -> StaticSettings:
         """The static part."""
         values = {setting.name: getattr(self, setting.name) for setting in _STATIC}
@@ -126,12 +137,11 @@ def side_by_side(several: Sequence[Settings], masking_schedule: str) -> Knobs:
     Errors: SettingsError when they differ in a static setting or in the number of steps.
     """
     first = several[0]
-    names = [setting.name for setting in _STATIC] + ["steps", "guided", "image_guided"]
     for other in several[1:]:
-        for name in names:
+        for name in _SHARED:
             if getattr(other, name) != getattr(first, name):
                 raise SettingsError(
-                    f"samples side by side must share {', '.join(names)}; one has {name} {getattr(first, name)}, another "
+                    f"samples side by side must share {', '.join(_SHARED)}; one has {name} {getattr(first, name)}, another "
                     f"{getattr(other, name)}"
                 )
     all_knobs = [settings.knobs(masking_schedule) for settings in several]

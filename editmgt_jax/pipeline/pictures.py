@@ -6,26 +6,20 @@ Source  released pipelines (edit, text-to-image, inpainting); model directories 
 Differs held regions, and others whose tokens did not change, come back as the input's own pixels; picture i of a seed does not depend on how many are asked for
 """
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from PIL import Image
 
 from editmgt_jax import images
-from editmgt_jax.batching import by_shape, map_batches
+from editmgt_jax.batching import by_shape, map_batches, power_of_two
 from editmgt_jax.declarations import SETTINGS, SettingsError, check_integer, truth
-from editmgt_jax.errors import UserError
+from editmgt_jax.errors import EditMGTError, UserError
 from editmgt_jax.images import ImageError
-from editmgt_jax.models import text as texts
-from editmgt_jax.models.blocks import Interventions
-from editmgt_jax.models.text import EncodedText
-from editmgt_jax.models.vq import ids_to_pixels, pixels_to_ids
-from editmgt_jax.sampling.decode import Noise
+from editmgt_jax.pipeline.tokens import TokenPipeline
 from editmgt_jax.sampling.edit import TokenEdit
 from editmgt_jax.sampling.orders import (
     Canvas,
@@ -36,17 +30,11 @@ from editmgt_jax.sampling.orders import (
     Prompts,
     check_prompts,
     each,
-    encoded,
-    query_weights,
     read_jobs,
     read_picture,
     silent,
 )
-from editmgt_jax.sampling.programs import run_decode
-from editmgt_jax.sampling.request import make_request
 from editmgt_jax.sampling.results import Result, make_result
-from editmgt_jax.sampling.settings import Settings
-from editmgt_jax.weights.loading import LoadedModel, load_model
 
 MAX_SEED = 2**32 - 1
 # Settings that have no meaning without a source image.
@@ -55,40 +43,8 @@ FRAME = 1024  # pixels of the longest side of a step's picture
 PAINTED_PIXELS = 8 * 512**2  # that the image tokenizer encodes or decodes at once at most
 
 
-class EditPipeline:
-    """Edits pictures with one loaded model; see `__call__`.
-
-    Args:
-      model: from `loading.load_model`.
-      batch_size: how many pictures are decoded at once at most.
-    """
-
-    def __init__(self, model: LoadedModel, batch_size: int = 8):
-        self.model, self.batch_size = model, batch_size
-        self._mgt_variables, self._vq_params = jax.device_put((model.mgt_variables, model.vq_params))
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        directory: str | Path | None = None,
-        *,
-        dtype: DTypeLike | dict[str, DTypeLike] | None = None,
-        strict: bool = False,
-        batch_size: int = 8,
-        lora: str | Path | None = None,
-    ) -> "EditPipeline":
-        """Reads a model directory, or fetches one from the hub by name; None is the default model of the package.
-
-        Args and errors: see `loading.load_model`.
-        """
-        return cls(load_model(directory, dtype, strict, lora=lora), batch_size)
-
-    @property
-    def mask_token_id(self) -> int:
-        """The id of a hidden token."""
-        return self.model.mgt.config.mask_token_id
-
-    # ---- pictures
+class EditPipeline(TokenPipeline):
+    """Edits pictures with one loaded model; see `__call__`."""
 
     def __call__(
         self,
@@ -122,10 +78,9 @@ class EditPipeline:
         Errors: SettingsError, PromptError, ImageError, FileNotFoundError, before any decoding.
         """
         options = {"seed": seed, "num_images": num_images, "composite": composite, "released_mask": released_mask}
-        order = self._order(settings, negative_prompt, progress, **options)
-        if released_mask and order.settings.hold_threshold > 0:
-            raise SettingsError("released_mask hides the ids that region hold would restore: set hold_threshold to 0")
-        return self._change(order, image, instruction, mask, query)
+        return self._change(
+            self._edit_order(settings, negative_prompt, progress, **options), image, instruction, mask, query
+        )
 
     def generate(
         self,
@@ -157,7 +112,7 @@ class EditPipeline:
         factor = self.model.vq.config.factor
         hidden = np.full((height // factor, width // factor), self.mask_token_id, np.int32)
         jobs = [Job(text, self.query_weights(text)) for text in self.encode(prompts)]
-        results = self._results(order, [Canvas(job, None, hidden, None) for job in jobs])
+        results = self._results([(order, Canvas(job, None, hidden, None)) for job in jobs])
         return results if is_list else results[0]
 
     def inpaint(
@@ -211,68 +166,28 @@ class EditPipeline:
         hidden = steps == self.mask_token_id
         return [images.to_image(images.hide(*frame), size) for frame in zip(painted, hidden, strict=True)]
 
-    # ---- tokens: what evaluation builds on
-
-    def settings(self, **chosen: Any) -> Settings:
-        """Checked settings, with the model's own defaults. Errors: SettingsError."""
-        return Settings.resolve(self.model.scheduler, self.model.mgt.config.num_blocks, **chosen)
-
-    def encode(self, prompt: Prompts) -> EncodedText | list[EncodedText]:
-        """A prompt, or a list of them -> EncodedText, or a list. Errors: PromptError when one is too long."""
-        return each(prompt, lambda one: encoded(self.model.text, one))
-
-    def query_weights(self, text: EncodedText, phrase: str | None = None) -> np.ndarray:
-        """Weights [T] of the text tokens in the attention that is read: those of `phrase`, or all the same (Q8)."""
-        return query_weights(self.model.text, text, phrase)
-
-    def encode_image(self, pixels: np.ndarray | jax.Array) -> jax.Array:
-        """Pictures to ids. float [B Y X 3] in [0, 1] -> ids int32 [B H W]"""
-        return pixels_to_ids(self._vq_params, jnp.asarray(pixels, jnp.float32), self.model.vq)
-
-    def decode_image(self, ids: np.ndarray | jax.Array) -> jax.Array:
-        """Ids to pictures. int32 [B H W] -> float32 [B Y X 3] in [0, 1]"""
-        return ids_to_pixels(self._vq_params, jnp.asarray(ids, jnp.int32), self.model.vq)
-
-    def edit_tokens(
-        self,
-        reference_ids: np.ndarray | jax.Array | None,
-        text: Sequence[EncodedText],
-        *,
-        start_ids: np.ndarray | jax.Array | None = None,
-        keys: int | jax.Array | Noise = 0,
-        negative: EncodedText | str | None = None,
-        text_weights: np.ndarray | jax.Array | None = None,
-        attention_step: int | None = None,
-        settings_of: Sequence[Settings] | None = None,
-        interventions: Interventions | None = None,
-        progress: Progress | None = None,
-        **settings: Any,
-    ) -> TokenEdit:
-        """Decodes a batch of edits on one grid.
+    def together(self, calls: Sequence[Mapping[str, Any]]) -> list[Result | EditMGTError]:
+        """Edits of separate calls, decoded together where grid, steps and static settings are the same. For servers.
 
         Args:
-          reference_ids: int32 [B H W], or None for text-to-image, which needs start_ids; text: B encoded instructions.
-          start_ids: int32 [B H W], the mask id where to edit; by default everywhere.
-          keys: a seed or a key (sample i draws from fold_in(key, i)), keys [B], or the draws (`decode.Noise`).
-          text_weights: float [B T], see `query_weights`; by default all text tokens weigh the same.
-          attention_step: the step whose attention is returned; None is the mean over the steps.
-          settings_of: the settings of each sample, instead of `settings`; they may differ in what is traced.
-          interventions: blocks that each sample bypasses, and attention that is switched off, [J B]: for research.
-          settings: as in `__call__`.
-        Errors: SettingsError, UserError.
+          calls: keyword arguments of `__call__` each, of one picture and one instruction. Batches are filled up to powers of
+            two, so that few programs are compiled.
+        Returns: the result of each call, or its error where it is wrong; the others do not depend on it.
         """
-        return self._decode(
-            settings_of or self.settings(**settings),
-            text,
-            self._negative(negative),
-            progress or silent,
-            reference=reference_ids,
-            start=start_ids,
-            keys=keys,
-            text_weights=text_weights,
-            attention_step=attention_step,
-            interventions=interventions,
-        )
+        results: list[Any] = [None] * len(calls)
+        work = {}
+        for number, call in enumerate(calls):
+            try:
+                work[number] = self._read(**call)
+            except (EditMGTError, OSError) as error:
+                results[number] = error
+        source_ids = self._source_ids([job for _, job in work.values()], apart=True)
+        canvases = [
+            (order, self._canvas(order, job, ids)) for (order, job), ids in zip(work.values(), source_ids, strict=True)
+        ]
+        for number, result in zip(work, self._results(canvases, apart=True), strict=True):
+            results[number] = result
+        return results
 
     # ---- inside
 
@@ -304,18 +219,45 @@ class EditPipeline:
             progress=progress,
         )
 
-    def _negative(self, prompt) -> EncodedText:
-        return self.encode(self.model.scheduler.negative_prompt if prompt is None else prompt)
+    def _edit_order(self, settings, negative_prompt, progress, *, released_mask, **options) -> Order:
+        order = self._order(settings, negative_prompt, progress, released_mask=released_mask, **options)
+        if released_mask and order.settings.hold_threshold > 0:
+            raise SettingsError("released_mask hides the ids that region hold would restore: set hold_threshold to 0")
+        return order
+
+    def _read(
+        self,
+        image,
+        instruction,
+        mask=None,
+        query=None,
+        seed=0,
+        num_images=1,
+        negative_prompt=None,
+        composite=True,
+        released_mask=False,
+        progress=None,
+        **settings,
+    ) -> tuple[Order, Job]:
+        """One call's order and job."""
+        options = {"seed": seed, "num_images": num_images, "composite": composite, "released_mask": released_mask}
+        order = self._edit_order(settings, negative_prompt, progress, **options)
+        (job,), is_list = read_jobs(self.model.text, image, instruction, mask, query)
+        if is_list:
+            raise UserError("calls that are decoded together have one picture and one instruction each; got a list")
+        return order, job
 
     def _change(self, order, image, instruction, mask, query=None):
         """Edits or fills images; the inputs may be lists."""
         jobs, is_list = read_jobs(self.model.text, image, instruction, mask, query, sees_all=order.attends)
         order.progress("tokenize")
-        canvases = [self._canvas(order, job, ids) for job, ids in zip(jobs, self._source_ids(jobs), strict=True)]
-        results = self._results(order, canvases)
+        canvases = [
+            (order, self._canvas(order, job, ids)) for job, ids in zip(jobs, self._source_ids(jobs), strict=True)
+        ]
+        results = self._results(canvases)
         return results if is_list else results[0]
 
-    def _source_ids(self, jobs) -> list[np.ndarray]:
+    def _source_ids(self, jobs, apart=False) -> list[np.ndarray]:
         """ids [H W] of each job's image; an image that several jobs share is encoded once."""
         model, factor = self.model, self.model.vq.config.factor
 
@@ -324,7 +266,7 @@ class EditPipeline:
             return height // factor, width // factor
 
         known, distinct = {}, {id(job.image): job.image for job in jobs}.values()
-        for (rows, columns), batch, count in by_shape(distinct, grid, self._painted_at_once):
+        for (rows, columns), batch, count in by_shape(distinct, grid, self._painted_at_once if not apart else _one):
             pixels = np.stack([images.to_pixels(image, (columns * factor, rows * factor)) for image in batch])
             ids = np.asarray(self.encode_image(pixels))
             known |= {id(image): ids[i] for i, image in enumerate(batch[:count])}
@@ -341,52 +283,58 @@ class EditPipeline:
         reference = (start if order.released_mask and job.mask is not None else source) if order.attends else None
         return Canvas(job, reference, start, source)
 
-    def _results(self, order, canvases) -> list[Result]:
-        """Decodes and paints the pictures of every canvas."""
-        work = [(index, copy) for index in range(len(canvases)) for copy in range(order.num_images)]
+    def _results(self, canvases, apart=False) -> list[Result]:
+        """Decodes and paints the pictures of every (order, canvas).
+
+        Args:
+          apart: whether each has an order of its own. Their tokens are then decoded together, in batches of powers of two, and
+            each is painted alone, since sums of another batch size may differ in the last bit.
+        """
+        painted_at_once, filled = (_one, power_of_two) if apart else (self._painted_at_once, None)
+        work = [(i, copy) for i, (order, _) in enumerate(canvases) for copy in range(order.num_images)]
         edits, pixels = {}, {}
-        for _, batch, count in by_shape(work, lambda item: canvases[item[0]].start.shape, lambda _: self.batch_size):
-            output = self._decode_batch(order, [(canvases[index], copy) for index, copy in batch])
+
+        def program(item):
+            order, canvas = canvases[item[0]]
+            return canvas.start.shape, order.attends, order.settings.program
+
+        for _, batch, count in by_shape(work, program, lambda _: self.batch_size, filled):
+            output = self._decode_batch([(*canvases[i], copy) for i, copy in batch], one_order=not apart)
             edits |= {item: output.sample(i) for i, item in enumerate(batch[:count])}
-        order.progress("paint")
-        for _, batch, count in by_shape(work, lambda item: edits[item].tokens.shape, self._painted_at_once):
+        if work:
+            canvases[0][0].progress("paint")
+        for _, batch, count in by_shape(work, lambda item: edits[item].tokens.shape, painted_at_once):
             painted = np.asarray(self.decode_image(np.stack([edits[item].tokens for item in batch])))
             pixels |= {item: painted[i] for i, item in enumerate(batch[:count])}
-        copies = range(order.num_images)
-        return [
-            make_result(order, canvas, [edits[i, copy] for copy in copies], [pixels[i, copy] for copy in copies])
-            for i, canvas in enumerate(canvases)
-        ]
+        results = []
+        for i, (order, canvas) in enumerate(canvases):
+            copies = [(i, copy) for copy in range(order.num_images)]
+            results.append(
+                make_result(order, canvas, [edits[item] for item in copies], [pixels[item] for item in copies])
+            )
+        return results
 
-    def _decode_batch(self, order, batch) -> TokenEdit:
-        """Decodes (canvas, number of its picture) of one grid together. -> arrays on the host"""
-        canvases = [canvas for canvas, _ in batch]
+    def _decode_batch(self, batch, one_order) -> TokenEdit:
+        """Decodes (order, canvas, number of its picture) of one program together. -> arrays on the host"""
+        orders, canvases, copies = zip(*batch, strict=True)
+        first = orders[0]
         output = self._decode(
-            order.settings,
+            first.settings if one_order else [order.settings for order in orders],
             [canvas.job.text for canvas in canvases],
-            order.negative,
-            order.progress,
-            reference=np.stack([canvas.reference for canvas in canvases]) if order.attends else None,
+            [order.negative for order in orders],
+            first.progress,
+            reference=np.stack([canvas.reference for canvas in canvases]) if first.attends else None,
             start=np.stack([canvas.start for canvas in canvases]),
-            keys=jnp.stack([jax.random.fold_in(jax.random.key(order.seed), copy) for _, copy in batch]),
+            keys=jnp.stack(
+                [
+                    jax.random.fold_in(jax.random.key(order.seed), copy)
+                    for order, copy in zip(orders, copies, strict=True)
+                ]
+            ),
             text_weights=np.stack([canvas.job.text_weights for canvas in canvases]),
         )
         return jax.device_get(output)
 
-    def _decode(self, settings, text, negative, progress, **inputs) -> TokenEdit:
-        """Decodes B samples. inputs: see `make_request`."""
-        batch = len(inputs["start"] if inputs["reference"] is None else inputs["reference"])
-        if len(text) != batch:
-            raise UserError(f"each of the {batch} samples needs an encoded instruction; got {len(text)}")
-        request, static = make_request(
-            settings,
-            self.model.scheduler,
-            self.model.vq.config.factor,
-            texts.stack(text),
-            texts.stack([negative] * batch),
-            **inputs,
-        )
-        return self._run(request, static, progress)
 
-    def _run(self, request, static, progress) -> TokenEdit:
-        return run_decode(self._mgt_variables, request, self.model.mgt, static, progress)
+def _one(_):
+    return 1

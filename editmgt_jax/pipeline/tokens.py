@@ -1,0 +1,149 @@
+"""A loaded model on tokens: encode texts and pictures, decode edits. What evaluation, ablation and training build on.
+
+Axes    as in `editmgt_jax.config`
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from editmgt_jax.errors import UserError
+from editmgt_jax.models import text as texts
+from editmgt_jax.models.blocks import Interventions
+from editmgt_jax.models.text import EncodedText
+from editmgt_jax.models.vq import ids_to_pixels, pixels_to_ids
+from editmgt_jax.sampling.decode import Noise
+from editmgt_jax.sampling.edit import TokenEdit
+from editmgt_jax.sampling.orders import (
+    Progress,
+    Prompts,
+    each,
+    encoded,
+    query_weights,
+    silent,
+)
+from editmgt_jax.sampling.programs import run_decode
+from editmgt_jax.sampling.request import make_request
+from editmgt_jax.sampling.settings import Settings
+from editmgt_jax.weights.loading import LoadedModel, load_model
+
+
+class TokenPipeline:
+    """One loaded model.
+
+    Args:
+      model: from `loading.load_model`.
+      batch_size: how many pictures are decoded at once at most.
+    """
+
+    def __init__(self, model: LoadedModel, batch_size: int = 8):
+        self.model, self.batch_size = model, batch_size
+        self._mgt_variables, self._vq_params = jax.device_put((model.mgt_variables, model.vq_params))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path | None = None,
+        *,
+        dtype: DTypeLike | dict[str, DTypeLike] | None = None,
+        strict: bool = False,
+        batch_size: int = 8,
+        lora: str | Path | None = None,
+    ) -> Self:
+        """Reads a model directory, or fetches one from the hub by name; None is the default model of the package.
+
+        Args and errors: see `loading.load_model`.
+        """
+        return cls(load_model(directory, dtype, strict, lora=lora), batch_size)
+
+    @property
+    def mask_token_id(self) -> int:
+        """The id of a hidden token."""
+        return self.model.mgt.config.mask_token_id
+
+    def settings(self, **chosen: Any) -> Settings:
+        """Checked settings, with the model's own defaults. Errors: SettingsError."""
+        return Settings.resolve(self.model.scheduler, self.model.mgt.config.num_blocks, **chosen)
+
+    def encode(self, prompt: Prompts) -> EncodedText | list[EncodedText]:
+        """A prompt, or a list of them -> EncodedText, or a list. Errors: PromptError when one is too long."""
+        return each(prompt, lambda one: encoded(self.model.text, one))
+
+    def query_weights(self, text: EncodedText, phrase: str | None = None) -> np.ndarray:
+        """Weights [T] of the text tokens in the attention that is read: those of `phrase`, or all the same (Q8)."""
+        return query_weights(self.model.text, text, phrase)
+
+    def encode_image(self, pixels: np.ndarray | jax.Array) -> jax.Array:
+        """Pictures to ids. float [B Y X 3] in [0, 1] -> ids int32 [B H W]"""
+        return pixels_to_ids(self._vq_params, jnp.asarray(pixels, jnp.float32), self.model.vq)
+
+    def decode_image(self, ids: np.ndarray | jax.Array) -> jax.Array:
+        """Ids to pictures. int32 [B H W] -> float32 [B Y X 3] in [0, 1]"""
+        return ids_to_pixels(self._vq_params, jnp.asarray(ids, jnp.int32), self.model.vq)
+
+    def edit_tokens(
+        self,
+        reference_ids: np.ndarray | jax.Array | None,
+        text: Sequence[EncodedText],
+        *,
+        start_ids: np.ndarray | jax.Array | None = None,
+        keys: int | jax.Array | Noise = 0,
+        negative: EncodedText | str | None = None,
+        text_weights: np.ndarray | jax.Array | None = None,
+        attention_step: int | None = None,
+        settings_of: Sequence[Settings] | None = None,
+        interventions: Interventions | None = None,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> TokenEdit:
+        """Decodes a batch of edits on one grid.
+
+        Args:
+          reference_ids: int32 [B H W], or None for text-to-image, which needs start_ids; text: B encoded instructions.
+          start_ids: int32 [B H W], the mask id where to edit; by default everywhere.
+          keys: a seed or a key (sample i draws from fold_in(key, i)), keys [B], or the draws (`decode.Noise`).
+          text_weights: float [B T], see `query_weights`; by default all text tokens weigh the same.
+          attention_step: the step whose attention is returned; None is the mean over the steps.
+          settings_of: the settings of each sample, instead of `settings`; they may differ in what is traced.
+          interventions: blocks that each sample bypasses, and attention that is switched off, [J B]: for research.
+          settings: as in `__call__`.
+        Errors: SettingsError, UserError.
+        """
+        return self._decode(
+            settings_of or self.settings(**settings),
+            text,
+            [self._negative(negative)] * len(text),
+            progress or silent,
+            reference=reference_ids,
+            start=start_ids,
+            keys=keys,
+            text_weights=text_weights,
+            attention_step=attention_step,
+            interventions=interventions,
+        )
+
+    def _negative(self, prompt) -> EncodedText:
+        return self.encode(self.model.scheduler.negative_prompt if prompt is None else prompt)
+
+    def _decode(self, settings, text, negative, progress, **inputs) -> TokenEdit:
+        """Decodes B samples. inputs: see `make_request`."""
+        batch = len(inputs["start"] if inputs["reference"] is None else inputs["reference"])
+        if len(text) != batch:
+            raise UserError(f"each of the {batch} samples needs an encoded instruction; got {len(text)}")
+        request, static = make_request(
+            settings,
+            self.model.scheduler,
+            self.model.vq.config.factor,
+            texts.stack(text),
+            texts.stack(negative),
+            **inputs,
+        )
+        return self._run(request, static, progress)
+
+    def _run(self, request, static, progress) -> TokenEdit:
+        return run_decode(self._mgt_variables, request, self.model.mgt, static, progress)

@@ -1,0 +1,289 @@
+"""The HTTP API on a tiny model: OpenAI's routes, batches, limits, errors, what happens when it ends."""
+
+import base64
+import io
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from editmgt_jax import cli
+from editmgt_jax.serving import answers
+from editmgt_jax.serving.app import Server, make_app
+from editmgt_jax.serving.engine import Engine, Work
+from editmgt_jax.serving.errors import ApiError
+from editmgt_jax.serving.limits import Limits
+
+EDITS = "/v1/images/edits"
+INSTRUCTION = "make the car red"
+LIMITS = Limits(
+    body_bytes=200_000, pixels=256 * 256, fields=20, queue=3, batch=4, wait_seconds=0.2, request_seconds=200
+)
+
+
+def png(picture):
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def picture(seed=0, size=(32, 32)):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8))
+
+
+def mask(size=(32, 32)):
+    white = np.zeros(size[::-1], np.uint8)
+    white[: size[1] // 2] = 255
+    return white
+
+
+@pytest.fixture(scope="module")
+def server(pipe):
+    server = Server(Engine(pipe, LIMITS), "tiny")
+    yield server
+    server.engine.close()
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with TestClient(make_app(server)) as client:
+        yield client
+
+
+def edit(client, *, image=None, files=(), **fields):
+    files = [("image", ("a.png", image or png(picture()), "image/png")), *files]
+    return client.post(EDITS, data={"prompt": INSTRUCTION, "num_inference_steps": "4"} | fields, files=files)
+
+
+def pictures(answer):
+    assert answer.status_code == 200, answer.text
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(each["b64_json"])))) for each in answer.json()["data"]]
+
+
+def test_an_edit_is_that_of_the_pipeline(client, pipe):
+    answer = edit(
+        client, n="2", seed="5", guidance_scale="3.5", layers="0 1", negative_prompt="remove the tree", query="car"
+    )
+    more = {"guidance_scale": 3.5, "layers": (0, 1), "negative_prompt": "remove the tree", "query": "car"}
+    expected = pipe(picture(), INSTRUCTION, num_images=2, seed=5, steps=4, **more)
+    for found, image in zip(pictures(answer), expected.images, strict=True):
+        np.testing.assert_array_equal(found, np.asarray(image))
+    said = answer.json()
+    assert said["size"] == "32x32" and said["output_format"] == "png" and abs(said["created"] - time.time()) < 100
+
+
+def test_a_hole_and_a_white_mask_mean_the_same(client, pipe):
+    hole = picture().convert("RGBA")
+    hole.putalpha(Image.fromarray(255 - mask()))
+    found = [
+        pictures(edit(client, files=[("mask", ("m.png", png(one), "image/png"))]))[0]
+        for one in (hole, Image.fromarray(mask()))
+    ]
+    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(
+        found[0], np.asarray(pipe(picture(), INSTRUCTION, mask=Image.fromarray(mask()), steps=4).images[0])
+    )
+
+
+def test_formats_sizes_and_urls(client):
+    answer = edit(client, output_format="webp", output_compression="60", size="64x64", response_format="url")
+    (entry,) = answer.json()["data"]
+    file = client.get(entry["url"])
+    assert file.headers["content-type"] == "image/webp" and answer.json()["size"] == "64x64"
+    assert Image.open(io.BytesIO(file.content)).size == (64, 64)
+    assert client.get("/v1/images/files/x.png").status_code == 404
+
+
+def test_a_stream_has_steps_and_then_the_edit(client):
+    answer = edit(client, stream="true", partial_images="2", seed="1")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    found = [json.loads(block.split("data: ", 1)[1]) for block in answer.text.strip().split("\n\n")]
+    assert [each["type"] for each in found] == ["image_edit.partial_image"] * 2 + ["image_edit.completed"]
+    assert [each.get("partial_image_index") for each in found] == [0, 1, None]
+    last = np.asarray(Image.open(io.BytesIO(base64.b64decode(found[-1]["b64_json"]))))
+    np.testing.assert_array_equal(last, pictures(edit(client, seed="1"))[0])
+
+
+def test_partial_steps_are_spread():
+    assert answers.partial_steps(12, 3) == [2, 5, 8] and answers.partial_steps(4, 2) == [0, 2]
+    assert answers.partial_steps(1, 3) == [] and answers.partial_steps(3, 3) == [1, 1][:0] + answers.partial_steps(3, 2)
+
+
+def test_models_health_and_metrics(client):
+    assert client.get("/v1/models").json()["data"][0]["id"] == "tiny"
+    assert client.get("/healthz").json()["status"] == "ok"
+    edit(client)
+    text = client.get("/metrics").text
+    assert 'editmgt_requests_total{route="/v1/images/edits",status="200"}' in text and "editmgt_batches" in text
+
+
+BAD = [
+    ({"prompt": " "}, "prompt"),
+    ({"n": "0"}, "n"),
+    ({"n": "11"}, "n"),
+    ({"n": "two"}, "n"),
+    ({"size": "big"}, "size"),
+    ({"size": "64x32"}, "size"),
+    ({"seed": "-1"}, "seed"),
+    ({"seed": "1.5"}, "seed"),
+    ({"guidance_scale": "high"}, "guidance_scale"),
+    ({"guidance_scale": "nan"}, "guidance_scale"),
+    ({"num_inference_steps": "0"}, "num_inference_steps"),
+    ({"steps": "3"}, "steps"),  # as num_inference_steps, too
+    ({"layers": "a"}, "layers"),
+    ({"hold_threshold": "7"}, "hold_threshold"),
+    ({"output_format": "tiff"}, "output_format"),
+    ({"output_compression": "101"}, "output_compression"),
+    ({"response_format": "file"}, "response_format"),
+    ({"background": "transparent"}, "background"),
+    ({"stream": "maybe"}, "stream"),
+    ({"stream": "true", "n": "2"}, "n"),
+    ({"partial_images": "4"}, "partial_images"),
+    ({"path": "/etc/passwd"}, "path"),
+    ({"image_url": "http://example.com/a.png"}, "image_url"),
+]
+
+
+@pytest.mark.parametrize("fields, param", BAD, ids=str)
+def test_bad_fields_are_named(client, fields, param):
+    answer = edit(client, **fields)
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["param"] == param and error["type"] == "invalid_request_error"
+    assert "\n" not in error["message"]
+
+
+def test_bad_forms_and_pictures(client):
+    def refused(status, answer, code=None):
+        error = answer.json()["error"]
+        assert answer.status_code == status and error["message"] and (code is None or error["code"] == code), (
+            answer.text
+        )
+
+    refused(404, edit(client, model="dall-e-9"), "model_not_found")
+    refused(400, client.post(EDITS, data={"prompt": "x"}, files=[("mask", b"")]))
+    refused(400, edit(client, image=b"no picture"), "invalid_image")
+    refused(400, edit(client, image=png(picture())[:-400]), "invalid_image")
+    refused(400, edit(client, image=png(Image.new("1", (3000, 3000)))), "image_too_large")
+    refused(400, edit(client, image=b"/etc/passwd"), "invalid_image")
+    refused(400, edit(client, files=[("image", ("b.png", png(picture()), "image/png"))]))
+    refused(
+        400,
+        edit(client, files=[("mask", ("m.png", png(Image.fromarray(mask((16, 16)))), "image/png"))]),
+        "invalid_mask",
+    )
+    refused(400, edit(client, **{f"field{i}": "x" for i in range(40)}), "invalid_form")
+    refused(413, edit(client, image=bytes(300_000)), "request_too_large")
+    refused(415, client.post(EDITS, json={"prompt": "x"}))
+    refused(
+        400, client.post(EDITS, content=b"--x\r\ngarbage", headers={"content-type": "multipart/form-data; boundary=x"})
+    )
+    refused(400, client.post(EDITS, content=b"", headers={"content-type": "multipart/form-data"}))
+    refused(400, client.post("/v1/images/generations", content=b"{"), "invalid_json")
+    refused(405, client.get(EDITS))
+    refused(404, client.get("/v1/else"))
+    refused(400, edit(client, prompt="car " * 500))
+    assert client.get("/healthz").status_code == 200 and pictures(edit(client))
+
+
+def test_requests_of_one_shape_go_together_and_keep_their_own(server, client, pipe):
+    server.engine.batches.clear()
+    found, seeds = {}, (1, 2, 3)
+
+    def ask(seed):
+        found[seed] = pictures(edit(client, image=png(picture(seed)), seed=str(seed), guidance_scale=str(1 + seed)))[0]
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in seeds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(server.engine.batches) > 1
+    for seed in seeds:
+        alone = pipe(picture(seed), INSTRUCTION, seed=seed, guidance_scale=1.0 + seed, steps=4)
+        np.testing.assert_array_equal(found[seed], np.asarray(alone.images[0]))
+
+
+class Slow:
+    """A pipeline whose edits wait for an event."""
+
+    def __init__(self):
+        self.go, self.seen = threading.Event(), []
+
+    def together(self, calls):
+        self.go.wait(20)
+        self.seen += calls
+        return [call["seed"] for call in calls]
+
+
+def work(seed, size=(8, 8)):
+    return Work({"image": Image.new("RGB", size), "seed": seed}, lambda result: result)
+
+
+def test_a_full_queue_a_client_that_goes_and_the_end():
+    slow = Slow()
+    engine = Engine(slow, Limits(queue=2, batch=2, wait_seconds=0))
+    running = engine.submit(work(0))
+    while engine.waiting:
+        time.sleep(0.01)
+    gone, waiting = engine.submit(work(1)), engine.submit(work(2))
+    with pytest.raises(ApiError) as full:
+        engine.submit(work(3))
+    assert full.value.status == 429 and int(full.value.headers["Retry-After"]) >= 1
+    gone.cancel()
+    engine.close()
+    with pytest.raises(ApiError, match="shutting down"):
+        waiting.result(5)
+    with pytest.raises(ApiError, match="shutting down"):
+        engine.submit(work(4))
+    slow.go.set()
+    assert running.result(5) == 0
+    engine.join(5)
+    assert [call["seed"] for call in slow.seen] == [0]
+
+
+def test_what_was_cancelled_is_not_decoded_and_shapes_do_not_mix():
+    slow = Slow()
+    engine = Engine(slow, Limits(queue=9, batch=4, wait_seconds=0.05))
+    first = engine.submit(work(0))
+    while engine.waiting:
+        time.sleep(0.01)
+    rest = [engine.submit(work(1)), engine.submit(work(2, (9, 8))), engine.submit(work(3)), engine.submit(work(4))]
+    rest[3].cancel()
+    slow.go.set()
+    assert first.result(5) == 0 and [future.result(5) for future in rest[:3]] == [1, 2, 3]
+    assert [call["seed"] for call in slow.seen] == [0, 1, 3, 2]
+    engine.close()
+
+
+def test_keys(pipe):
+    with TestClient(make_app(Server(Engine(pipe, LIMITS), "tiny", ["secret"]))) as client:
+        assert client.get("/v1/models").json()["error"]["code"] == "invalid_api_key"
+        assert client.get("/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
+        assert client.get("/v1/models", headers={"Authorization": "Bearer secret"}).status_code == 200
+        assert client.get("/healthz").status_code == 200
+
+
+def test_kept_files_are_bounded():
+    kept = answers.Kept(Limits(kept_bytes=10))
+    names = [kept.add(bytes(4), "png") for _ in range(3)]
+    assert [kept.get(name) is None for name in names] == [True, False, False]
+    assert answers.Kept(Limits(kept_seconds=-1)).add(b"x", "png") and len(set(names)) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--host", "0.0.0.0"], "needs --api-key-file"),
+        (["--warm", "wide"], "--warm must be sizes"),
+        (["--port", "70000"], "--port must be from 0 to 65535; got 70000"),
+        (["--api-key-file", "absent.txt"], "absent.txt"),
+        (["--model", "/absent/model"], "/absent/model"),
+    ],
+)
+def test_the_command_checks_before_it_serves(words, message, capsys):
+    assert cli.main(["serve", *words]) == 2
+    assert message in capsys.readouterr().err

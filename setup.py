@@ -52,6 +52,7 @@ setup(
             *ABLATE,
             *SERVE,
             "httpx2>=2.0",  # of starlette's test client
+            "openai>=2.0",
         ],
         "prepare": PREPARE,
         # Benchmarks: rows of an evaluation; CLIP and DINO are PyTorch models of transformers.

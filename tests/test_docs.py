@@ -47,6 +47,8 @@ NEEDS = {
     "benchmarks/tpu_": "libtpu",
     "compile-check": "libtpu; tests/test_compile_ahead.py compiles a small run",
     "benchmarks/decode_steps.py": "an hour",
+    "benchmarks/serving.py": "minutes; tests/test_serving.py asks a server",
+    "editmgt serve": "a signal to end; tests/test_serving.py starts it",
     "benchmarks/loading.py": "a full-size model",
     "make-random": "the disk space of a full-size model",
     "campaigns/kill.py": "an hour; tests/test_processes.py runs a short campaign",

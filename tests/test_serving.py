@@ -3,10 +3,14 @@
 import base64
 import io
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 
 import numpy as np
+import openai
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
@@ -272,6 +276,36 @@ def test_kept_files_are_bounded():
     names = [kept.add(bytes(4), "png") for _ in range(3)]
     assert [kept.get(name) is None for name in names] == [True, False, False]
     assert answers.Kept(Limits(kept_seconds=-1)).add(b"x", "png") and len(set(names)) == 3
+
+
+def test_openais_client_and_an_orderly_end(tiny_model):
+    command = [
+        sys.executable,
+        "-m",
+        "editmgt_jax.cli",
+        "serve",
+        "--model",
+        str(tiny_model),
+        "--name",
+        "tiny",
+        "--port",
+        "0",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        url = next(line.split()[-1] for line in process.stderr if line.startswith("listening on"))
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
+        asked = {"image": ("a.png", png(picture())), "prompt": INSTRUCTION, "extra_body": {"num_inference_steps": 3}}
+        answer = client.images.edit(n=2, **asked)
+        assert len(answer.data) == 2 and answer.size == "32x32"
+        kinds = [event.type for event in client.images.edit(stream=True, partial_images=3, **asked)]
+        assert kinds == ["image_edit.partial_image"] * 2 + ["image_edit.completed"]
+        with pytest.raises(openai.BadRequestError, match="n must be an integer from 1 to 10"):
+            client.images.edit(n=11, **asked)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, rest = process.communicate(timeout=120)
+    assert process.returncode == 0 and INSTRUCTION not in rest and "Traceback" not in rest
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """One process that serves one model until a signal ends it."""
 
+import contextlib
 import logging
+import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import uvicorn
 from jax.typing import DTypeLike
@@ -24,6 +26,16 @@ class _Uvicorn(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, engine: Engine):
         super().__init__(config)
         self._engine = engine
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """While it serves, signals end it in order, and the process then ends with 0."""
+        before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
 
     def handle_exit(self, sig, frame) -> None:
         """Called with the signal."""

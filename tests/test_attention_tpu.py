@@ -124,11 +124,13 @@ def test_a_norm_for_each_run_of_positions(norms, width):
     _assert_prepared_equal(lengths, attention.strength_bias(jnp.array([0.1, 3.0]), lengths), norms, width=width)
 
 
-@pytest.mark.parametrize("parts", [(128, 256), (256, 128, 128), (7, 190)], ids=str)
-def test_projections_in_parts(parts):
-    """The last parts are not whole tiles: the kernels then get them in one."""
+@pytest.mark.parametrize(
+    "parts, reference", [((128, 256), 128), ((256, 128, 128), 128), ((256, 128), 64), ((7, 190), 128)], ids=str
+)
+def test_projections_in_parts(parts, reference):
+    """The last parts are not whole tiles: the kernels then get them in one. Groups may end inside of a tile."""
     length = sum(parts)
-    lengths = (length - 128, 128)
+    lengths = (length - reference, reference)
     bias, preparation = attention.strength_bias(jnp.array([0.3]), lengths), _preparation(length, parts)
     reading = attention.Reading(jnp.full((2, 1, parts[0]), 1 / parts[0]), jnp.array(True), lengths[0] - parts[0])
     reading = reading if reading.num_image > 0 else None

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from editmgt_jax.models.clip_tokenizer import ClipTokenizer, is_readable
 from editmgt_jax.models.prompts import PromptError, PromptTokenizer, train_tokenizer
 
 PROMPT, PHRASE = "make the red cube blue", "Red cube"
@@ -28,6 +29,44 @@ def tokenizer(request, side, tmp_path):
     tokenizer = PromptTokenizer(directory, 32)
     assert tokenizer._tokenizer.is_fast == (request.param == "fast")
     return tokenizer
+
+
+# Words, marks inside of text, letters that Unicode writes in two ways, more tokens than there is room for.
+PROMPTS = [
+    *(PROMPT, "", "don't we'll I'm a's 123 4.5!!", "  tabs\t\n and  spaces ", "Ünïcode ß ½ 日本 naïve", "e\u0301 é 😀"),
+    *("<|endoftext|> x <|startoftext|>y", "a<|ENDOFTEXT|>b", "</w> a</w>b", "__x--y", "a" * 300),
+]
+
+
+@pytest.mark.parametrize("truncation", [False, True])
+def test_our_reader_equals_transformers(tmp_path, side, truncation):
+    from transformers import AutoTokenizer
+
+    train_tokenizer([PROMPT] * 4, tmp_path / "t", merges=60, padding_side=side)
+    ours, theirs = ClipTokenizer(tmp_path / "t"), AutoTokenizer.from_pretrained(tmp_path / "t")
+    for prompt in PROMPTS:
+        options = {"padding": "max_length", "max_length": 32, "truncation": truncation}
+        found, expected = (one(prompt, **options, return_offsets_mapping=True) for one in (ours, theirs))
+        assert found["input_ids"] == expected["input_ids"] and found["offset_mapping"] == expected["offset_mapping"]
+        ids = expected["input_ids"]
+        assert ours.decode(ids) == theirs.decode(ids)
+        assert ours.convert_ids_to_tokens(ids) == theirs.convert_ids_to_tokens(ids)
+    assert ours(PROMPTS, **options)["input_ids"] == theirs(PROMPTS, **options)["input_ids"]
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "model_max_length"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert len(ours) == len(theirs) and set(ours.all_special_tokens) == set(theirs.all_special_tokens)
+
+
+def test_other_files_are_left_to_transformers(tmp_path):
+    """A config with a key, or a folder with a file, that `train_tokenizer` does not write."""
+    train_tokenizer([PROMPT] * 4, tmp_path / "t", merges=4)
+    assert is_readable(tmp_path / "t")
+    config = json.loads((tmp_path / "t" / "tokenizer_config.json").read_text())
+    (tmp_path / "t" / "tokenizer_config.json").write_text(json.dumps(config | {"clean_up_tokenization_spaces": True}))
+    assert not is_readable(tmp_path / "t")
+    (tmp_path / "t" / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "t" / "added_tokens.json").write_text("{}")
+    assert not is_readable(tmp_path / "t")
 
 
 def test_padding_is_the_tokenizer_s_own(tokenizer, side):

@@ -16,6 +16,7 @@ import numpy as np
 
 from editmgt_jax.errors import UserError
 from editmgt_jax.files import new_folder
+from editmgt_jax.models import clip_tokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -34,15 +35,12 @@ class PromptTokenizer:
     """
 
     def __init__(self, directory: str | Path, length: int | None = None, truncate: bool = False):
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there
-        from transformers import AutoTokenizer
-
         directory = Path(directory)
         if not directory.is_dir():
             raise FileNotFoundError(f"a model directory needs its tokenizer; no folder {directory}")
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # noqa: BLE001  (the library raises bare ones for damaged files)
+            self._tokenizer = _read(directory)
+        except Exception as error:  # noqa: BLE001  (the libraries raise bare ones for damaged files)
             raise PromptError(f"{directory} must hold a tokenizer that transformers can read: {error}") from error
         self.length, self.truncate = length or self._tokenizer.model_max_length, truncate
         if self._tokenizer.pad_token_id is None:
@@ -101,6 +99,16 @@ class PromptTokenizer:
         offset = np.flatnonzero((runs == whole).all(axis=1))[0]
         positions = np.arange(len(ids)) - offset
         return (positions >= len(before)) & (positions < len(within))
+
+
+def _read(directory: Path):
+    """The tokenizer of a folder: our own files without transformers, whose import is slow, with or without PyTorch beside."""
+    if clip_tokenizer.is_readable(directory):
+        return clip_tokenizer.ClipTokenizer(directory)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
 
 
 class PromptTokenizers:

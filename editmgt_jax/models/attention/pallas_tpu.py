@@ -126,14 +126,13 @@ def _attend(q, k, v, group_bias, prepared, weights, wanted, start, static):
     parts, bounds = tuple(x.shape[1] for x in q), _bounds(lengths)
     bounds = () if group_bias is None else bounds
     length, keys = sum(parts), sum(x.shape[1] for x in k)
-    even = [tile for tile in TILES if not any(edge % tile for edge in (*bounds, *parts))]
-    tile = even[0] if even else min(TILES[0], _up(length, 16))
+    tile, even = _tile(parts, bounds)
     queries, filled = _up(length, tile), _up(keys, LANES)
     if group_bias is None:
         group_bias = jnp.zeros((1, 1, keys), jnp.float32) if filled > keys else None
     if group_bias is not None:
         group_bias = jnp.pad(group_bias, ((0, 0), (0, 0), (0, filled - keys)), constant_values=NO_WEIGHT) * LOG2_E
-    tiling = Tiling(heads, _up(width, LANES), width, bounds, tile, bool(even) or not bounds)
+    tiling = Tiling(heads, _up(width, LANES), width, bounds, tile, even or not bounds)
     tiling = dataclasses.replace(tiling, parts=parts if len(parts) > 1 else (queries,))
     if norms is not None:
         tiling = dataclasses.replace(tiling, norm_bounds=_bounds(norms[0]), epsilon=norms[1])
@@ -159,6 +158,16 @@ def _attend(q, k, v, group_bias, prepared, weights, wanted, start, static):
 
 def _bounds(lengths) -> tuple[int, ...]:
     return tuple(int(bound) for bound in np.cumsum(lengths)[:-1])
+
+
+def _tile(parts, bounds) -> tuple[int, bool]:
+    """-> (queries at a time, whether each tile lies in one group and one part); a tile never lies in two of several parts."""
+    even = [tile for tile in TILES if not any(edge % tile for edge in (*bounds, *parts))]
+    if even:
+        return even[0], True
+    if len(parts) > 1:
+        return next(tile for tile in TILES if not any(part % tile for part in parts)), False
+    return min(TILES[0], _up(sum(parts), 16)), False
 
 
 def _up(size: int, multiple: int) -> int:

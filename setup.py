@@ -40,6 +40,7 @@ setup(
         "pillow>=11.0",
         "tqdm>=4.66",
         "tensorboardX>=2.6",
+        "flatbuffers>=24.3",  # programs that jax exports to files
     ],
     extras_require={
         "test": [

@@ -8,6 +8,7 @@ import importlib
 _HOMES = {
     "EditPipeline": "pipeline",
     "Result": "pipeline",
+    "ExportedDecode": "sampling.exported",
     "EncodedText": "models.text",
     "LoadedModel": "weights.loading",
     "load_model": "weights.loading",

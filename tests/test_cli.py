@@ -214,12 +214,28 @@ def test_disk_cache_is_used_by_the_next_run(model, tmp_path):
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         told.append("first use of these shapes; cached on disk" in done.stderr)
-        return {path.name for path in (tmp_path / "cache" / "editmgt").iterdir() if path.name.endswith("-cache")}
+        written = {path.name for path in (tmp_path / "cache" / "editmgt" / "executables").iterdir()}
+        return written, (tmp_path / "out.png").read_bytes()
 
     first = run()
-    assert first
+    assert {name.partition("-")[0] for name in first[0]} > {"decode_edit", "pixels_to_ids", "ids_to_pixels", "shapes"}
     assert run() == first
     assert told == [True, False]
+
+
+def test_a_warm_edit_traces_nothing_and_needs_neither_transformers_nor_torch(model, tmp_path):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "in.png")
+    code = (
+        "import sys\nfrom editmgt_jax.cli import main\nassert main(sys.argv[1:]) == 0\n"
+        "from editmgt_jax.models.traces import traces\n"
+        "print(sum(traces.values()), {'transformers', 'torch'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code, "edit", "--model", str(model), "--steps", "1"]
+    command += ["--image", "in.png", "--instruction", "make the car red", "--output", "out.png"]
+    environment = os.environ | {"EDITMGT_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    run = lambda: subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert not run().stdout.startswith("0")
+    assert run().stdout == "0 set()\n"
 
 
 def test_no_cache_folder_is_only_a_note(tmp_path, monkeypatch, capsys):

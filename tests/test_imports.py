@@ -10,13 +10,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "editmgt_jax"
 
-BASE = {"config", "declarations", "files", "errors", "batching", "shapes"}
+BASE = {"config", "declarations", "files", "errors", "batching", "shapes", "executables"}
 # Module or folder -> the modules and folders of this package that it may import, besides its own folder.
 MAY_IMPORT = {
     "batching": set(),
     "config": {"declarations", "errors", "files"},
     "declarations": {"errors"},
     "errors": set(),
+    "executables": {"files"},
     "files": {"errors"},
     "shapes": set(),
     "models": BASE,

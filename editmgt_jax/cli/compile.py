@@ -1,4 +1,4 @@
-"""`editmgt compile-check`: the programs of a run, compiled for TPUs that are not there."""
+"""`editmgt compile-check`: the programs of a run, compiled for TPUs that are not there. `export-decode`: an edit's, as a file."""
 
 import argparse
 import sys
@@ -7,7 +7,8 @@ from editmgt_jax.cli import shared
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Adds `compile-check`."""
+    """Adds `compile-check` and `export-decode`."""
+    _add_export(commands)
     text = "compile a run's programs for TPUs without one, and estimate memory and time" + shared.OVERRIDABLE
     command = shared.add_command(commands, "compile-check", compile_check, text, takes_overrides=True)
     command.add_argument("--config", required=True, metavar="CONFIG", help="a file, or the name of a shipped one")
@@ -25,6 +26,38 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--states", action="store_true", help="records hold text states: steps encode no text")
     command.add_argument("--json", metavar="FILE", help="write all figures")
     command.add_argument("--markdown", metavar="FILE", help="write a table")
+
+
+def _add_export(commands):
+    text = "write the decode of an edit to a file, for one size and choice of settings; for machines that need not trace it"
+    command = shared.add_command(commands, "export-decode", export_decode, text)
+    command.add_argument(
+        "--model", metavar="DIR", help="model directory, or a name on the hub (default: the default model)"
+    )
+    command.add_argument("--lora", metavar="DIR", help="a LoRA of that model")
+    command.add_argument("--dtype", type=shared.dtype, help="float32 or bfloat16 (default: bfloat16 on accelerators)")
+    command.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="default: the model's square")
+    command.add_argument(
+        "--batch", type=shared.positive, default=1, metavar="N", help="pictures of a decode (default 1)"
+    )
+    text = "cpu, cuda, rocm, tpu: which machines will run it (default: as this one)"
+    command.add_argument("--platforms", nargs="+", metavar="NAME", help=text)
+    command.add_argument("--output", required=True, metavar="FILE", help="file to write")
+    shared.add_settings(command)
+
+
+def export_decode(args: argparse.Namespace) -> None:
+    """Writes the decode of an edit. Errors: those of `EditPipeline.export_decode`."""
+    shared.use_disk_cache()
+    import jax
+
+    from editmgt_jax.pipeline import EditPipeline
+
+    here = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    size = None if args.size is None else tuple(args.size)
+    pipeline = EditPipeline.from_pretrained(args.model, dtype=args.dtype, lora=args.lora)
+    more = {"batch": args.batch, "platforms": args.platforms or [here]}
+    pipeline.export_decode(args.output, size, **more, **shared.settings_of(args))
 
 
 def compile_check(args: argparse.Namespace) -> None:

@@ -28,6 +28,9 @@ def _add_edit(commands):
     command.add_argument(
         "--save-mask", metavar="FILE", help="where to draw the tokens that could change, in white; usable as --mask"
     )
+    command.add_argument(
+        "--program", metavar="FILE", help="a decode that `editmgt export-decode` wrote, for these settings"
+    )
     _add_making(command)
     shared.add_settings(command)
 
@@ -155,8 +158,11 @@ def _make_pictures(args, outputs, make, image=None) -> None:
         stages("load")
         shared.use_disk_cache()
         from editmgt_jax.pipeline import EditPipeline
+        from editmgt_jax.sampling.exported import ExportedDecode
 
-        pipeline = EditPipeline.from_pretrained(args.model, dtype=args.dtype, strict=args.strict, lora=args.lora)
+        program = ExportedDecode(args.program) if getattr(args, "program", None) else None
+        reading = {"dtype": args.dtype, "strict": args.strict, "lora": args.lora}
+        pipeline = EditPipeline.from_pretrained(args.model, **reading, program=program)
         result = make(
             pipeline,
             seed=args.seed,

@@ -128,6 +128,9 @@ def use_disk_cache() -> None:
             file=sys.stderr,
         )
         return
+    from editmgt_jax import executables
+
+    executables.keep_in(folder / "executables")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

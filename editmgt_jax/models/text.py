@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from editmgt_jax import executables
 from editmgt_jax.models.prompts import PromptTokenizer, PromptTokenizers
 from editmgt_jax.models.traces import traces
 
@@ -59,7 +60,7 @@ class EncodedText:
 
 def stack(texts: Sequence[EncodedText]) -> TextStates:
     """Prompts as a batch."""
-    return TextStates(jnp.stack([text.states for text in texts]), jnp.stack([text.pooled for text in texts]))
+    return executables.run(_stack, [TextStates(text.states, text.pooled) for text in texts])
 
 
 class TextTower(NamedTuple):
@@ -98,12 +99,12 @@ class TextEncoder:
 
     def encode_ids(self, ids: Mapping) -> TextStates:
         """{field: ids [B T]} -> states and pooled vectors, in one program."""
-        return _encode(self.params, {field: ids[field] for field in self.towers}, self._models)
+        return executables.run(_encode, self.params, {field: ids[field] for field in self.towers}, models=self._models)
 
     def _encode(self, prompt: str) -> EncodedText:
         """A prompt's states; recent prompts are remembered. Errors: PromptError when the prompt is too long."""
-        states, pooled = self.encode_ids(self.tokenizers([prompt]))
-        return EncodedText(prompt, states[0], pooled[0])
+        states = executables.run(_encode_one, self.params, self.tokenizers([prompt]), models=self._models)
+        return EncodedText(prompt, *states)
 
     def weights(self, text: EncodedText, phrase: str) -> np.ndarray:
         """Weights [T] float32 that average over the tokens of `phrase` in a text. Errors: PromptError if it is not there."""
@@ -129,3 +130,14 @@ def _apply(params, ids, models) -> TextStates:
 def _encode(params, ids, models) -> TextStates:
     traces["encode_text"] += 1
     return _apply(params, ids, models)
+
+
+@functools.partial(jax.jit, static_argnames="models")
+def _encode_one(params, ids, models) -> TextStates:
+    """The states of a single prompt, without the axis B."""
+    return jax.tree.map(lambda x: x[0], _encode(params, ids, models))
+
+
+@jax.jit
+def _stack(texts: list) -> TextStates:
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *texts)

@@ -10,16 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from editmgt_jax import images
+from editmgt_jax import executables, images
 from editmgt_jax.batching import by_shape, map_batches, power_of_two
 from editmgt_jax.declarations import SETTINGS, SettingsError, check_integer, truth
 from editmgt_jax.errors import EditMGTError, UserError
 from editmgt_jax.images import ImageError
 from editmgt_jax.pipeline.tokens import TokenPipeline
+from editmgt_jax.sampling.decode import picture_keys
 from editmgt_jax.sampling.edit import TokenEdit
 from editmgt_jax.sampling.orders import (
     Canvas,
@@ -102,15 +102,11 @@ class EditPipeline(TokenPipeline):
         """
         options = {"seed": seed, "num_images": num_images, "composite": False, "attends": False}
         order = self._order(settings, negative_prompt, progress, **options)
-        width, height = size or (self.model.scheduler.native_size,) * 2
-        unit = self.model.unit
-        if any(not isinstance(side, int) or side < unit or side % unit for side in (width, height)):
-            raise SettingsError(f"width and height must be multiples of {unit} pixels; got {width} x {height}")
+        grid = self._grid(size)
         is_list = isinstance(prompt, (list, tuple))
         prompts = list(prompt) if is_list else [prompt]
         check_prompts(prompts)
-        factor = self.model.vq.config.factor
-        hidden = np.full((height // factor, width // factor), self.mask_token_id, np.int32)
+        hidden = np.full(grid, self.mask_token_id, np.int32)
         jobs = [Job(text, self.query_weights(text)) for text in self.encode(prompts)]
         results = self._results([(order, Canvas(job, None, hidden, None)) for job in jobs])
         return results if is_list else results[0]
@@ -317,7 +313,7 @@ class EditPipeline(TokenPipeline):
     def _decode_batch(self, batch, one_order) -> TokenEdit:
         """Decodes (order, canvas, number of its picture) of one program together. -> arrays on the host"""
         orders, canvases, copies = zip(*batch, strict=True)
-        first = orders[0]
+        first, seeds = orders[0], np.array([order.seed for order in orders], np.uint32)
         output = self._decode(
             first.settings if one_order else [order.settings for order in orders],
             [canvas.job.text for canvas in canvases],
@@ -325,12 +321,7 @@ class EditPipeline(TokenPipeline):
             first.progress,
             reference=np.stack([canvas.reference for canvas in canvases]) if first.attends else None,
             start=np.stack([canvas.start for canvas in canvases]),
-            keys=jnp.stack(
-                [
-                    jax.random.fold_in(jax.random.key(order.seed), copy)
-                    for order, copy in zip(orders, copies, strict=True)
-                ]
-            ),
+            keys=executables.run(picture_keys, seeds, np.array(copies, np.int32)),
             text_weights=np.stack([canvas.job.text_weights for canvas in canvases]),
         )
         return jax.device_get(output)

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from editmgt_jax import executables
+from editmgt_jax.declarations import SettingsError, check_integer
 from editmgt_jax.errors import UserError
 from editmgt_jax.models import text as texts
 from editmgt_jax.models.blocks import Interventions
@@ -19,6 +21,7 @@ from editmgt_jax.models.text import EncodedText
 from editmgt_jax.models.vq import ids_to_pixels, pixels_to_ids
 from editmgt_jax.sampling.decode import Noise
 from editmgt_jax.sampling.edit import TokenEdit
+from editmgt_jax.sampling.exported import ExportedDecode, export_decode
 from editmgt_jax.sampling.orders import (
     Progress,
     Prompts,
@@ -39,10 +42,12 @@ class TokenPipeline:
     Args:
       model: from `loading.load_model`.
       batch_size: how many pictures are decoded at once at most.
+      program: a decode from a file, which `export_decode` wrote, in place of one that is compiled here.
     """
 
-    def __init__(self, model: LoadedModel, batch_size: int = 8):
-        self.model, self.batch_size = model, batch_size
+    def __init__(self, model: LoadedModel, batch_size: int = 8, program: ExportedDecode | None = None):
+        self.model, self._program = model, program
+        self.batch_size = batch_size if program is None else program.header.batch
         self._mgt_variables, self._vq_params = jax.device_put((model.mgt_variables, model.vq_params))
 
     @classmethod
@@ -54,12 +59,13 @@ class TokenPipeline:
         strict: bool = False,
         batch_size: int = 8,
         lora: str | Path | None = None,
+        program: ExportedDecode | None = None,
     ) -> Self:
         """Reads a model directory, or fetches one from the hub by name; None is the default model of the package.
 
-        Args and errors: see `loading.load_model`.
+        Args and errors: see `loading.load_model`, and the class.
         """
-        return cls(load_model(directory, dtype, strict, lora=lora), batch_size)
+        return cls(load_model(directory, dtype, strict, lora=lora), batch_size, program)
 
     @property
     def mask_token_id(self) -> int:
@@ -80,11 +86,11 @@ class TokenPipeline:
 
     def encode_image(self, pixels: np.ndarray | jax.Array) -> jax.Array:
         """Pictures to ids. float [B Y X 3] in [0, 1] -> ids int32 [B H W]"""
-        return pixels_to_ids(self._vq_params, jnp.asarray(pixels, jnp.float32), self.model.vq)
+        return executables.run(pixels_to_ids, self._vq_params, jnp.asarray(pixels, jnp.float32), vq=self.model.vq)
 
     def decode_image(self, ids: np.ndarray | jax.Array) -> jax.Array:
         """Ids to pictures. int32 [B H W] -> float32 [B Y X 3] in [0, 1]"""
-        return ids_to_pixels(self._vq_params, jnp.asarray(ids, jnp.int32), self.model.vq)
+        return executables.run(ids_to_pixels, self._vq_params, jnp.asarray(ids, jnp.int32), vq=self.model.vq)
 
     def edit_tokens(
         self,
@@ -127,6 +133,34 @@ class TokenPipeline:
             interventions=interventions,
         )
 
+    def export_decode(
+        self,
+        path: str | Path,
+        size: tuple[int, int] | None = None,
+        *,
+        batch: int = 1,
+        platforms: Sequence[str] = ("cpu",),
+        **settings: Any,
+    ) -> None:
+        """Writes the decode of edits of one size (width, height; by default the model's square) to a file, see `exported`.
+
+        platforms: of `exported.PLATFORMS`; settings: as in `__call__`. Those that are traced may differ when it is used.
+        Errors: SettingsError, UserError, OSError.
+        """
+        check_integer("batch", batch, 1)
+        text, ids = texts.stack([self.encode("")] * batch), np.zeros((batch, *self._grid(size)), np.int32)
+        parts = self.settings(**settings), self.model.scheduler, self.model.vq.config.factor
+        request, static = make_request(*parts, text, text, keys=0, reference=ids)
+        export_decode(path, self._mgt_variables, request, self.model.mgt, static, platforms)
+
+    def _grid(self, size) -> tuple[int, int]:
+        """Tokens of a picture of `size` (width, height), None for the model's square. -> (H, W)"""
+        width, height = size or (self.model.scheduler.native_size,) * 2
+        unit, factor = self.model.unit, self.model.vq.config.factor
+        if any(not isinstance(side, int) or side < unit or side % unit for side in (width, height)):
+            raise SettingsError(f"width and height must be multiples of {unit} pixels; got {width} x {height}")
+        return height // factor, width // factor
+
     def _negative(self, prompt) -> EncodedText:
         return self.encode(self.model.scheduler.negative_prompt if prompt is None else prompt)
 
@@ -146,4 +180,7 @@ class TokenPipeline:
         return self._run(request, static, progress)
 
     def _run(self, request, static, progress) -> TokenEdit:
-        return run_decode(self._mgt_variables, request, self.model.mgt, static, progress)
+        if self._program is None:
+            return run_decode(self._mgt_variables, request, self.model.mgt, static, progress)
+        progress("decode")
+        return self._program(self._mgt_variables, request, self.model.mgt, static)

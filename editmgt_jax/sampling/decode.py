@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from editmgt_jax.sampling.masking import Schedule, hidden_count
 from editmgt_jax.sampling.samplers import NOTHING_KNOWN, SAMPLERS, Context, Proposal, Sampler
-from editmgt_jax.shapes import Array, Bool, Float, Int, Key, Scalar
+from editmgt_jax.shapes import Array, Bool, Float, Int, Key, Scalar, UInt32
 
 _WIDE, _BLOCK = 4096, 128  # codes beyond which ids are drawn by block, and the ids of one
 FREE = -1  # in `Prediction.pinned`: this position takes the id that is drawn
@@ -258,6 +258,12 @@ def sample_keys(key: Array, batch: int) -> Key[Array, " {batch}"]:
     if key.shape != (batch,):
         raise ValueError(f"need one key or one for each of the {batch} samples, got keys of shape {key.shape}")
     return key
+
+
+@jax.jit
+def picture_keys(seeds: UInt32[Array, " B"], numbers: Int[Array, " B"]) -> Key[Array, " B"]:
+    """The keys of pictures by seed and number: fold_in(key(seed), number)."""
+    return jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number))(seeds, numbers)
 
 
 def draw_noise(keys: Key[Array, " B"], step: Int[Array, ""], length: int) -> Noise:

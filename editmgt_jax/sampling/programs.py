@@ -1,4 +1,4 @@
-"""Compiled decodes: jit's own cache keeps them, and users are told when one is compiled.
+"""Compiled decodes, ready or not: users are told when one is compiled.
 
 A decode of full size takes minutes to compile; all that changes a program is in `sampling.edit`.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 from tqdm import tqdm
 
+from editmgt_jax import executables
 from editmgt_jax.models.mgt import MGT
 from editmgt_jax.models.traces import traces
 from editmgt_jax.sampling.edit import TokenEdit, decode_edit
@@ -22,18 +23,28 @@ CACHE_HIT = "/jax/compilation_cache/cache_hits"  # what jax reports when a progr
 def run_decode(
     variables: dict, request: Request, mgt: MGT, static: StaticSettings, progress: Callable[[str], None]
 ) -> TokenEdit:
-    """`decode_edit`; calls `progress` with "compile", if the program is new to this process, and with "decode"."""
-    traced = traces["decode"]
-    lowered = decode_edit.lower(variables, request, mgt, static)
-    if traces["decode"] > traced:
-        progress("compile")
-        _compile(lowered, " x ".join(str(side) for side in reversed(request.start.shape[1:])))
+    """`decode_edit`; calls `progress` with "compile", if the program is new to this process and not ready, and with "decode"."""
+    call = decode_edit, variables, request
+    if executables.is_kept((variables, request)):
+        executable = executables.find(*call, mgt=mgt, static=static)
+        if executable is None:
+            progress("compile")
+            started = time.perf_counter()
+            executable, written = executables.build(*call, mgt=mgt, static=static)
+            _tell(request, started, written)
+    else:
+        executable = _jitted(variables, request, mgt, static, progress)
     progress("decode")
-    return lowered.compile()(variables, request)
+    return executable(variables, request)
 
 
-def _compile(lowered, grid: str) -> None:
-    """Compiles a decode, or reads it from the cache on disk; notes on stderr if it had to be compiled."""
+def _jitted(variables, request, mgt, static, progress) -> Callable:
+    """The executable that jit's own cache keeps, or the cache on disk; notes on stderr if it had to be compiled."""
+    traced = traces["decode"]
+    lowered = decode_edit.lower(variables, request, mgt=mgt, static=static)
+    if traces["decode"] == traced:
+        return lowered.compile()
+    progress("compile")
     events, started = [], time.perf_counter()
 
     def note(event, **_):
@@ -41,12 +52,18 @@ def _compile(lowered, grid: str) -> None:
 
     jax.monitoring.register_event_listener(note)
     try:
-        lowered.compile()
+        executable = lowered.compile()
     finally:
         jax.monitoring.unregister_event_listener(note)
     if CACHE_HIT not in events:
-        cached = "cached on disk" if jax.config.jax_compilation_cache_dir else "kept for this process"
-        elapsed = time.perf_counter() - started
-        tqdm.write(
-            f"compiling for {grid} tokens took {elapsed:.0f} s, first use of these shapes; {cached}", file=sys.stderr
-        )
+        _tell(request, started, jax.config.jax_compilation_cache_dir)
+    return executable
+
+
+def _tell(request, started, on_disk) -> None:
+    """Notes on stderr that a decode was compiled."""
+    grid = " x ".join(str(side) for side in reversed(request.start.shape[1:]))
+    cached, elapsed = "cached on disk" if on_disk else "kept for this process", time.perf_counter() - started
+    tqdm.write(
+        f"compiling for {grid} tokens took {elapsed:.0f} s, first use of these shapes; {cached}", file=sys.stderr
+    )

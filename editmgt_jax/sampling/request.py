@@ -76,18 +76,23 @@ def make_request(
         raise SettingsError(f"attention_step must lie in 0..{first.steps - 1}; got {attention_step}")
     height, width = (side * factor for side in grid)
     request = Request(
-        reference=None if reference is None else jnp.asarray(reference, jnp.int32),
-        start=jnp.asarray(start, jnp.int32),
+        reference=None if reference is None else _put(reference, np.int32),
+        start=_put(start, np.int32),
         text=text,
         negative=negative,
-        micro=jnp.asarray(micro_conditions(width, height), jnp.float32),
-        text_weights=jnp.asarray(text_weights, jnp.float32)[:, None],
+        micro=_put(micro_conditions(width, height), np.float32),
+        text_weights=_put(text_weights[:, None], np.float32),
         keys=_sample_keys(keys, batch),
-        step_weights=jnp.asarray(step_weights, jnp.float32),
+        step_weights=_put(step_weights, np.float32),
         knobs=knobs,
         interventions=interventions,
     )
     return request, first.static(scheduler.timestep_convention)
+
+
+def _put(x, dtype) -> jax.Array:
+    """A value of the host on the device without a program, or an array as it is, in a type."""
+    return x.astype(dtype) if isinstance(x, jax.Array) else jax.device_put(np.asarray(x, dtype))
 
 
 def _sample_keys(keys, batch):

@@ -32,7 +32,7 @@ _SHARED = (
     "guided",
     "image_guided",
 )  # by samples that are decoded together
-_DTYPES = {int: jnp.int32, float: jnp.float32}
+_DTYPES = {int: np.int32, float: np.float32}
 
 
 class StaticSettings(
@@ -126,8 +126,8 @@ class Settings(_Values):
         if self.image_guidance_scale is None:
             values["image_guidance_scale"] = self.guidance_scale
         return Knobs(
-            jax.tree.map(jnp.asarray, schedule),
-            **{setting.name: jnp.asarray(values[setting.name], _DTYPES[setting.kind]) for setting in _TRACED},
+            jax.device_put(schedule),
+            **jax.device_put({one.name: np.asarray(values[one.name], _DTYPES[one.kind]) for one in _TRACED}),
         )
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from editmgt_jax import executables
 from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, VQConfig
 from editmgt_jax.errors import UserError
 from editmgt_jax.models.clip_text import CLIPText
@@ -121,7 +122,7 @@ def make_module(config: ComponentConfig, dtype: DTypeLike = jnp.float32) -> nn.M
 def abstract_params(model: nn.Module) -> dict:
     """The shapes of a module's parameters. Nothing is computed."""
     init = component(model.config).init
-    return jax.eval_shape(lambda key: init(model, key), jax.random.key(0))
+    return executables.shapes(model, lambda: jax.eval_shape(lambda: init(model, jax.random.key(0))))
 
 
 def folder_configs() -> dict[str, type]:

@@ -42,10 +42,14 @@ class _Leaf:
         return self.kind.to_theirs(probe, config).shape
 
 
+@functools.cache
+def _pattern(ours: str) -> re.Pattern:
+    return re.compile(re.sub(r"\\\{(\d)\\\}", r"(?P<n\1>\\d+)", re.escape(ours)))
+
+
 def _match(rule: Rule, module: str) -> str | None:
     """Their module name for our module path, or None if the rule is about another module."""
-    pattern = re.sub(r"\\\{(\d)\\\}", r"(?P<n\1>\\d+)", re.escape(rule.ours))
-    found = re.fullmatch(pattern, module)
+    found = _pattern(rule.ours).fullmatch(module)
     if not found:
         return None
     theirs = rule.theirs

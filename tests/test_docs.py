@@ -70,6 +70,7 @@ SLOW = {
     "editmgt export": "",
     "editmgt edit --model my_model": "",
     "editmgt edit --lora my_lora": "",
+    "editmgt edit --program": "",
     "editmgt tokenize --config": "--examples 64",
     "editmgt evaluate": "--count 8",
     "editmgt ablate run": "--config.examples.count=4 --config.record.chunk=4 --config.record.seeds=(0,) --config.decode.count=2 "

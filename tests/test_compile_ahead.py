@@ -2,13 +2,15 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
 from editmgt_jax import cli
 from editmgt_jax.errors import UserError
-from editmgt_jax.training import compile_job, compiler, hlo_cost, kernel_cost
+from editmgt_jax.training import compile_job, compile_table, compiler, hlo_cost, kernel_cost
 from editmgt_jax.training.compile_report import GIB, add_estimate, advice, describe, markdown, out_of_memory
+from editmgt_jax.training.config_files import load_config
 from editmgt_jax.training.topologies import CHIPS, Chip
 
 # Cycles: 100 once, 7 in each of 3 turns, 40 or 900 in the branches; a kernel in each turn; 3 gathers and one reduction.
@@ -138,6 +140,56 @@ def test_programs_are_named(capsys):
 def test_a_compiler_that_dies_is_told(monkeypatch):
     monkeypatch.setattr(compile_job.sys, "executable", "false")
     assert "ended with code 1" in compile_job.check("stage2_finetune", [], "v5e:4x4")["error"]
+
+
+@pytest.fixture
+def three_rows(monkeypatch):
+    """A table of three rows, and compilers of which the second dies; [(topology, overrides) of each that ran]"""
+    rows = compile_table.rows()[:3]
+    monkeypatch.setattr(compile_table, "rows", lambda: rows)
+    ran = []
+
+    def check(config, overrides, topology, slices, program, states):
+        ran.append((topology, overrides))
+        if len(ran) == 2:
+            return {
+                "topology": topology,
+                "slices": slices,
+                "program": program,
+                "error": "the compiler ended with code -6",
+            }
+        return add_estimate(_entry(topology=topology, slices=slices, program=program), Chip.of(topology))
+
+    monkeypatch.setattr(compile_table, "check", check)
+    return ran
+
+
+def test_the_table_is_filled_row_by_row(three_rows, tmp_path, capsys):
+    command = ["compile-check", "--all", "--rows", str(tmp_path / "rows"), "--markdown", str(tmp_path / "page.md")]
+    assert cli.main(command) == 0
+    first, died, third = (row.name for row in compile_table.rows())
+    assert sorted(path.stem for path in (tmp_path / "rows").iterdir()) == sorted([first, third])
+    assert "the compiler ended with code -6" in capsys.readouterr().out
+    page = (tmp_path / "page.md").read_text()
+    assert page.endswith(f"Not compiled yet: `{died}`.\n") and "### `stage2_finetune`, decode" in page
+    assert cli.main(command) == 0 and len(three_rows) == 4 and three_rows[1] == three_rows[3]
+    assert (tmp_path / "page.md").read_text().endswith("All rows are there.\n")
+    assert cli.main(["compile-check", "--all", "--config", "stage2_finetune"]) != 0
+    assert cli.main(["compile-check"]) != 0
+
+
+def test_rows_are_distinct_and_their_configs_are_read():
+    rows = compile_table.rows()
+    assert len({row.name for row in rows}) == len(rows) and {row.slices for row in rows} == {1, 2}
+    for row in rows:
+        config = load_config(row.config, [f"--config.{one}" for one in row.overrides])
+        assert config.batch_size % config.mesh.fsdp == 0
+        Chip.of(row.topology)
+
+
+def test_the_page_shows_the_rows_that_are_there():
+    docs = Path(__file__).parents[1] / "docs"
+    assert (docs / "tpu.md").read_text().endswith(compile_table.tables(docs / "tpu_rows"))
 
 
 @pytest.mark.slow

@@ -192,7 +192,11 @@ def options(parser) -> set[str]:
 
 def test_flags_named_in_the_text_exist():
     known = options(make_parser()) | options(load("launch/pod.py").make_parser()) | OTHER_FLAGS
-    known |= {flag for path in ROOT.glob("benchmarks/*.py") for flag in re.findall(r'"(--[a-z-]+)"', path.read_text())}
+    known |= {
+        flag
+        for path in [*ROOT.glob("benchmarks/*.py"), ROOT / "tests" / "compile_gate.py"]
+        for flag in re.findall(r'"(--[a-z-]+)"', path.read_text())
+    }
     for page in PAGES:
         text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
         code = " ".join(re.findall(r"`([^`]+)`", text))

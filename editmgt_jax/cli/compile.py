@@ -11,7 +11,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     _add_export(commands)
     text = "compile a run's programs for TPUs without one, and estimate memory and time" + shared.OVERRIDABLE
     command = shared.add_command(commands, "compile-check", compile_check, text, takes_overrides=True)
-    command.add_argument("--config", required=True, metavar="CONFIG", help="a file, or the name of a shipped one")
+    command.add_argument("--config", metavar="CONFIG", help="a file, or the name of a shipped one")
+    text = "compile the table of docs/tpu.md; rows whose files are there are skipped, and --markdown writes the tables"
+    command.add_argument("--all", action="store_true", help=text)
+    command.add_argument("--rows", default="docs/tpu_rows", metavar="FOLDER", help="of --all: a JSON file a row")
     command.add_argument("--topology", nargs="+", default=["v5e:4x4"], metavar="CHIP:SHAPE", help="such as v5e:4x4")
     command.add_argument(
         "--slices", type=shared.positive, default=1, metavar="N", help="slices of the topology (default 1)"
@@ -68,6 +71,10 @@ def compile_check(args: argparse.Namespace) -> None:
     from editmgt_jax.training.compile_report import describe, markdown
     from editmgt_jax.training.config_files import load_config
 
+    if args.all:
+        return _fill_table(args)
+    if args.config is None:
+        raise UserError("compile-check needs --config, or --all for the table of the shipped ones")
     unknown = sorted(set(args.programs) - set(NAMES))
     if unknown:
         raise UserError(f"programs are {', '.join(NAMES)}; got {', '.join(unknown)}")
@@ -85,3 +92,18 @@ def compile_check(args: argparse.Namespace) -> None:
         write_text(args.markdown, markdown(entries))
     if not all(entry.get("fits") for entry in entries):
         raise SystemExit(1)
+
+
+def _fill_table(args) -> None:
+    from editmgt_jax.errors import UserError
+    from editmgt_jax.files import write_text
+    from editmgt_jax.training import compile_table
+
+    if args.config is not None or args.overrides:
+        raise UserError(f"--all compiles the shipped configs as they are; got {[args.config, *args.overrides]}")
+    for described in compile_table.fill(args.rows):
+        print(described, flush=True)
+        if args.markdown:
+            write_text(args.markdown, compile_table.tables(args.rows))
+    if args.markdown:
+        write_text(args.markdown, compile_table.tables(args.rows))

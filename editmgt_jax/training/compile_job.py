@@ -41,7 +41,7 @@ def check(
         "states": states,
     }  # fmt: skip
     entry = {"topology": topology, "slices": slices, "program": program}
-    found = _run(asked)
+    found = compiled(asked)
     if "error" in found:
         return entry | found
     kernels = [name for name in found["kernels"] if name.startswith("fused_attention")]
@@ -49,7 +49,7 @@ def check(
     return add_estimate(entry | found | {"kernel_cycles": cycles}, chip)
 
 
-def _run(asked: dict, more: dict | None = None) -> dict:
+def compiled(asked: dict, more: dict | None = None) -> dict:
     """What a process of its own prints for `asked`."""
     command = [sys.executable, "-m", "editmgt_jax.training.compile_job", json.dumps(asked)]
     environment = os.environ | ENVIRONMENT | (more or {})
@@ -65,7 +65,7 @@ def _kernel_cycles(topology: str, shape: list) -> dict[str, float]:
     """{kernel: cycles of a call} of attention of a shape, see `kernel_cost.Shape`."""
     with tempfile.TemporaryDirectory() as folder:
         more = {"LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"}
-        return _run({"kernels": shape, "topology": topology, "folder": folder}, more).get("cycles", {})
+        return compiled({"kernels": shape, "topology": topology, "folder": folder}, more).get("cycles", {})
 
 
 def main(asked: dict) -> dict:

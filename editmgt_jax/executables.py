@@ -33,6 +33,7 @@ _CODE = (
     "weights/components.py",
     "executables.py",
 )  # what traced programs are made of
+CACHE_HIT = "/jax/compilation_cache/cache_hits"  # what jax reports when a program comes from its cache on disk
 _ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _CHANGES_NOTHING = "jax_compilation_cache_dir="
 
@@ -80,7 +81,30 @@ def build(function: Callable, *args: Any, **static: Any) -> tuple[Callable, bool
     name = _name(function, args, static)
     with _without_cache():
         executable = _ready[name] = function.lower(*args, **static).compile()
-    return executable, _write(name, pickle.dumps(serialize_executable.serialize(executable)))
+    try:
+        content = pickle.dumps(serialize_executable.serialize(executable))
+    except (
+        ValueError,
+        NotImplementedError,
+        jax.errors.JaxRuntimeError,
+    ):  # a platform that cannot, or a program with constants
+        return executable, False
+    return executable, _write(name, content)
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[list[str]]:
+    """What jax reports while the block runs: CACHE_HIT is among it if a program came from its cache of compilations."""
+    events = []
+
+    def note(event, **_):
+        events.append(event)
+
+    jax.monitoring.register_event_listener(note)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_listener(note)
 
 
 def shapes(model: Any, make: Callable[[], Any]) -> Any:

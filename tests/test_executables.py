@@ -61,8 +61,13 @@ def test_what_jax_has_in_its_own_cache_can_be_kept(folder, tmp_path, monkeypatch
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     executables.compilation_cache.reset_cache()
     try:
-        expected = plain(program(inputs(), power=3))
-        assert list((tmp_path / "jax").iterdir())
+        heard = []
+        for _ in range(2):
+            forget()
+            with executables.listening() as events:
+                expected = plain(program(inputs(), power=3))
+            heard.append(executables.CACHE_HIT in events)
+        assert heard == [False, True] and list((tmp_path / "jax").iterdir())
         for _ in range(2):
             forget()
             assert plain(executables.run(program, inputs(), power=3)) == expected
@@ -111,6 +116,16 @@ def test_a_folder_that_cannot_be_written_keeps_nothing(tmp_path):
     finally:
         executables.keep_in(None)
         forget()
+
+
+def test_a_platform_that_cannot_write_executables_keeps_them(folder, monkeypatch):
+    def refuse(_):
+        raise ValueError("Compilation does not support serialization")
+
+    monkeypatch.setattr(executables.serialize_executable, "serialize", refuse)
+    executable, written = executables.build(program, inputs(), power=2)
+    assert not written and plain(executable(inputs())) == plain(executables.run(program, inputs(), power=2))
+    assert len(traced) == 1 and not folder.exists()
 
 
 def test_arrays_on_several_devices_go_the_way_of_jit(folder):

@@ -3,6 +3,7 @@
 import errno
 import json
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -55,7 +56,9 @@ def test_a_run_says_what_it_does(config, tmp_path, capfd):
     wanted = {"gradient_norm", "learning_rate", "samples_per_second", "flops_per_second", "data_wait", "accuracy"}
     assert [line["step"] for line in steps] == [1, 2, 3] and all(wanted <= line.keys() for line in steps)
     assert any(name.startswith("accuracy/rate_") for name in steps[0])
-    assert "time went to" in capfd.readouterr().err and (tmp_path / "goodput.json").is_file()
+    told = capfd.readouterr().err
+    assert "time went to" in told and (tmp_path / "goodput.json").is_file()
+    assert re.findall(r"the train step was (compiled|read from the cache on disk) in \d+ s", told)
     assert list((tmp_path / trainer.PROFILE).rglob("*.xplane.pb"))
     assert list((tmp_path / "tensorboard").iterdir())
     assert [path.name for path in sorted((tmp_path / "samples").iterdir())] == ["step_000002.png", "step_000003.png"]

@@ -17,8 +17,6 @@ from editmgt_jax.sampling.edit import TokenEdit, decode_edit
 from editmgt_jax.sampling.request import Request
 from editmgt_jax.sampling.settings import StaticSettings
 
-CACHE_HIT = "/jax/compilation_cache/cache_hits"  # what jax reports when a program comes from the cache on disk
-
 
 def run_decode(
     variables: dict, request: Request, mgt: MGT, static: StaticSettings, progress: Callable[[str], None]
@@ -45,17 +43,10 @@ def _jitted(variables, request, mgt, static, progress) -> Callable:
     if traces["decode"] == traced:
         return lowered.compile()
     progress("compile")
-    events, started = [], time.perf_counter()
-
-    def note(event, **_):
-        events.append(event)
-
-    jax.monitoring.register_event_listener(note)
-    try:
+    started = time.perf_counter()
+    with executables.listening() as events:
         executable = lowered.compile()
-    finally:
-        jax.monitoring.unregister_event_listener(note)
-    if CACHE_HIT not in events:
+    if executables.CACHE_HIT not in events:
         _tell(request, started, jax.config.jax_compilation_cache_dir)
     return executable
 

@@ -9,11 +9,13 @@ import errno
 import functools
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
+from editmgt_jax import executables
 from editmgt_jax.data.loader import Batches
 from editmgt_jax.errors import EditMGTError, UserError
 from editmgt_jax.files import mounted
@@ -253,11 +255,16 @@ class _Run:
         with self.ledger.during("data wait"):
             batch = self.layout.put_batch(next(self.train_data), self.config.batch_size)
         flops, shape = self.task.flops(batch), tuple(sorted((name, x.shape) for name, x in batch.items()))
+        new, started = log.is_first(shape), time.perf_counter()
         with (
-            self.ledger.during("compile" if log.is_first(shape) else "step"),
+            self.ledger.during("compile" if new else "step"),
             jax.profiler.StepTraceAnnotation("train", step_num=step),
+            executables.listening() as events,
         ):
             state, metrics = self.train_step(state, self.frozen, batch)
+        if new:
+            how = "read from the cache on disk" if executables.CACHE_HIT in events else "compiled"
+            _say(f"the train step was {how} in {time.perf_counter() - started:.0f} s")
         return state, metrics, flops
 
     def _check(self, pending, log) -> None:

@@ -25,11 +25,23 @@ __all__ = list(_HOMES)
 
 
 def __getattr__(name):
+    if name == "__version__":
+        return _version()
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
+
+
+def _version() -> str:
+    """The version that is installed; "0" where the package is used without an installation."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("editmgt_jax")
+    except PackageNotFoundError:
+        return "0"
 
 
 def __dir__():

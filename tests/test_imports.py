@@ -44,7 +44,7 @@ MAY_IMPORT = {
         "training",
     },
 }
-FREE = {"__init__", "cli"}  # import everything; nothing imports cli
+FREE = {"__init__", "__main__", "cli"}  # import everything; nothing imports cli
 WITHOUT_JAX = ("data", "images")  # but for the tokenizing job
 
 

@@ -1,32 +1,58 @@
-"""The command line, `editmgt`. Each module but `shared` is a family of commands: arguments and actions.
+"""The command line, `editmgt`. Each module but `shared`, `surroundings` and `compile_cache` is a family of commands: arguments and actions.
 
 Heavy modules are imported inside the commands.
 """
 
 import argparse
+import importlib
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 
-from editmgt_jax.cli import ablate, compile, data, evaluate, models, pictures, serve, train
-from editmgt_jax.errors import EditMGTError, exit_code
+from editmgt_jax.cli import surroundings
+from editmgt_jax.errors import EditMGTError, exit_code, one_line
 
-FAMILIES = (pictures, serve, data, train, models, evaluate, ablate, compile)
+FAMILIES = ("pictures", "serve", "data", "train", "models", "evaluate", "ablate", "compile")
+OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PIPE_CLOSED = 141  # exit code of a command whose reader has gone, as of one that SIGPIPE ends
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. -> exit code: 0, or FINAL or TRANSIENT (see `errors`) after an error meant for users, printed in one line.
 
     Any other error is a defect and keeps its traceback.
+
+    Args:
+      argv: arguments; None is those of this process, whose signals and streams are then the command's, too.
     """
+    if argv is not None:
+        return _run(argv)
+    surroundings.guard_streams()
+    surroundings.watch_signals()
+    try:
+        code = _run(sys.argv[1:])
+        sys.stdout.flush()
+    except OSError as error:  # nobody reads, or the disk that stdout is on is full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(error, BrokenPipeError):
+            return PIPE_CLOSED
+        return _failed(error)
+    return code
+
+
+def _run(argv) -> int:
     parser = make_parser()
     args, extra = parser.parse_known_args(argv)
     args.overrides = extra
     args.end_job = lambda code, defect=None: None  # replaced by a command that joins a job of processes
     if extra and not args.takes_overrides:
-        parser.error(f"unrecognized arguments: {' '.join(extra)}")
+        before = (
+            [word for word in argv[: list(argv).index(extra[0])] if word.startswith("--")] if extra[0] in argv else []
+        )
+        parser.error(f"unrecognized arguments: {' '.join(extra)}{f' (after {before[-1]})' if before else ''}")
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = _Notes()
         warnings.simplefilter("default", UserWarning)  # notes are printed, whatever else makes warnings errors
         try:
             args.run(args)
@@ -34,9 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("editmgt: interrupted", file=sys.stderr)
             args.end_job(130)
             return 130
+        except BrokenPipeError:
+            raise
         except (EditMGTError, OSError) as error:
-            print(f"editmgt: error: {error}", file=sys.stderr)
-            code = exit_code(error)
+            code = _failed(error)
             args.end_job(code)
             return code
         except Exception as defect:
@@ -45,15 +72,63 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _show_warning(message, category, *_):
-    kind = "note" if category is UserWarning else category.__name__
-    print(f"editmgt: {kind}: {message}", file=sys.stderr)
+def _failed(error) -> int:
+    """Prints an error meant for users, in one line. -> exit code"""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        named = f"{error.filename}: " if error.filename is not None else ""
+        text = f"{named}{error.strerror}"
+    print(f"editmgt: error: {one_line(text)}", file=sys.stderr)
+    return exit_code(error)
+
+
+class _Notes:
+    """Prints warnings of this package and of jax, each once; of other packages, none."""
+
+    def __init__(self):
+        self._said = set()
+
+    def __call__(self, message, category, filename, *_):
+        from editmgt_jax.cli import compile_cache
+
+        text = one_line(compile_cache.noted(str(message)) if filename and "jax" in filename else str(message))
+        own = os.path.abspath(filename).startswith(OWN + os.sep)
+        of_jax = f"{os.sep}jax{os.sep}" in filename and issubclass(category, UserWarning)
+        if (own or of_jax or sys.warnoptions) and text and text not in self._said:
+            self._said.add(text)
+            print(f"editmgt: {'note' if category is UserWarning else category.__name__}: {text}", file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
+
+
+class _Version(argparse.Action):
+    """Prints the versions of this package, of Python and of jax."""
+
+    def __call__(self, parser, *_):
+        from importlib.metadata import PackageNotFoundError, version
+
+        found = [f"Python {sys.version.split()[0]}"]
+        for name in ("jax", "flax"):
+            try:
+                found.append(f"{name} {version(name)}")
+            except PackageNotFoundError:
+                found.append(f"no {name}")
+        from editmgt_jax import __version__
+
+        print(f"editmgt {__version__} ({', '.join(found)})")
+        parser.exit()
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(prog="editmgt", description="Edit pictures by instruction; train such editors.")
+    parser = _Parser(prog="editmgt", description="Edit pictures by instruction; train such editors.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for family in FAMILIES:
-        family.add_commands(commands)
+        importlib.import_module(f"editmgt_jax.cli.{family}").add_commands(commands)
     return parser

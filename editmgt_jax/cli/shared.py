@@ -1,8 +1,6 @@
 """Parts of several commands: flags, types of arguments, the job of processes, the cache of compiled programs."""
 
 import argparse
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,8 +30,10 @@ def add_distributed(command: argparse.ArgumentParser) -> None:
 def join(args: argparse.Namespace) -> None:
     """Joins the other processes of the job, if it has any. Errors: those of `processes.join`."""
     if args.distributed:
+        from editmgt_jax.cli import surroundings
         from editmgt_jax.training import processes
 
+        surroundings.unwatch_signals()  # the other processes must be told
         processes.join(args.heartbeat)
         args.end_job = processes.end_job
 
@@ -110,27 +110,14 @@ def positive(text: str) -> int:
 
 
 def cache_folder() -> Path:
-    """EDITMGT_CACHE, or a folder in the user's cache folder."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("EDITMGT_CACHE") or base / "editmgt")
+    """The folder of what commands keep for later ones. Errors: UserError."""
+    from editmgt_jax.cli import compile_cache
+
+    return compile_cache.folder()
 
 
 def use_disk_cache() -> None:
     """Caches compiled programs on disk, in EDITMGT_CACHE or the user's cache folder. Prints a note if it cannot."""
-    import jax
+    from editmgt_jax.cli import compile_cache
 
-    folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        print(
-            f"editmgt: note: compiled programs are not cached, cannot write {folder} ({error.strerror})",
-            file=sys.stderr,
-        )
-        return
-    from editmgt_jax import executables
-
-    executables.keep_in(folder / "executables")
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    compile_cache.use()

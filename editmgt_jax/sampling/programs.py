@@ -53,6 +53,8 @@ def _jitted(variables, request, mgt, static, progress) -> Callable:
 
 def _tell(request, started, on_disk) -> None:
     """Notes on stderr that a decode was compiled."""
+    if sys.stderr is None:
+        return
     grid = " x ".join(str(side) for side in reversed(request.start.shape[1:]))
     cached, elapsed = "cached on disk" if on_disk else "kept for this process", time.perf_counter() - started
     tqdm.write(

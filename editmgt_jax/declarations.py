@@ -14,6 +14,9 @@ from typing import Any, Literal
 from editmgt_jax.errors import UserError
 
 MAX_THRESHOLD = 1.5
+MAX_STEPS = 10_000  # more than any picture has tokens to decide
+MAX_IMAGES = 10_000  # of one call
+MAX_SEED = 2**32 - 1
 Rule = Callable[[str, Any], None]  # (name, value); errors: SettingsError
 
 
@@ -96,9 +99,9 @@ def number(hint: str, *, positive: bool = False, highest: float = math.inf) -> R
     return rule
 
 
-def integer(lowest: int) -> Rule:
-    """The rule of an integer of at least `lowest`."""
-    return lambda name, value: check_integer(name, value, lowest)
+def integer(lowest: int, highest: float = math.inf) -> Rule:
+    """The rule of an integer of at least `lowest` and at most `highest`."""
+    return lambda name, value: check_integer(name, value, lowest, highest)
 
 
 def number_or_pair(hint: str) -> Rule:
@@ -130,7 +133,7 @@ def truth(name: str, value: Any) -> None:
 # ---- the settings
 
 SETTINGS = (
-    Setting("steps", int, integer(1), "decoding steps", "schedule", "decode", 36, stated=True),
+    Setting("steps", int, integer(1, MAX_STEPS), "decoding steps", "schedule", "decode", 36, stated=True),
     Setting(
         "sampler",
         str,

@@ -136,7 +136,7 @@ def test_outputs_are_checked_before_the_model_is_loaded(folder, capfd):
 
 
 def test_defects_keep_their_traceback(model, folder, monkeypatch):
-    monkeypatch.setattr("editmgt_jax.images.load", lambda _: 1 / 0)
+    monkeypatch.setattr("editmgt_jax.images.load", lambda *_, **more: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         edit(model)
 
@@ -160,12 +160,12 @@ def test_a_lost_conversion_rule_is_a_defect(model, monkeypatch):
     ],
 )
 def test_exit_codes(model, folder, monkeypatch, capfd, error, code):
-    def fail(_):
+    def fail(*_, **more):
         raise error
 
     monkeypatch.setattr("editmgt_jax.images.load", fail)
     assert edit(model) == code
-    assert f"editmgt: error: {error}" in capfd.readouterr().err
+    assert f"editmgt: error: {getattr(error, 'strerror', None) or error}\n" in capfd.readouterr().err
 
 
 def test_transparency_is_a_note(model, folder, capfd):

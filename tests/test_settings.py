@@ -52,7 +52,7 @@ def test_released_layers(blocks, layers):
         (dict(reference_strength=float("inf")), "reference_strength"),
         (dict(guidance_scale=-1), "guidance_scale"),
         (dict(guidance_scale="six"), "guidance_scale.*got 'six'"),
-        (dict(steps=0), "steps must be an integer of at least 1; got 0"),
+        (dict(steps=0), "steps must be an integer of at least 1 and at most 10000; got 0"),
         (dict(steps=2.5), "steps must be an integer"),
         (dict(sampling_temperature=0), "sampling_temperature must be a number above 0"),
         (dict(temperature=(2.0, -1.0)), "temperature.*got -1.0"),
@@ -119,7 +119,7 @@ def _hashable(values):
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("default_steps", 0, "default_steps must be an integer of at least 1; got 0"),
+        ("default_steps", 0, "default_steps must be an integer of at least 1 and at most 10000; got 0"),
         ("default_entropy_bound", -1.0, "default_entropy_bound must be a number at least 0"),
         ("default_sampler", 3, "default_sampler must be str"),
         ("default_copy_penalty", None, "default_copy_penalty must be float"),

@@ -31,7 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     surroundings.guard_streams()
     surroundings.watch_signals()
     try:
-        code = _run(sys.argv[1:])
+        try:
+            code = _run(sys.argv[1:])
+        except SystemExit as ended:  # of argparse, for one
+            code = ended.code
         sys.stdout.flush()
     except OSError as error:  # nobody reads, or the disk that stdout is on is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

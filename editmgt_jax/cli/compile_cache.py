@@ -82,8 +82,10 @@ def _whole(data: bytes) -> bool:
             import zstandard
         except ImportError:
             return False  # neither can jax read it here
+        unpacker = zstandard.ZstdDecompressor().decompressobj()
         try:
-            return bool(zstandard.ZstdDecompressor().decompressobj().decompress(data))
+            unpacker.decompress(data)
+            return unpacker.eof
         except zstandard.ZstdError:
             return False
     try:

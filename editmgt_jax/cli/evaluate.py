@@ -36,12 +36,17 @@ def _add_scenes(protocols) -> None:
     command.add_argument("--split", default="heldout", help="heldout (default), or train for the choice of settings")
     command.add_argument("--objects", default="rich", help="core, all or rich (default): that of the model's training")
     command.add_argument("--batch-size", type=shared.positive, help="scenes at once (default 4 on CPUs, else 32)")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=shared.seed, default=0)
     shared.add_settings(command)
 
 
 def evaluate_scenes(args: argparse.Namespace) -> None:
     """Runs the protocol `scenes`."""
+    from editmgt_jax import images
+    from editmgt_jax.declarations import check_choice
+
+    check_choice("split", args.split, ("heldout", "train"))
+    images.check_distinct([path for path in (args.output, args.gallery) if path])
     shared.use_disk_cache()
     from editmgt_jax.evaluation.protocols import scenes
 
@@ -77,7 +82,7 @@ def _add_benchmark(protocols, name: str, entry: Entry) -> None:
     command.add_argument("--language", help="language of the instructions, en or cn (default: the benchmark's)")
     command.add_argument("--limit", type=shared.positive, metavar="N", help="the first N examples only, for a try")
     command.add_argument("--batch-size", type=shared.positive, default=8)
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=shared.seed, default=0)
     text = "also edit with and without region hold of this threshold, and composite both, for the leakage suite"
     command.add_argument("--leakage", type=float, metavar="LAMBDA", help=text)
     shared.add_distributed(command)

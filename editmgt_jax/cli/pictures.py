@@ -80,8 +80,8 @@ def _add_making(command, needs_model=False, composites=True):
     command.add_argument(
         "--negative-prompt", metavar="TEXT", help="prompt that guidance leads away from (default: the model's)"
     )
-    command.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture (default 0)")
-    command.add_argument("--num-images", type=shared.positive, default=1, metavar="N")
+    command.add_argument("--seed", type=shared.seed, default=0, help="the same seed gives the same picture (default 0)")
+    command.add_argument("--num-images", type=shared.images_count, default=1, metavar="N")
     if composites:
         command.add_argument(
             "--no-composite",
@@ -99,8 +99,9 @@ def edit(args: argparse.Namespace) -> None:
     from editmgt_jax import images
 
     outputs = _check_outputs(args)
-    image = images.load(args.image)
+    image = images.load(args.image, keep_profile=True)
     mask = None if args.mask is None else images.load_mask(args.mask, image.size)
+    _check_sizes(outputs, image.size)
     inputs = {"mask": mask, "query": args.query, "composite": args.composite, "released_mask": args.released_mask}
     _make_pictures(args, outputs, lambda pipe, **more: pipe(image, args.instruction, **inputs, **more), image)
 
@@ -109,6 +110,8 @@ def generate(args: argparse.Namespace) -> None:
     """Makes pictures from a prompt."""
     outputs = _check_outputs(args)
     size = None if args.size is None else tuple(args.size)
+    if size is not None:
+        _check_sizes(outputs, size)
     _make_pictures(args, outputs, lambda pipe, **more: pipe.generate(args.prompt, size, **more))
 
 
@@ -117,8 +120,9 @@ def inpaint(args: argparse.Namespace) -> None:
     from editmgt_jax import images
 
     outputs = _check_outputs(args)
-    image = images.load(args.image)
+    image = images.load(args.image, keep_profile=True)
     mask = images.load_mask(args.mask, image.size)
+    _check_sizes(outputs, image.size)
     inputs = {"composite": args.composite}
     _make_pictures(args, outputs, lambda pipe, **more: pipe.inpaint(image, args.prompt, mask, **inputs, **more))
 
@@ -128,26 +132,40 @@ def outpaint(args: argparse.Namespace) -> None:
     from editmgt_jax import images
 
     outputs = _check_outputs(args)
-    image, pad = images.load(args.image), tuple(args.pad)
+    image, pad = images.load(args.image, keep_profile=True), tuple(args.pad)
+    left, top, right, bottom = images.extension(image.size, pad)
+    _check_sizes(outputs, (image.width + left + right, image.height + top + bottom))
     inputs = {"composite": args.composite}
     _make_pictures(args, outputs, lambda pipe, **more: pipe.outpaint(image, args.prompt, pad, **inputs, **more))
 
 
 def _check_outputs(args) -> list[dict]:
-    """The files to write for each picture, {flag: path or None}. Errors: ImageError for one that cannot be written."""
+    """The files to write for each picture, {flag: path or None}. Errors: ImageError for one that cannot be written, SettingsError."""
     from editmgt_jax import images
 
+    shared.settings_of(args)  # what is wrong with them is found before the model is loaded
     flags = [name for name in ("output", "save_map", "save_mask", "save_steps") if hasattr(args, name)]
     outputs = [
         {name: _numbered(getattr(args, name), index, args.num_images) for name in flags}
         for index in range(args.num_images)
     ]
-    images.check_distinct([path for files in outputs for path in files.values() if path is not None])
+    inputs = [path for name in ("image", "mask") if (path := getattr(args, name, None)) is not None]
+    images.check_distinct([path for files in outputs for path in files.values() if path is not None], inputs)
     for files in outputs:
         for name, path in files.items():
             if path is not None:
                 images.check_output(path, images.FORMATS | images.ANIMATED if name == "save_steps" else None)
     return outputs
+
+
+def _check_sizes(outputs, size) -> None:
+    """Errors: ImageError for an output whose format cannot hold a picture of `size`."""
+    from editmgt_jax import images
+
+    for files in outputs:
+        for name, path in files.items():
+            if path is not None and name != "save_steps":  # which scales its frames
+                images.check_size_of(path, size)
 
 
 def _make_pictures(args, outputs, make, image=None) -> None:

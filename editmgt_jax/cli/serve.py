@@ -44,8 +44,10 @@ def serve(args: argparse.Namespace) -> None:
         from editmgt_jax.serving.run import run
     except ImportError as error:
         raise UserError(f"serving needs {error.name}: pip install 'editmgt_jax[serve]'") from error
+    from editmgt_jax.cli import surroundings
     from editmgt_jax.serving.limits import Limits
 
+    surroundings.unwatch_signals()  # the server handles them
     shared.use_disk_cache()
     run(
         args.model,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from editmgt_jax.config import dtype_name
-from editmgt_jax.declarations import SETTINGS
+from editmgt_jax.declarations import MAX_IMAGES, MAX_SEED, SETTINGS, SettingsError
 
 OVERRIDABLE = "; config keys can be overridden: --config.optimizer.learning_rate=1e-3"
 
@@ -85,12 +85,17 @@ class _Choices:
 
 
 def settings_of(args: argparse.Namespace) -> dict:
-    """The settings given on the command line, {name: value}."""
+    """The settings given on the command line, {name: value}. Errors: SettingsError, as far as no model is needed to tell."""
     chosen = {}
     for setting in SETTINGS:
         value = getattr(args, setting.name, None)
         if value is not None:
             chosen[setting.name] = value[0] if setting.length == "pair" and len(value) == 1 else value
+            if setting.length == "one" and setting.rule is not None:
+                try:
+                    setting.rule(setting.name, value)
+                except SettingsError as error:
+                    raise SettingsError(f"--{setting.name.replace('_', '-')}: {error}") from error
     return chosen
 
 
@@ -100,6 +105,20 @@ def dtype(text: str) -> str:
         return dtype_name(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def images_count(text: str) -> int:
+    """How many pictures a call may make, as an argument. Errors: ArgumentTypeError."""
+    if not 1 <= int(text) <= MAX_IMAGES:
+        raise argparse.ArgumentTypeError(f"must be at least 1 and at most {MAX_IMAGES}, got {text}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """A seed, as an argument. Errors: ArgumentTypeError."""
+    if not 0 <= int(text) <= MAX_SEED:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and at most {MAX_SEED}, got {text}")
+    return int(text)
 
 
 def positive(text: str) -> int:

@@ -13,6 +13,7 @@ import threading
 from editmgt_jax.files import remove_pending
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ENDS = threading.Lock()
 
 
 def guard_streams() -> None:
@@ -66,8 +67,9 @@ def unwatch_signals() -> None:
         signal.set_wakeup_fd(-1)
 
 
-def _noted(*_):
-    """The handler of a signal that `_watch` acts upon."""
+def _noted(number, _frame):
+    """The handler of a signal, in the main thread; `_watch` is mostly there before it."""
+    _end(signal.Signals(number))
 
 
 def _watch(read):
@@ -77,6 +79,8 @@ def _watch(read):
 
 
 def _end(number):
+    if not _ENDS.acquire(blocking=False):
+        return
     for child in _children():
         with contextlib.suppress(OSError):
             os.kill(child, signal.SIGTERM)

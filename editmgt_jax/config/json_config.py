@@ -13,6 +13,8 @@ from typing import Self
 from editmgt_jax.errors import UserError
 from editmgt_jax.files import write_json
 
+LARGEST = 10**7  # of a number in a config: no size of an architecture is near it
+
 
 def require(condition: object, rule: str, got: object) -> None:
     """Errors: UserError with the rule and what came, unless the condition is true."""
@@ -57,7 +59,7 @@ class JSONConfig:
             kind = fields[name].type
             require(_fits(value, kind), f"{name} must be {getattr(kind, '__name__', kind)}", value)
             if kind is int and not name.endswith("_token_id") and not name.startswith("default_"):
-                require(value > 0, f"{name} must be positive", value)
+                require(0 < value <= LARGEST, f"{name} must be positive, and at most {LARGEST}", value)
         return cls(**known)
 
     @classmethod

@@ -23,7 +23,7 @@ from editmgt_jax.images.geometry import (
 from editmgt_jax.images.profiles import from_srgb, to_srgb
 from editmgt_jax.images.reading import load, load_mask
 from editmgt_jax.images.sources import Readable
-from editmgt_jax.images.writing import ANIMATED, FORMATS, check_distinct, check_output, save, save_steps
+from editmgt_jax.images.writing import ANIMATED, FORMATS, check_distinct, check_output, check_size_of, save, save_steps
 
 __all__ = [
     "ANIMATED",
@@ -34,6 +34,7 @@ __all__ = [
     "check_distinct",
     "check_output",
     "check_size",
+    "check_size_of",
     "composite",
     "extend",
     "extension",

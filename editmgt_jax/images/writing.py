@@ -34,14 +34,21 @@ ANIMATED = {".gif": "GIF"}
 
 def check_distinct(outputs: Sequence[str | Path], inputs: Sequence[str | Path] = ()) -> None:
     """Errors: ImageError when two outputs would be one file, or an output one of the inputs."""
-    names = [os.path.realpath(path) for path in outputs]
+    names = [_real(path) for path in outputs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ImageError(f"every output needs a file of its own; {', '.join(map(shown, twice))} is named twice")
     for path in inputs:
         for output in outputs:
-            if os.path.realpath(path) == os.path.realpath(output) or _same_file(path, output):
+            if _real(path) == _real(output) or _same_file(path, output):
                 raise ImageError(f"an output must not replace what is read; {shown(output)} is the input {shown(path)}")
+
+
+def _real(path) -> str:
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # a NUL
+        return str(path)
 
 
 def _same_file(one, other) -> bool:
@@ -51,25 +58,25 @@ def _same_file(one, other) -> bool:
         return False
 
 
-def check_output(
-    path: str | Path, formats: Mapping[str, str] | None = None, size: tuple[int, int] | None = None
-) -> None:
+def check_size_of(path: str | Path, size: tuple[int, int]) -> None:
+    """Errors: ImageError when the format of an output cannot hold a picture of `size`."""
+    suffix = Path(path).suffix.lower()
+    longest = LONGEST.get((FORMATS | ANIMATED).get(suffix))
+    if longest is not None and max(size) > longest:
+        raise ImageError(
+            f"a {suffix} picture has sides of at most {longest} pixels; {shown(path)} would be {size_text(size)}: take .png"
+        )
+
+
+def check_output(path: str | Path, formats: Mapping[str, str] | None = None) -> None:
     """Checks that a file can be written, before the work whose result it takes.
 
-    Args:
-      formats: {suffix: format} that it may have; size: of the picture, if it is known.
-    Errors: ImageError with the supported suffixes, the longest side, the missing folder or the message of the system.
+    Errors: ImageError with the supported suffixes, the missing folder or the message of the system.
     """
     path, formats, name = Path(path), formats or FORMATS, shown(path)
     if path.suffix.lower() not in formats:
         raise ImageError(
             f"the suffix of an output must be one of {', '.join(formats)}; got {shown(path.suffix) or 'none'!r} in {name}"
-        )
-    longest = LONGEST.get(formats[path.suffix.lower()])
-    if size is not None and longest is not None and max(size) > longest:
-        raise ImageError(
-            f"a {path.suffix.lower()} picture has sides of at most {longest} pixels; {name} would be {size_text(size)}: "
-            "take .png"
         )
     try:
         if path.is_dir():
@@ -84,14 +91,15 @@ def check_output(
     except (OSError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
-        reason = getattr(error, "strerror", None) or error
-        raise ImageError(str(reason) if "cannot write" in str(reason) else f"cannot write {name}: {reason}") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ImageError(reason if "cannot write" in reason else f"cannot write {name}: {reason}") from error
 
 
 def save(image: Image.Image, path: str | Path) -> None:
     """Writes a picture; the file appears only once complete. Errors: ImageError; OSError naming the file."""
     path = Path(path)
-    check_output(path, size=image.size)
+    check_size_of(path, image.size)
+    check_output(path)
     kind = FORMATS[path.suffix.lower()]
     if kind in WITHOUT_PROFILES:
         image = to_srgb(image)
@@ -108,7 +116,7 @@ def _write(buffer, path) -> None:
 def save_steps(frames: Sequence[Image.Image], path: str | Path) -> None:
     """Writes frames as an animation (.gif; the last frame is shown ten times as long) or as a strip (any picture suffix). Errors: ImageError."""
     path = Path(path)
-    check_output(path, FORMATS | ANIMATED, frames[0].size)
+    check_output(path, FORMATS | ANIMATED)
     if path.suffix.lower() not in ANIMATED:
         return save(strip(frames), path)
     durations = [MILLISECONDS] * (len(frames) - 1) + [10 * MILLISECONDS]

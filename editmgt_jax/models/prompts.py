@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,8 @@ class PromptTokenizer:
 
     def __call__(self, prompts: list[str]) -> np.ndarray:
         """[B] strings -> ids [B T] int32, padded. Errors: PromptError naming the limit when one does not fit."""
+        for prompt in prompts:
+            check_text(prompt)
         encoded = self._tokenizer(
             list(prompts), padding="max_length", max_length=self.length, truncation=self.truncate
         )["input_ids"]
@@ -75,6 +78,7 @@ class PromptTokenizer:
 
         The first occurrence as whole words counts, letter case aside. Errors: PromptError naming the phrase and the tokens.
         """
+        check_text(phrase, "a query")
         words = rf"(?<!\w){re.escape(phrase.strip())}(?!\w)"
         found = re.search(words, prompt, re.IGNORECASE) if phrase.strip() else None
         ids = self([prompt])[0]
@@ -120,6 +124,15 @@ class PromptTokenizers:
     def __call__(self, prompts: list[str]) -> dict[str, np.ndarray]:
         """[B] strings -> {name: ids [B T] int32}. Errors: PromptError."""
         return {name: tokenizer(prompts) for name, tokenizer in self.tokenizers.items()}
+
+
+def check_text(text: Any, what: str = "an instruction or a prompt") -> None:
+    """Errors: PromptError for what is no string, and for half of a pair of surrogates: bytes that were no UTF-8."""
+    if not isinstance(text, str):
+        raise PromptError(f"{what} must be a string; got {repr(text)[:80]}")
+    if broken := [letter for letter in text if "\ud800" <= letter <= "\udfff"]:
+        shown = text if len(text) <= 60 else text[:57] + "..."
+        raise PromptError(f"{what} must be text that UTF-8 can encode; {shown!r} has {broken[0]!r}")
 
 
 def _byte_symbols() -> list[str]:

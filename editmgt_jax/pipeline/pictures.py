@@ -15,7 +15,7 @@ from PIL import Image
 
 from editmgt_jax import executables, images
 from editmgt_jax.batching import by_shape, map_batches, power_of_two
-from editmgt_jax.declarations import SETTINGS, SettingsError, check_integer, truth
+from editmgt_jax.declarations import SETTINGS, SettingsError
 from editmgt_jax.errors import EditMGTError, UserError
 from editmgt_jax.images import ImageError
 from editmgt_jax.pipeline.tokens import TokenPipeline
@@ -28,15 +28,16 @@ from editmgt_jax.sampling.orders import (
     Pictures,
     Progress,
     Prompts,
+    check_call,
     check_prompts,
     each,
     read_jobs,
     read_picture,
     silent,
 )
+from editmgt_jax.sampling.programs import check_process
 from editmgt_jax.sampling.results import Result, make_result
 
-MAX_SEED = 2**32 - 1
 # Settings that have no meaning without a source image.
 NO_REFERENCE = frozenset(setting.name for setting in SETTINGS if setting.about == "reference")
 FRAME = 1024  # pixels of the longest side of a step's picture
@@ -50,7 +51,7 @@ class EditPipeline(TokenPipeline):
         self,
         image: Pictures,
         instruction: Prompts,
-        *,
+        *misplaced: Any,
         mask: Pictures | None = None,
         query: str | Sequence[str | None] | None = None,
         seed: int = 0,
@@ -77,6 +78,8 @@ class EditPipeline(TokenPipeline):
           settings: see `editmgt_jax.declarations.SETTINGS`; None or absent is the model's own default.
         Errors: SettingsError, PromptError, ImageError, FileNotFoundError, before any decoding.
         """
+        if misplaced:
+            raise SettingsError("mask and all that follows are keywords, mask=...; got another positional argument")
         options = {"seed": seed, "num_images": num_images, "composite": composite, "released_mask": released_mask}
         return self._change(
             self._edit_order(settings, negative_prompt, progress, **options), image, instruction, mask, query
@@ -102,7 +105,7 @@ class EditPipeline(TokenPipeline):
         """
         options = {"seed": seed, "num_images": num_images, "composite": False, "attends": False}
         order = self._order(settings, negative_prompt, progress, **options)
-        grid = self._grid(size)
+        grid = self._grid(size, min(self.batch_size, order.num_images))
         is_list = isinstance(prompt, (list, tuple))
         prompts = list(prompt) if is_list else [prompt]
         check_prompts(prompts)
@@ -195,20 +198,16 @@ class EditPipeline(TokenPipeline):
             if foreign := sorted(settings.keys() & NO_REFERENCE):
                 raise SettingsError(f"{foreign} are about a source image that the model attends to; there is none here")
             settings = settings | {"hold_threshold": 0.0}
+        check_process()
         settings = self.settings(**settings)
-        check_integer("num_images", num_images, 1)
-        check_integer("seed", seed, 0, MAX_SEED)
-        truth("composite", composite)
-        truth("released_mask", released_mask)
-        if not (progress is None or callable(progress)):
-            raise SettingsError(f"progress must be a function of the name of a stage; got {progress!r}")
+        check_call(seed, num_images, progress, composite=composite, released_mask=released_mask)
         progress = progress or silent
         progress("text")
         return Order(
             settings=settings,
             negative=self._negative(negative_prompt),
-            seed=seed,
-            num_images=num_images,
+            seed=int(seed),
+            num_images=int(num_images),
             attends=attends,
             composite=composite,
             released_mask=released_mask,

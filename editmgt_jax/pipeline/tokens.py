@@ -13,12 +13,14 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from editmgt_jax import executables
-from editmgt_jax.declarations import SettingsError, check_integer
+from editmgt_jax.declarations import check_integer
 from editmgt_jax.errors import UserError
 from editmgt_jax.models import text as texts
 from editmgt_jax.models.blocks import Interventions
+from editmgt_jax.models.prompts import PromptError
 from editmgt_jax.models.text import EncodedText
 from editmgt_jax.models.vq import ids_to_pixels, pixels_to_ids
+from editmgt_jax.sampling.canvas import canvas_size, free_memory
 from editmgt_jax.sampling.decode import Noise
 from editmgt_jax.sampling.edit import TokenEdit
 from editmgt_jax.sampling.exported import ExportedDecode, export_decode
@@ -30,7 +32,7 @@ from editmgt_jax.sampling.orders import (
     query_weights,
     silent,
 )
-from editmgt_jax.sampling.programs import run_decode
+from editmgt_jax.sampling.programs import check_batch_size, check_process, run_decode
 from editmgt_jax.sampling.request import make_request
 from editmgt_jax.sampling.settings import Settings
 from editmgt_jax.weights.loading import LoadedModel, load_model
@@ -46,8 +48,9 @@ class TokenPipeline:
     """
 
     def __init__(self, model: LoadedModel, batch_size: int = 8, program: ExportedDecode | None = None):
+        check_batch_size(batch_size)
         self.model, self._program = model, program
-        self.batch_size = batch_size if program is None else program.header.batch
+        self.batch_size = int(batch_size) if program is None else program.header.batch
         self._mgt_variables, self._vq_params = jax.device_put((model.mgt_variables, model.vq_params))
 
     @classmethod
@@ -65,6 +68,7 @@ class TokenPipeline:
 
         Args and errors: see `loading.load_model`, and the class.
         """
+        check_batch_size(batch_size)
         return cls(load_model(directory, dtype, strict, lora=lora), batch_size, program)
 
     @property
@@ -86,10 +90,12 @@ class TokenPipeline:
 
     def encode_image(self, pixels: np.ndarray | jax.Array) -> jax.Array:
         """Pictures to ids. float [B Y X 3] in [0, 1] -> ids int32 [B H W]"""
+        check_process()
         return executables.run(pixels_to_ids, self._vq_params, jnp.asarray(pixels, jnp.float32), vq=self.model.vq)
 
     def decode_image(self, ids: np.ndarray | jax.Array) -> jax.Array:
         """Ids to pictures. int32 [B H W] -> float32 [B Y X 3] in [0, 1]"""
+        check_process()
         return executables.run(ids_to_pixels, self._vq_params, jnp.asarray(ids, jnp.int32), vq=self.model.vq)
 
     def edit_tokens(
@@ -153,19 +159,20 @@ class TokenPipeline:
         request, static = make_request(*parts, text, text, keys=0, reference=ids)
         export_decode(path, self._mgt_variables, request, self.model.mgt, static, platforms)
 
-    def _grid(self, size) -> tuple[int, int]:
-        """Tokens of a picture of `size` (width, height), None for the model's square. -> (H, W)"""
-        width, height = size or (self.model.scheduler.native_size,) * 2
-        unit, factor = self.model.unit, self.model.vq.config.factor
-        if any(not isinstance(side, int) or side < unit or side % unit for side in (width, height)):
-            raise SettingsError(f"width and height must be multiples of {unit} pixels; got {width} x {height}")
-        return height // factor, width // factor
+    def _grid(self, size, at_once=1) -> tuple[int, int]:
+        """Tokens of a picture of `size` (width, height), None for the model's square; `at_once` fit into memory. -> (H, W)"""
+        width, height = canvas_size(size, self.model, at_once, free_memory())
+        return height // self.model.vq.config.factor, width // self.model.vq.config.factor
 
     def _negative(self, prompt) -> EncodedText:
-        return self.encode(self.model.scheduler.negative_prompt if prompt is None else prompt)
+        try:
+            return encoded(self.model.text, self.model.scheduler.negative_prompt if prompt is None else prompt)
+        except PromptError as error:
+            raise PromptError(f"negative_prompt: {error}") from error
 
     def _decode(self, settings, text, negative, progress, **inputs) -> TokenEdit:
         """Decodes B samples. inputs: see `make_request`."""
+        check_process()
         batch = len(inputs["start"] if inputs["reference"] is None else inputs["reference"])
         if len(text) != batch:
             raise UserError(f"each of the {batch} samples needs an encoded instruction; got {len(text)}")

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from editmgt_jax import images
+from editmgt_jax.declarations import MAX_IMAGES, MAX_SEED, SettingsError, check_integer, truth
 from editmgt_jax.errors import UserError
-from editmgt_jax.models.prompts import PromptError
+from editmgt_jax.models.prompts import PromptError, check_text
 from editmgt_jax.models.text import EncodedText, TextEncoder
 from editmgt_jax.sampling.settings import Settings
 
@@ -83,14 +84,27 @@ def read_jobs(
     return [job(**each_input) for each_input in inputs], is_list
 
 
+def check_call(seed: Any, num_images: Any, progress: Any, **flags: Any) -> None:
+    """Errors: SettingsError for arguments of a call that are no settings and out of range; `flags` are true or false."""
+    check_integer("num_images", num_images, 1, MAX_IMAGES)
+    check_integer("seed", seed, 0, MAX_SEED)
+    for name, value in flags.items():
+        truth(name, value)
+    if not (progress is None or callable(progress)):
+        raise SettingsError(f"progress must be a function of the name of a stage; got {progress!r}")
+
+
 def read_picture(image: Any) -> Image.Image:
     """An input picture, in its own colour profile. Errors: ImageError, FileNotFoundError."""
     return images.load(image, keep_profile=True)
 
 
 def encoded(encoder: TextEncoder, prompt: str | EncodedText) -> EncodedText:
-    """Errors: PromptError when the prompt is too long."""
-    return prompt if isinstance(prompt, EncodedText) else encoder.encode(prompt)
+    """Errors: PromptError when the prompt is no text, or too long."""
+    if isinstance(prompt, EncodedText):
+        return prompt
+    check_text(prompt)
+    return encoder.encode(prompt)
 
 
 def query_weights(encoder: TextEncoder, text: EncodedText, phrase: str | None = None) -> np.ndarray:
@@ -104,7 +118,7 @@ def check_prompts(prompts: Sequence[Any]) -> None:
     """Errors: PromptError for a prompt that says nothing."""
     for prompt in prompts:
         if not isinstance(prompt, EncodedText) and not (isinstance(prompt, str) and prompt.strip()):
-            raise PromptError(f"an instruction must say what to change, a prompt what to show; got {prompt!r}")
+            raise PromptError(f"an instruction must say what to change, a prompt what to show; got {repr(prompt)[:80]}")
 
 
 def each(value: Any, function: Callable) -> Any:

@@ -3,19 +3,53 @@
 A decode of full size takes minutes to compile; all that changes a program is in `sampling.edit`.
 """
 
+import atexit
+import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from tqdm import tqdm
 
 from editmgt_jax import executables
+from editmgt_jax.declarations import check_integer
+from editmgt_jax.errors import UserError
 from editmgt_jax.models.mgt import MGT
 from editmgt_jax.models.traces import traces
 from editmgt_jax.sampling.edit import TokenEdit, decode_edit
 from editmgt_jax.sampling.request import Request
 from editmgt_jax.sampling.settings import StaticSettings
+
+
+_process = None  # the one that uses the accelerator
+
+
+def check_process() -> None:
+    """Errors: UserError in a fork of a process that has used a pipeline: it lacks the threads that programs wait for."""
+    global _process
+    _process = _process or os.getpid()
+    if _process != os.getpid():
+        atexit.register(_leave_fork)  # jax would wait for threads that are not there
+        raise UserError(
+            "this process is a fork of one that has loaded a pipeline, which cannot be used in it: load the pipeline after the "
+            "fork (gunicorn without --preload), or start processes by 'spawn'"
+        )
+
+
+def _leave_fork() -> None:
+    """Ends a fork without what Python and jax do at the end; with 1 after an error that nobody caught."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(1 if hasattr(sys, "last_value") else 0)
+
+
+def check_batch_size(size: Any) -> None:
+    """Errors: SettingsError for a number of pictures that cannot be decoded at once; UserError in a fork, see `check_process`."""
+    check_process()
+    check_integer("batch_size", size, 1)
 
 
 def run_decode(

@@ -163,6 +163,8 @@ def released_layers(num_blocks: int) -> tuple[int, ...]:
 
 
 def _check_layers(layers, num_blocks):
+    if not isinstance(layers, tuple):
+        raise SettingsError(f"layers must be several block numbers, such as [2, 3]; got {layers!r}")
     bad = [layer for layer in layers if not is_integer(layer) or layer not in range(num_blocks)]
     if not layers or bad or len(set(layers)) < len(layers):
         raise SettingsError(

@@ -5,6 +5,7 @@ Source  the released diffusers layout: `editmgt` or `transformer`, `vqvae`, `tex
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,8 @@ class LoadedModel:
         mgt, vq, scheduler = self.mgt.config, self.vq.config, self.scheduler
         _match("the scheduler's mask_token_id", scheduler.mask_token_id, "the transformer's last id", mgt.mask_token_id)
         _match("the VQ's num_vq_embeddings", vq.num_vq_embeddings, "the transformer's codebook_size", mgt.codebook_size)
+        if outside := [layer for layer in scheduler.default_layers or () if layer not in range(mgt.num_blocks)]:
+            raise UserError(f"default_layers must be block numbers below {mgt.num_blocks}; the scheduler has {outside}")
         if scheduler.native_size is None:  # 1024 pixels for the released editor and Meissonic, 512 for Monetico
             object.__setattr__(self, "scheduler", dataclasses.replace(scheduler, native_size=NATIVE_UNITS * self.unit))
         elif scheduler.native_size < 1 or scheduler.native_size % self.unit:
@@ -111,10 +114,23 @@ def _dtypes(dtype) -> dict:
     names = [entry.folders[0] for entry in COMPONENTS.values() if not entry.always_float32]
     default = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     chosen = dtype if isinstance(dtype, dict) else dict.fromkeys(names, dtype)
+    for value in chosen.values():
+        _check_dtype(value)
     chosen = {name: dtype_name(value) if isinstance(value, str) else value for name, value in chosen.items()}
     if unknown := sorted(chosen.keys() - set(names)):
         raise UserError(f"dtypes may be chosen for {', '.join(names)}; got {unknown}")
     return {name: jnp.dtype(chosen.get(name) or default) for name in names}
+
+
+def _check_dtype(value) -> None:
+    """Errors: UserError for what is no dtype that weights may have."""
+    if value is None or isinstance(value, str):
+        return
+    try:
+        name = jnp.dtype(value).name
+    except TypeError:
+        name = repr(value)
+    dtype_name(name)
 
 
 def find_model(directory: str | Path | None = None) -> tuple[Path, Path]:
@@ -131,6 +147,8 @@ def find_model(directory: str | Path | None = None) -> tuple[Path, Path]:
 
 def _local(directory) -> Path:
     """A folder that exists as it is; a name on the Hugging Face hub as the folder its files were fetched to."""
+    if not isinstance(directory, (str, os.PathLike)) or not isinstance(os.fspath(directory), str):
+        raise UserError(f"a model must be the path of a folder, or a name on the hub; got {directory!r}")
     path = Path(directory)
     if path.is_dir():
         return path

@@ -218,6 +218,7 @@ def evaluate(
         SPARED of the tokens to edit would be held.
     Returns: the report (a dict for JSON), and a function that draws examples of it (see `report.gallery`).
     """
+    pipe.settings(**settings)  # what is wrong with them is found before the work
     runner = Runner(pipe, batch_size or default_batch(), seed)
     size, layers = pipe.model.scheduler.native_size, list(range(pipe.model.mgt.config.num_blocks))
     with ThreadPoolExecutor(1) as host:  # scenes are drawn while the device chooses

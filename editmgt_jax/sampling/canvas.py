@@ -1,0 +1,75 @@
+"""The size of a picture that is made from text alone, checked against the memory that its decode needs.
+
+Axes    as in `editmgt_jax.config`
+"""
+
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from editmgt_jax.config import MGTConfig, VQConfig
+from editmgt_jax.declarations import SettingsError
+
+COPIES = 2  # of a batch, under guidance
+LIVE = 3  # arrays of one kind at once
+
+
+def canvas_size(
+    size: Sequence[int] | np.ndarray | None, model: Any, pictures: int, free: int | None
+) -> tuple[int, int]:
+    """(width, height) in pixels: multiples of the model's unit, by default the square that it is trained on.
+
+    Args:
+      model: `LoadedModel`; pictures: that are decoded at once; free: bytes of memory, None if that is not known.
+    Errors: SettingsError.
+    """
+    if size is None:
+        return (model.scheduler.native_size,) * 2
+    unit = model.unit
+    sides = size.tolist() if isinstance(size, np.ndarray) else size
+    pair = isinstance(sides, (list, tuple)) and len(sides) == 2
+    if not pair or any(not _is_whole(side) or side < unit or side % unit for side in sides):
+        shown = f"{sides[0]} x {sides[1]}" if pair else repr(size)
+        raise SettingsError(f"size: width and height must be multiples of {unit} pixels; got {shown}")
+    size = int(sides[0]), int(sides[1])
+    check_memory(size, pictures, model.mgt.config, model.vq.config, free)
+    return size
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def check_memory(size: tuple[int, int], pictures: int, mgt: MGTConfig, vq: VQConfig, free: int | None) -> None:
+    """Errors: SettingsError when the decode of a picture needs more memory than is `free` (bytes; None is unknown).
+
+    Args:
+      size: (width, height) in pixels; pictures: that are decoded at once.
+    """
+    tokens = size[0] * size[1] // vq.factor**2
+    positions = tokens // mgt.stride**2
+    logits = 4 * tokens * mgt.codebook_size
+    attention = 4 * mgt.num_attention_heads * positions**2
+    painting = 4 * size[0] * size[1] * max(vq.block_out_channels)
+    needed = max(pictures * COPIES * LIVE * max(logits, attention), LIVE * painting)
+    if free is not None and needed > free:
+        raise SettingsError(
+            f"size must be such that the picture fits into memory; {size[0]} x {size[1]} pixels need about "
+            f"{needed / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free"
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes that the first device can still give; None where nothing says so."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    try:
+        with open("/proc/meminfo") as file:
+            found = dict(line.split(":", 1) for line in file)
+        return 1024 * int(found["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return None

@@ -1,0 +1,163 @@
+"""The process of a command: streams, signals, the cache of programs, forks."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+import zlib
+
+import jax
+import numpy as np
+import pytest
+
+from editmgt_jax import cli
+from editmgt_jax.cli import compile_cache
+from editmgt_jax.errors import UserError, one_line
+
+PYTHON = [sys.executable, "-c"]
+PREAMBLE = "import os, sys, time\nfrom editmgt_jax import cli, files\nfrom editmgt_jax.cli import surroundings\n"
+
+
+def start(code, **options):
+    return subprocess.Popen(
+        [*PYTHON, PREAMBLE + code], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_and_what_it_was_writing(tmp_path, number):
+    code = (
+        "surroundings.watch_signals()\n"
+        "with files.replacing('a.txt') as temporary, files.new_folder('b') as folder:\n"
+        "    temporary.write_text('half'); (folder / 'x').write_text('half')\n"
+        "    print('ready', flush=True)\n"
+        "    __import__('hashlib').pbkdf2_hmac('sha256', b'', b'', 10**9)  # in C, where Python handles no signals\n"
+    )
+    process = start(code, cwd=tmp_path)
+    assert process.stdout.readline() == "ready\n" and len(list(tmp_path.iterdir())) == 2
+    process.send_signal(number)
+    _, text = process.communicate(timeout=30)
+    said = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+    assert (process.returncode, text) == (128 + number, f"editmgt: {said}\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_that_is_handled_or_ignored_is_left_alone():
+    code = (
+        "import signal\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "surroundings.watch_signals()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))\n"
+        "os.kill(os.getpid(), signal.SIGHUP); os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.3); print('alive')\n"
+    )
+    assert start(code).communicate(timeout=30) == ("asked\nalive\n", "")
+
+
+def test_what_a_dead_process_left_is_removed(tmp_path):
+    code = (
+        "with files.replacing('a.txt') as temporary, files.new_folder('b') as folder:\n"
+        "    temporary.write_text('half'); (folder / 'x').write_text('half')\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    start(code, cwd=tmp_path).communicate(timeout=30)
+    assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / "other.12345678-1-12345678.tmp").write_text("of another machine")
+    start("files.write_text('c.txt', 'whole')", cwd=tmp_path).communicate(timeout=30)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.txt", "other.12345678-1-12345678.tmp"]
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "1>&- 2>&-", "2>/dev/full", "0<&- 1>&- 2>&-"])
+def test_streams_may_be_closed(tmp_path, closed):
+    code = "surroundings.guard_streams()\nprint('x', file=sys.stderr, flush=True)\nopen('a.txt', 'w').write('whole')"
+    command = ["bash", "-c", f'"$@" {closed}', "-", *PYTHON, PREAMBLE + code]
+    assert subprocess.run(command, cwd=tmp_path, timeout=30).returncode == 0
+    assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+def test_stdout_that_is_full_is_an_error_and_one_that_nobody_reads_is_none():
+    run = lambda command: subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    version = f"{sys.executable} -m editmgt_jax --version"
+    full = run(f"{version} > /dev/full")
+    assert full.returncode == 2 and full.stderr == "editmgt: error: No space left on device\n"
+    unread = run(f"{version} | true; exit ${{PIPESTATUS[0]}}")
+    assert unread.returncode in (0, cli.PIPE_CLOSED) and unread.stderr == ""
+
+
+def test_versions_and_errors_are_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("editmgt ")
+    for arguments in (["edit"], ["paint\nit"], ["edit", "--steps", "a\nb"], ["edit", "--nonsense\udce9"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        text = capsys.readouterr().err
+        assert (
+            ended.value.code == 2 and text.count("\n") == 1 and text.startswith("editmgt") and text[:-1].isprintable()
+        )
+    assert one_line("a\nb\x00\udce9é") == "a\\nb\\x00\\udce9é"
+
+
+def test_warnings_of_other_packages_are_not_shown(capsys):
+    notes = cli._Notes()
+    for filename in ("/lib/site-packages/apitools/a.py", "/lib/site-packages/PIL/b.py"):
+        notes("stray", UserWarning, filename, 1)
+    own = os.path.join(cli.OWN, "images", "reading.py")
+    for _ in range(2):
+        notes("the mask is full", UserWarning, own, 1)
+    assert capsys.readouterr().err == "editmgt: note: the mask is full\n"
+
+
+class TestCompileCache:
+    @pytest.fixture
+    def folder(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("EDITMGT_CACHE", str(tmp_path))
+        before = jax.config.jax_compilation_cache_dir
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+        yield tmp_path
+        jax.config.update("jax_compilation_cache_dir", before)
+
+    def test_damaged_files_are_deleted_and_said(self, folder):
+        whole = zlib.compress(b"program" * 100)
+        (folder / "a-cache").write_bytes(whole)
+        (folder / "b-cache").write_bytes(whole[:9])
+        (folder / "c-cache").write_bytes(b"")
+        said = compile_cache.noted("Error reading persistent compilation cache entry for 'jit_f': zlib.error: x")
+        assert said == f"damaged files in the cache of compiled programs, {folder}, are replaced"
+        assert [path.name for path in folder.iterdir()] == ["a-cache"]
+        assert compile_cache.noted("something else") == "something else"
+
+    def test_no_home_is_a_note(self, monkeypatch, capsys):
+        for name in ("EDITMGT_CACHE", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+
+        def homeless():
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.setattr(compile_cache.Path, "home", homeless)
+        compile_cache.use()
+        assert capsys.readouterr().err == (
+            "editmgt: note: compiled programs are not cached, this user has no home folder: set EDITMGT_CACHE to a folder\n"
+        )
+        with pytest.raises(UserError):
+            compile_cache.folder()
+
+
+def test_a_fork_of_a_process_that_used_a_pipeline_refuses(pipe):
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of forks of processes with threads
+        child = os.fork()
+    if not child:
+        try:
+            pipe(np.zeros((32, 32, 3), np.uint8), "make the car red")
+        except UserError as error:
+            os.write(write, str(error).encode())
+        os._exit(0)
+    os.close(write)
+    ended = time.monotonic() + 60
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        assert time.monotonic() < ended, "the child hangs"
+        time.sleep(0.05)
+    assert "load the pipeline after the fork" in os.read(read, 1000).decode()

@@ -22,7 +22,6 @@ from editmgt_jax.sampling.edit import TokenEdit, decode_edit
 from editmgt_jax.sampling.request import Request
 from editmgt_jax.sampling.settings import StaticSettings
 
-
 _process = None  # the one that uses the accelerator
 
 

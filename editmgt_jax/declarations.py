@@ -246,6 +246,16 @@ SETTINGS = (
         stated=True,
         metavar="BLOCK",
     ),
+    Setting(
+        "signal",
+        str,
+        None,
+        "what of those blocks is read: %(choices)s ('text_to_image' as released; '/reference' counts the source's keys, too)",
+        "static",
+        "relevance",
+        "text_to_image",
+        metavar="NAME",
+    ),
     Setting("filter", str, None, "of the relevance: %(choices)s", "static", "relevance", "adaptive", metavar="NAME"),
     Setting("record", bool, truth, "also return the tokens and the relevance of every step", "static", "result", False),
 )

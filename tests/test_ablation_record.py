@@ -65,6 +65,15 @@ def test_a_recorded_step_is_the_decodes_attention(recorder, recorded, position, 
     assert found.std() > 1e-4
 
 
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_an_edit_reads_the_signal_of_its_settings(recorder, recorded, signal):
+    found = decoded(recorder, 0, layers=(0, 2), attention_step=0, signal=signal)
+    expected = recorded.maps(0, "step 0", signal, "mean", "all")[:, [0, 2]]
+    np.testing.assert_allclose(found.attention, expected, atol=1e-6)
+    np.testing.assert_array_equal(found.tokens, decoded(recorder, 0, layers=(0, 2)).tokens)  # nothing is held
+    assert expected.std() > 1e-4
+
+
 @pytest.mark.parametrize("layers", [(1,), (0, 2)])
 def test_a_score_sees_the_map_that_a_decode_with_those_layers_sees(recorder, recorded, layers):
     expected = decoded(recorder, 0, layers=layers).relevance  # of the last step

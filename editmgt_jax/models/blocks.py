@@ -137,7 +137,7 @@ class _Block(nn.Module):
             reading = Reading(shared.text_weights, visit.wanted, shared.num_image)
         out, attention = attend_and_read(q, k, v, bias, lengths, self.attention, preparation, reading)
         if shared.signals:
-            attention = self.signals(q, k, out, shared, preparation)
+            attention = self.signals(q, k, out, shared, visit, preparation)
         return out, attention
 
     def norm(self, x, shift, scale, lengths):
@@ -152,14 +152,20 @@ class _Block(nn.Module):
         """Scales of the norms of these names. -> [M K]"""
         return jnp.stack([NormScale(name=name)(self.config.attention_head_dim) for name in names])
 
-    def signals(self, q, k, out, shared: Shared, preparation: Preparation):
-        """The signals that are asked for, of the samples with text weights, which are the last -> [B' F A' R N]."""
+    def signals(self, q, k, out, shared: Shared, visit: Visit, preparation: Preparation):
+        """The signals that are asked for, of the samples with text weights, which are the last -> [B' F A' R N], of wanted blocks."""
         last = slice(len(q) - len(shared.text_weights), None)
-        q, k = prepare(q[last], k[last], preparation)
         bias = shared.group_bias
         bias = bias if bias is None or len(bias) == 1 else bias[last]
         lengths = shared.num_text, shared.num_image, q.shape[1] - shared.num_live
-        return measure_signals(q, k, out[last], bias, shared.text_weights, lengths, shared.signals, shared.each_head)
+
+        def measure(q, k, out):
+            q, k = prepare(q, k, preparation)
+            return measure_signals(q, k, out, bias, shared.text_weights, lengths, shared.signals, shared.each_head)
+
+        of_last = q[last], k[last], out[last]
+        nothing = jax.eval_shape(measure, *of_last)
+        return jax.lax.cond(visit.wanted, measure, lambda *_: jnp.zeros(nothing.shape, nothing.dtype), *of_last)
 
 
 class DoubleBlock(_Block):

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from editmgt_jax.declarations import SettingsError
+from editmgt_jax.models.attention.signals import TEXT_TO_IMAGE
 from editmgt_jax.models.blocks import Probe
 from editmgt_jax.models.mgt import MGT
 from editmgt_jax.models.traces import traces
@@ -121,13 +122,16 @@ def guided_model(variables: Mapping[str, Any], request: Request, mgt: MGT, stati
     copies = 3 if image_guided else 2 if static.guided else 1
     condition = mgt.apply(variables, *condition_inputs(request, copies), method="condition")
     of_copies = jax.tree.map(lambda x: jnp.concatenate([x] * copies, axis=1), request.interventions)
-    probe = Probe(interventions=of_copies)
+    signals = () if static.signal == TEXT_TO_IMAGE else (static.signal,)
+    probe = Probe(signals, interventions=of_copies)
 
     def predict(tokens, step):
         time = step.time if static.timestep_convention == "released" else jnp.mean(tokens == mask_id, axis=1)
         logits, attention = mgt.apply(
             variables, tokens.reshape(-1, *grid), time, condition, request.text_weights, static.layers, probe
         )
+        if signals:
+            attention = attention[:, :, 0, 0]  # [B J F A' R N] of one signal, heads averaged
         relevance = localize.localize(attention, mgt_grid, grid, kind=static.filter)
         keep = localize.hold_mask(relevance, knobs.hold_threshold, editable)
         aux = _StepAux(attention.mean(axis=2), relevance, keep)

@@ -16,6 +16,7 @@ import numpy as np
 
 from editmgt_jax.config import SchedulerConfig
 from editmgt_jax.declarations import SETTINGS, SettingsError, check_choice, check_integer, is_integer
+from editmgt_jax.models.attention.signals import SIGNALS
 from editmgt_jax.sampling.decode import HOLDS
 from editmgt_jax.sampling.localize import FILTERS
 from editmgt_jax.sampling.masking import decode_schedule
@@ -23,7 +24,7 @@ from editmgt_jax.sampling.samplers import SAMPLERS
 
 __all__ = ["CHOICES", "Knobs", "StaticSettings", "Settings", "SettingsError", "check_integer", "released_layers"]
 
-CHOICES = {"hold": HOLDS, "filter": tuple(FILTERS), "sampler": tuple(SAMPLERS)}
+CHOICES = {"hold": HOLDS, "filter": tuple(FILTERS), "sampler": tuple(SAMPLERS), "signal": SIGNALS}
 _STATIC = [setting for setting in SETTINGS if setting.part == "static"]
 _TRACED = [setting for setting in SETTINGS if setting.part == "traced"]
 _SHARED = (

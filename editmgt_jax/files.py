@@ -13,11 +13,13 @@ import re
 import shutil
 import stat
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
+from editmgt_jax import locks
 from editmgt_jax.errors import UserError
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
 JOB = "job.json"  # what the files of a folder are made of
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF}  # of file systems that cannot sync a folder
 
@@ -110,40 +112,64 @@ def new_folder(output: str | Path, *sources: str | Path) -> Iterator[Path]:
             raise _naming(error, output, temporary) from error
 
 
-def claim(folder: str | Path, job: dict, beside: Collection[str] = ()) -> None:
+def copy_files(source: str | Path, target: str | Path, left_out: Callable[[Path], bool] = lambda _: False) -> None:
+    """Copies every file with the folders around it, links as what they point to. Copies of what is read-only can be written.
+
+    Args:
+      left_out: whether a path, relative to the source, is not copied.
+    """
+    for folder, _, names in os.walk(source, followlinks=True):
+        for name in names:
+            path = Path(folder, name)
+            inside = path.relative_to(source)
+            if path.is_file() and not left_out(inside):
+                (Path(target) / inside).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, Path(target) / inside)
+
+
+def is_pointer(file: str | Path | bytes) -> bool:
+    """Whether a file, or the bytes of one, only points to what Git LFS has not fetched. Errors: OSError."""
+    if isinstance(file, bytes):
+        return file.startswith(_POINTER)
+    with open(file, "rb") as opened:
+        return opened.read(len(_POINTER)) == _POINTER
+
+
+def claim(folder: str | Path, job: dict, beside: Collection[str] = (), note: str = JOB) -> None:
     """Notes in a folder, created if need be, what its files are made of, or compares it: files of two jobs must not be mixed.
 
-    Several processes of one job may claim a folder at once. What a killed process was writing does not count.
+    Several processes of one job may claim a folder at once. What a killed process was writing does not count. That two jobs do
+    not write at the same time, `locks.held` sees to.
 
     Args:
       job: values that JSON has.
-      beside: names of entries that may be there before.
+      beside: names of entries that may be there before; note: name of the file.
     Errors: UserError when the folder belongs to another job, or holds files of none.
     """
-    folder, text = Path(folder), json.dumps(job, indent=2, sort_keys=True) + "\n"
+    folder, job = Path(folder), json.loads(json.dumps(job))
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / JOB
+    path = folder / note
     # Listed before the note is looked for: another process of this job writes its other files after it.
-    holds = [entry for entry in folder.iterdir() if entry.suffix != ".tmp" and entry.name not in beside]
+    others = [entry for entry in folder.iterdir() if entry.suffix != ".tmp" and entry.name not in (*beside, locks.NOTE)]
     if path.is_file():
-        if path.read_text() != text:
+        if differing := _differing(path, job):
             raise UserError(
-                f"{folder} belongs to a job with other {_differing(path, text)} (see {path}): name a new folder, or delete it"
+                f"{folder} belongs to a job with other {differing} (see {path}): name a new folder, or delete it"
             )
-    elif holds:
-        raise UserError(f"{folder} is not empty, and has no {JOB}: name a new folder")
+    elif others:
+        raise UserError(f"{folder} is not empty, and has no {note}: name a new folder")
     else:
-        write_text(path, text)
+        write_json(path, job, indent=2, sort_keys=True)
 
 
-def _differing(path: Path, text: str) -> str:
-    """Names of the values that a note and the text of another do not share."""
+def _differing(path: Path, now: dict) -> str:
+    """Names of the values that a note and another do not share; empty when they are the same."""
     try:
-        before, now = dict(json.loads(path.read_text())), json.loads(text)
+        before = dict(json.loads(path.read_text()))
     except (ValueError, TypeError):
         return "values"
-    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    return ", ".join(names) or "values"
+    missing = object()
+    return ", ".join(sorted(n for n in before.keys() | now.keys() if before.get(n, missing) != now.get(n, missing)))
 
 
 # ---- what is being written

@@ -13,16 +13,21 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from editmgt_jax import cli
-from editmgt_jax.config import LoRAConfig
+from editmgt_jax.config import LoRAConfig, PEFTConfig
+from editmgt_jax.errors import UserError
 from editmgt_jax.pipeline import EditPipeline
+from editmgt_jax.training.inputs import identity, identity_of_files
 from editmgt_jax.weights import directories
 from editmgt_jax.weights import files as weights
 from editmgt_jax.weights.components import DIFFUSERS_NAME, abstract_params, make_module
-from editmgt_jax.weights.files import WeightFiles
-from editmgt_jax.weights.lora import abstract_lora, merge, save_lora
+from editmgt_jax.weights.conversion import to_released
+from editmgt_jax.weights.files import WeightFiles, WeightsError
+from editmgt_jax.weights.loading import tokenizer_folders
+from editmgt_jax.weights.lora import abstract_lora, merge, read, save_lora
 from editmgt_jax.weights.random_model import make_random
 from editmgt_jax.weights.trees import load_tree, save_tree
 
@@ -106,11 +111,36 @@ def test_there_and_back_is_bit_for_bit(with_llm, tmp_path, monkeypatch, shard):
     assert directories.inspect(tmp_path / "back")["loads"]
 
 
+def test_the_identity_of_records_is_not_of_files(with_llm, tmp_path):
+    """Records go on with weights and tokenizers that were stored again, and not with others."""
+    from transformers import AutoTokenizer
+
+    again = shutil.copytree(with_llm, tmp_path / "again")
+    before = identity(with_llm / "vqvae", tokenizer_folders(with_llm))
+    path = again / "vqvae" / DIFFUSERS_NAME
+    tensors = load_file(path)
+    save_file(tensors, path, {"format": "pt", "stored": "again"})
+    for folder in tokenizer_folders(with_llm).values():
+        AutoTokenizer.from_pretrained(folder).save_pretrained(again / folder.name)
+    assert identity(again / "vqvae", tokenizer_folders(again)) == before
+    assert identity_of_files(again / "vqvae", tokenizer_folders(again)) != before
+    next(iter(tensors.values())).flat[0] += 1
+    save_file(tensors, path)
+    for folder in tokenizer_folders(again).values():
+        for name in ("vocab.json", "merges.txt"):
+            (folder / name).unlink(missing_ok=True)
+        stored = json.loads((folder / "tokenizer.json").read_text())
+        stored["model"]["merges"].pop()
+        (folder / "tokenizer.json").write_text(json.dumps(stored))
+    other = identity(again / "vqvae", tokenizer_folders(again))
+    assert len(before) == 3 and all(before[name] != other[name] for name in before)
+
+
 def test_a_failed_conversion_leaves_nothing(with_llm, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(directories, "_copy_the_rest", fail)
+    monkeypatch.setattr(directories, "copy_files", fail)
     with pytest.raises(OSError, match="no space"):
         directories.to_orbax(with_llm, tmp_path / "orbax")
     assert not list(tmp_path.iterdir())
@@ -120,7 +150,7 @@ def test_a_killed_conversion_leaves_nothing_that_looks_complete(with_llm, tmp_pa
     code = (
         "import os, signal, sys\n"
         "from editmgt_jax.weights import directories\n"
-        "directories._copy_the_rest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "directories.copy_files = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "directories.to_orbax(*sys.argv[1:])\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(with_llm), str(tmp_path / "orbax")], timeout=300)
@@ -172,7 +202,7 @@ def test_checkpoints_that_are_not_what_was_written(with_llm, tmp_path):
     tree["params"]["codebook"] = tree["params"]["codebook"] + np.float32(1e-6)
     shutil.rmtree(changed / "vqvae" / "orbax")
     save_tree(changed / "vqvae" / "orbax", tree)
-    with pytest.raises(ValueError, match="is damaged.*\n  quantize.embedding.weight"):
+    with pytest.raises(ValueError, match="is damaged.*: .*quantize.embedding.weight"):
         directories.to_released(changed, tmp_path / "back")
     shutil.rmtree(other / "editmgt")
     with pytest.raises(FileNotFoundError, match="has a folder editmgt"):
@@ -193,7 +223,7 @@ def test_verify_compares_what_was_written(with_llm, tmp_path, monkeypatch, form,
     (tmp_path / "lora").mkdir()
     save_lora(tmp_path / "lora", config, mgt.config, tree)
     write = weights._write_file
-    monkeypatch.setattr(weights, "_write_file", lambda path, tensors: (write(path, tensors), _flip(path)))
+    monkeypatch.setattr(weights, "_write_file", lambda path, *more: (write(path, *more), _flip(path)))
     with pytest.raises(ValueError, match="did not survive"):
         directories.merge_lora(tmp_path / "model", tmp_path / "out", tmp_path / "lora", verify=True)
     assert not (tmp_path / "out").exists()
@@ -339,7 +369,6 @@ def test_lora_names_and_merge_are_peft_s(lora, tmp_path):
     factors = load_file(tmp_path / "adapter_model.safetensors")
     assert "base_model.model.single_transformer_blocks.1.attn.to_q.lora_A.weight" in factors
     assert not [key for key in factors if "add_q" in key or "norm" in key]
-    from editmgt_jax.weights.conversion import to_released
 
     plain, merged = to_released(params, mgt.config), to_released(merge(params, tree, config), mgt.config)
     for key in plain:
@@ -363,25 +392,106 @@ def test_lora_there_and_back(lora, tmp_path):
     assert directories.inspect(tmp_path / "merged")["loads"]
 
 
-def test_lora_errors(lora, tmp_path):
-    config, mgt, params, tree = lora
-    with pytest.raises(ValueError, match="target_modules.*conv1"):
-        abstract_lora(LoRAConfig(target_modules=("conv1",)), mgt.config, abstract_params(mgt))
-    released = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["to_q"]}
-    assert LoRAConfig.from_dict(released).scale == 2
-    for change, message in (
-        ({"alpha_pattern": {"to_q": 600}}, "alpha_pattern"),
-        ({"rank_pattern": {"to_q": 1}}, "rank_pattern"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
-        ({"lora_bias": True}, "lora_bias"),
-        ({"peft_type": "LOHA"}, "peft_type"),
-        ({"r": None}, "r must be"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            LoRAConfig.from_dict(released | change)
-    with pytest.raises(ValueError, match="must state r, lora_alpha"):
-        LoRAConfig.from_dict({})
+def test_lora_errors(lora):
+    _, mgt, params, tree = lora
+    for name in ("conv1", "to_qq"):
+        with pytest.raises(ValueError, match=f"target_modules.*{name}"):
+            abstract_lora(LoRAConfig(target_modules=(name,)), mgt.config, abstract_params(mgt))
     with pytest.raises(ValueError, match="only a LoRA of scope 'all' can be merged"):
         merge(params, tree, LoRAConfig(scope="reference"))
-    with pytest.raises(ValueError, match="target_modules.*to_qq"):
-        abstract_lora(LoRAConfig(target_modules=("to_qq",)), mgt.config, abstract_params(mgt))
+
+
+PEFT = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["to_q", "to_k"], "bias": "none"}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"use_dora": True}, "use_dora"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
+        ({"kind_of_the_future": {"a": 1}}, "kind_of_the_future"),
+        ({"peft_type": "LOHA"}, "peft_type must be LORA; got 'LOHA'"),
+        ({"r": None}, "r of a LoRA must be"),
+        ({"r": 0}, "r of a LoRA must be positive"),
+        ({"lora_alpha": "6"}, "lora_alpha of a LoRA must be a number"),
+        ({"target_modules": "(to_q"}, "target_modules of a LoRA must be a regular expression"),
+        ({"target_modules": []}, "target_modules of a LoRA must name modules"),
+        ({"rank_pattern": {"to_q": "2"}}, "to_q of a LoRA must be an integer"),
+    ],
+)
+def test_adapters_that_cannot_be_computed_are_refused_by_name(change, message):
+    with pytest.raises(UserError, match=message):
+        PEFTConfig.from_dict(PEFT | change)
+
+
+def test_a_lora_states_rank_alpha_and_targets():
+    with pytest.raises(UserError, match="must state r, lora_alpha"):
+        PEFTConfig.from_dict({})
+
+
+SINGLE = [f"single_transformer_blocks.{i}.attn.to_{name}" for i in (0, 1) for name in "qk"]
+DOUBLE = [f"transformer_blocks.{i}.attn.to_{name}" for i in range(tiny.MGT_CONFIG.num_layers) for name in "qk"]
+
+
+@pytest.mark.parametrize(
+    "change, ranks, scales",
+    [
+        ({}, dict.fromkeys(SINGLE + DOUBLE, 3), {}),
+        ({"use_rslora": True}, dict.fromkeys(SINGLE + DOUBLE, 3), dict.fromkeys(SINGLE + DOUBLE, 6 / 3**0.5)),
+        ({"target_modules": SINGLE[:1] + ["transformer_blocks.0.attn.to_k"]}, {SINGLE[0]: 3, "transformer_blocks.0.attn.to_k": 3}, {}),
+        ({"target_modules": r"single.*\.to_(q|k)"}, dict.fromkeys(SINGLE, 3), {}),
+        ({"exclude_modules": ["0.attn.to_q"]}, dict.fromkeys([m for m in SINGLE + DOUBLE if ".0.attn.to_q" not in m], 3), {}),
+        ({"layers_to_transform": [1], "layers_pattern": "single_transformer_blocks"}, dict.fromkeys(SINGLE[2:], 3), {}),
+        ({"rank_pattern": {"to_q": 2}}, {m: 2 if m.endswith("q") else 3 for m in SINGLE + DOUBLE}, {m: 3.0 for m in SINGLE + DOUBLE if m.endswith("q")}),
+        ({"alpha_pattern": {"single.*to_q": 12}}, dict.fromkeys(SINGLE + DOUBLE, 3), {m: 4.0 for m in SINGLE if m.endswith("q")}),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) and len(value) < 3 else "",
+)  # fmt: skip
+def test_peft_s_options_are_merged_module_by_module(lora, tmp_path, change, ranks, scales):
+    """Against the definition: weight + scale * B @ A, for the modules, ranks and scales (2 if not said) that PEFT would use."""
+    _, mgt, params, _ = lora
+    plain, dice, factors = to_released(params, mgt.config), np.random.default_rng(0), {}
+    for module, rank in ranks.items():
+        outputs, inputs = plain[f"{module}.weight"].shape
+        factors[f"base_model.model.{module}.lora_A.weight"] = dice.standard_normal((rank, inputs), np.float32)
+        factors[f"base_model.model.{module}.lora_B.weight"] = dice.standard_normal((outputs, rank), np.float32)
+    save_file(factors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(PEFT | change))
+    config, tree = read(tmp_path, mgt.config, abstract_params(mgt))
+    merged = to_released(merge(params, tree, config), mgt.config)
+    for key in plain:
+        module, expected = f"base_model.model.{key.removesuffix('.weight')}", plain[key]
+        if f"{module}.lora_A.weight" in factors:
+            product = factors[f"{module}.lora_B.weight"] @ factors[f"{module}.lora_A.weight"]
+            expected = expected + scales.get(key.removesuffix(".weight"), 2.0) * product
+        np.testing.assert_allclose(merged[key], expected, atol=1e-5, rtol=1e-5)
+    save_lora(tmp_path / "again", config, mgt.config, tree)
+    config, again = read(tmp_path / "again", mgt.config, abstract_params(mgt))
+    jax.tree.map(np.testing.assert_array_equal, tree, again)
+    some = next(iter(factors))
+    save_file({key: value for key, value in factors.items() if key != some}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(WeightsError, match="missing: .*lora_A"):
+        read(tmp_path, mgt.config, abstract_params(mgt))
+
+
+def test_the_released_trainer_s_folder_adapts_the_reference(lora, tmp_path):
+    config, mgt, _, tree = lora
+    save_lora(tmp_path, config, mgt.config, tree)
+    factors = load_file(tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_model.safetensors").unlink()
+    renamed = {key.replace("base_model.model.", "unet._orig_mod."): value for key, value in factors.items()}
+    save_file(renamed, tmp_path / "pytorch_lora_weights.safetensors")
+    (tmp_path / "adapter_config.json").rename(tmp_path / "lora_config.json")
+    found, again = read(tmp_path, mgt.config, abstract_params(mgt))
+    assert found.scope == "reference" and found.scale == config.scale
+    jax.tree.map(np.testing.assert_array_equal, tree, again)
+
+
+def test_diffusers_finds_alpha_in_the_weight_file(lora, tmp_path):
+    config, mgt, _, tree = lora
+    save_lora(tmp_path, config, mgt.config, tree)
+    with safe_open(tmp_path / "adapter_model.safetensors", "np") as file:
+        noted = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert noted["base_model.model.lora_alpha"] == 6.0 and noted["base_model.model.r"] == 3

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "editmgt_jax"
 
-BASE = {"config", "declarations", "files", "errors", "batching", "shapes", "executables"}
+BASE = {"config", "declarations", "files", "errors", "batching", "shapes", "executables", "locks"}
 # Module or folder -> the modules and folders of this package that it may import, besides its own folder.
 MAY_IMPORT = {
     "batching": set(),
@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "declarations": {"errors"},
     "errors": set(),
     "executables": {"files"},
-    "files": {"errors"},
+    "files": {"errors", "locks"},
+    "locks": {"errors"},
     "shapes": set(),
     "models": BASE,
     "images": BASE,

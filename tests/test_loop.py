@@ -16,8 +16,9 @@ import tokens
 from PIL import Image
 from small_runs import frozen_config, train
 
+from editmgt_jax import locks
 from editmgt_jax.data.loader import DataError
-from editmgt_jax.errors import TRANSIENT, EditMGTError
+from editmgt_jax.errors import TRANSIENT, EditMGTError, UserError
 from editmgt_jax.training import trainer
 from editmgt_jax.training.checkpoint import SIZES, Checkpoints
 from editmgt_jax.training.metrics import MetricsWriter, RunLog, Sums, keep_lines, peak_flops
@@ -137,6 +138,19 @@ def test_a_full_disk_is_told(config, tmp_path, monkeypatch):
 def test_a_bucket_s_address_is_no_workdir(config):
     with pytest.raises(ValueError, match="the workdir must lie in a file system that this machine mounts"):
         train(config, "gs://bucket/run")
+
+
+def test_two_runs_do_not_share_a_workdir(config, tmp_path):
+    with locks.held(tmp_path / "run", "train"):
+        with pytest.raises(UserError, match="run is in use by `editmgt train`, process"):
+            train(config, tmp_path / "run")
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [locks.NOTE]
+
+
+def test_a_workdir_whose_checkpoints_could_not_be_read_back_is_refused(config, tmp_path):
+    with pytest.raises(UserError, match="must be without .* take another name"):
+        train(config, tmp_path / "run[1]")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_step_that_hangs_is_shown_and_ended():

@@ -22,7 +22,7 @@ from editmgt_jax.training.export import export
 from editmgt_jax.training.runs import run_config, run_params
 from editmgt_jax.weights.components import DIFFUSERS_NAME, abstract_params
 from editmgt_jax.weights.loading import load_mgt, load_model
-from editmgt_jax.weights.lora import init_lora, load_lora, merge, read_config, save_lora
+from editmgt_jax.weights.lora import init_lora, merge, read, save_lora
 from editmgt_jax.weights.trees import CheckpointError
 
 
@@ -85,6 +85,7 @@ def test_targets_that_cannot_be_adapted():
         (LoRAConfig(target_modules=("context_embedder",)), "adapts modules of the blocks; context_embedder is none"),
         (LoRAConfig(target_modules=("add_q_proj",), scope="reference"), "text_to_q is the text's"),
         (LoRAConfig(target_modules=("to_z",)), "'to_z'] are not"),
+        (LoRAConfig(target_modules=("single_transformer_blocks.0.attn.to_q",)), "all layers of a module, or none"),
     ):
         with pytest.raises(ValueError, match=message.replace("[", r"\[").replace("]", r"\]")):
             init_lora(config, tiny.MGT_CONFIG, shapes, jax.random.key(0))
@@ -120,10 +121,9 @@ def test_the_export_has_peft_s_names_and_comes_back(trained):
     names = set(load_file(folder / "adapter_model.safetensors"))
     assert "base_model.model.transformer_blocks.0.attn.to_q.lora_A.weight" in names
     assert "base_model.model.single_transformer_blocks.1.attn.to_v.lora_B.weight" in names
-    config = read_config(folder)
+    config, back = read(folder, tiny.MGT_CONFIG, abstract_params(MGT(tiny.MGT_CONFIG)))
     assert (config.r, config.lora_alpha, config.scope) == (3, 6.0, "reference")
     assert json.loads((folder / "lora_config.json").read_text())["peft_type"] == "LORA"
-    back = load_lora(folder, config, tiny.MGT_CONFIG, abstract_params(MGT(tiny.MGT_CONFIG)))
     jax.tree.map(np.testing.assert_array_equal, back, run_params(trained[0], average=False)["lora"])
 
 

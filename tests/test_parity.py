@@ -210,8 +210,7 @@ class TorchMGT(nn.Module):
         heads, head = config.num_attention_heads, config.attention_head_dim
         if config.connector_type == "linear":
             self.connector = nn.ModuleDict({"projector": nn.Linear(config.joint_attention_dim, width)})
-        text_width = width if config.connector_type == "linear" else config.joint_attention_dim
-        self.context_embedder = nn.Linear(text_width, width)
+        self.context_embedder = nn.Linear(width, width)  # with and without a connector, as released
         self.encoder_proj_layer_norm = nn.RMSNorm(width, eps=1e-6)
         pooled = config.pooled_projection_dim
         self.cond_embed = TimestepEmbedding(pooled + 5 * 256, width, sample_proj_bias=False)
@@ -268,7 +267,7 @@ class TorchMGT(nn.Module):
                    axes_dims_rope=(4, 8, 8), joint_attention_dim=14, pooled_projection_dim=11, vocab_size=53,
                    codebook_size=45, connector_type="linear", text_encoder_architecture="CLIP_Gemma2"), (6, 10)),
         (MGTConfig(num_layers=1, num_single_layers=4, attention_head_dim=12, num_attention_heads=5,
-                   axes_dims_rope=(4, 4, 4), joint_attention_dim=17, pooled_projection_dim=6, vocab_size=40,
+                   axes_dims_rope=(4, 4, 4), joint_attention_dim=60, pooled_projection_dim=60, vocab_size=40,
                    codebook_size=32, downsample=False, upsample=False, connector_type="none",
                    text_encoder_architecture="CLIP"), (5, 3)),
     ],

@@ -165,6 +165,69 @@ def test_tfds_builder_of_the_parquet_files(tmp_path):
         pairs("tfds:no_such_set")
 
 
+def test_a_folder_that_is_named_like_a_file_holds_the_parts(tmp_path):
+    write_parquet(tmp_path / "train.parquet" / "part-00000.parquet", source=SOURCES, target=TARGETS, instruction=TEXTS)
+    (tmp_path / "train.parquet" / "._part-00000.parquet").write_bytes(b"of another system")
+    check(pairs(tmp_path))
+    check(pairs(tmp_path / "train.parquet"))
+
+
+@pytest.mark.parametrize("form", ["names", "names of a dictionary", "structs"])
+def test_tables_that_name_files(pictures, form):
+    names = [[f"images/7/7-{side}{i}.png" for i in range(3)] for side in ("in", "out")]
+    if form == "names of a dictionary":
+        columns = [pa.array(column).dictionary_encode() for column in names]
+    else:
+        columns = [[{"bytes": None, "path": n} for n in column] if form == "structs" else column for column in names]
+    write_parquet(pictures / "tables" / "a.parquet", source=columns[0], target=columns[1], instruction=TEXTS)
+    check(pairs(pictures))
+    for i in range(3):
+        (pictures / names[1][i]).unlink()
+    assert [pair.defect[0] for pair in pairs(pictures)] == ["missing_file"] * 3
+
+
+def test_an_address_is_no_file(tmp_path):
+    write_parquet(tmp_path / "a.parquet", source=["https://host/a.png"], target=["b.png"], instruction=["x"])
+    (pair,) = pairs(tmp_path)
+    assert pair.defect[0] == "missing_file" and "is an address" in pair.defect[1]
+
+
+def test_categories_by_number_have_their_names(tmp_path):
+    features = {"type": {"names": ["Add", "Background change"], "_type": "ClassLabel"}}
+    table = pa.table({"source": SOURCES, "target": TARGETS, "instruction": TEXTS, "type": [1, 0, 7]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert [pair.category for pair in pairs(tmp_path)] == ["background_change", "add", "7"]
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "pairs.jsonl", "edit_turns.json"])
+def test_what_git_lfs_did_not_fetch_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(SourceError, match=f"{name} is a pointer of Git LFS.*git lfs pull"):
+        pairs(tmp_path)
+
+
+def test_lines_as_people_write_them(pictures):
+    names = [(f"images/7/7-in{i}.png", f"images/7/7-out{i}.png") for i in range(3)]
+    lines = [
+        json.dumps({"source": source, "target": target, "instruction": text}).encode()
+        for (source, target), text in zip(names, TEXTS, strict=True)
+    ]
+    (pictures / "pairs.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n".join(lines) + b"\r\n  ")
+    check(pairs(pictures))
+    assert [pair.key for pair in pairs(pictures)] == [f"pairs.jsonl#{number}" for number in (1, 3, 5)]
+    for text, problem in (
+        (b"\n".join(lines).decode().encode("utf-16"), "must be UTF-8 text"),
+        (b"[" + b",\n".join(lines) + b"]", "must have a JSON object a line"),
+    ):
+        (pictures / "pairs.jsonl").write_bytes(text)
+        with pytest.raises(SourceError, match=problem):
+            pairs(pictures)
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         pairs(tmp_path / "gone")

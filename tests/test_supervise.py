@@ -61,6 +61,28 @@ def test_sigterm_goes_to_the_child_and_ends_the_supervision(tmp_path):
     assert process.wait(30) == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a child that its parent died")
+def test_the_child_of_a_killed_supervisor_ends(tmp_path):
+    child = (
+        "import os, pathlib, signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(tmp_path / 'asked')!r}).touch(), sys.exit(0)))\n"
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
+        "time.sleep(60)\n"
+    )
+    command = [sys.executable, "-m", "editmgt_jax.cli", "supervise", "--", sys.executable, "-c", child]
+    process = subprocess.Popen(command)
+    while not (tmp_path / "ready").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    for _ in range(600):
+        if (tmp_path / "asked").exists():
+            break
+        time.sleep(0.05)
+    assert (tmp_path / "asked").exists()
+
+
 def test_a_command_that_is_not_there():
     with pytest.raises(FileNotFoundError):
         supervise(["/no/such/command"])

@@ -88,6 +88,7 @@ def test_a_warm_start_takes_the_parameters_and_a_new_optimizer(vq_run, tmp_path)
     config.start_from = str(tmp_path / "typo")
     with pytest.raises(FileNotFoundError, match="start_from must be a folder"):
         train(config, tmp_path / "other")
+    train(config, tmp_path)  # goes on, and needs it no more
     assert not (tmp_path / "typo").exists() and not (tmp_path / "other").exists()
 
 

@@ -30,13 +30,14 @@ ONE_PROCESS = ("search", "report")
 
 def run(name: str, config: AblationConfig, folder: Path) -> None:
     """Runs one step, or with 'run' all in turn, and prints how long each took."""
-    with processes.first_then_others():
-        if processes.is_first():
-            write_workdir(folder, config)
-    for step in STEPS if name == "run" else [name]:
-        started = time.perf_counter()
-        if step not in ONE_PROCESS or processes.is_first():
-            output = STEPS[step](config, folder)
-        if processes.is_first():
-            print(f"{step}: {output} in {time.perf_counter() - started:.0f} s", flush=True)
-        processes.wait_for_all()  # also for the last step: a process that left would end the others
+    with processes.holding(folder, f"ablate {name}"):
+        with processes.first_then_others():
+            if processes.is_first():
+                write_workdir(folder, config)
+        for step in STEPS if name == "run" else [name]:
+            started = time.perf_counter()
+            if step not in ONE_PROCESS or processes.is_first():
+                output = STEPS[step](config, folder)
+            if processes.is_first():
+                print(f"{step}: {output} in {time.perf_counter() - started:.0f} s", flush=True)
+            processes.wait_for_all()  # also for the last step: a process that left would end the others

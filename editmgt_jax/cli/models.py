@@ -28,7 +28,8 @@ def _add_convert(commands):
         command.add_argument("--strict", action="store_true", help="NaN in weights is an error")
         return command
 
-    add("orbax", convert_orbax, "released directory to Orbax", "model directory, or its name on the hub")
+    command = add("orbax", convert_orbax, "released directory to Orbax", "model directory, or its name on the hub")
+    _add_variant(command)
     command = add(
         "released",
         convert_released,
@@ -54,11 +55,18 @@ def _add_convert(commands):
     command.add_argument("output", metavar="FILE.safetensors")
 
 
+def _add_variant(command) -> None:
+    text = (
+        "weight files to read where there are several, such as fp16 of model.fp16.safetensors (default: those without)"
+    )
+    command.add_argument("--variant", metavar="NAME", help=text)
+
+
 def convert_orbax(args: argparse.Namespace) -> None:
     """Writes a model directory's weights as Orbax checkpoints."""
     from editmgt_jax.weights import directories
 
-    directories.to_orbax(args.source, args.output, args.verify, args.strict)
+    directories.to_orbax(args.source, args.output, args.verify, args.strict, args.variant)
     _print_peak_memory()
 
 
@@ -117,6 +125,7 @@ def _add_inspect(commands) -> None:
         commands, "inspect", inspect, "list the components of a model, and whether it would load"
     )
     command.add_argument("directory", nargs="?", metavar="DIR", help="model directory")
+    _add_variant(command)
     command.add_argument("--preset", metavar="NAME", help="a released model, without its weights: editmgt-1024, ...")
     command.add_argument("--json", action="store_true", help="print JSON")
 
@@ -130,7 +139,7 @@ def inspect(args: argparse.Namespace) -> None:
     if (args.directory is None) == (args.preset is None):
         raise directories.DirectoryError("inspect takes either a model directory or --preset NAME: exactly one of them")
     named = args.preset is not None
-    report = directories.inspect_preset(args.preset) if named else directories.inspect(args.directory)
+    report = directories.inspect_preset(args.preset) if named else directories.inspect(args.directory, args.variant)
     print(json.dumps(report, indent=2) if args.json else directories.describe(report))
     if not report.get("loads", True):
         raise SystemExit(1)

@@ -20,6 +20,7 @@ from editmgt_jax.config.architectures import (
     micro_conditions,
 )
 from editmgt_jax.config.lora import LoRAConfig
+from editmgt_jax.config.peft import PEFTConfig
 from editmgt_jax.config.scheduler import RELEASED_NEGATIVE_PROMPT, SchedulerConfig
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Gemma2Config",
     "LoRAConfig",
     "MGTConfig",
+    "PEFTConfig",
     "RELEASED_NEGATIVE_PROMPT",
     "SchedulerConfig",
     "VQConfig",

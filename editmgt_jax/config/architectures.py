@@ -78,6 +78,17 @@ class MGTConfig(JSONConfig):
         require(values.get("patch_size", 1) == 1, "patch_size must be 1", values.get("patch_size"))
 
     @property
+    def released_problem(self) -> str | None:
+        """Why the released PyTorch classes cannot hold the model; None where they can."""
+        if self.connector_type == "linear":
+            return None
+        sizes = {"joint_attention_dim": self.joint_attention_dim, "pooled_projection_dim": self.pooled_projection_dim}
+        wrong = [f"{name} is {size}" for name, size in sizes.items() if size != self.width]
+        if not wrong:
+            return None
+        return f"without a connector they have text states and pooled text as wide as the model, {self.width}; {', '.join(wrong)}"
+
+    @property
     def width(self) -> int:
         """D, of the transformer."""
         return self.attention_head_dim * self.num_attention_heads

@@ -9,7 +9,7 @@ from editmgt_jax.config.json_config import JSONConfig, require
 class LoRAConfig(JSONConfig):
     """Low-rank adaptation of a transformer's linear modules (PEFT's keys). Defaults are the released trainer's.
 
-    `target_modules` are ends of released module names. `scope` is ours: the tokens that the adapted weights see, 'all' or
+    `target_modules` are ends of released module names. What else PEFT offers, `PEFTConfig` reads. `scope` is ours: the tokens that the adapted weights see, 'all' or
     those of the 'reference'.
     """
 

@@ -11,6 +11,7 @@ Chunk c is the work of process c modulo the number of processes. The process tha
 files, so outcomes do not depend on the number of processes or on interruptions.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,15 +23,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from editmgt_jax import images
+from editmgt_jax import images, locks
 from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation import editing, outcomes, published
 from editmgt_jax.evaluation.examples import Example, Skipped, Unreadable, read_picture
 from editmgt_jax.evaluation.features import Models
 from editmgt_jax.evaluation.leakage import leakage
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection, Traces
-from editmgt_jax.files import write_json
+from editmgt_jax.files import claim, write_json
 
+IDENTITY = "evaluation.json"
 CHUNK = 32  # examples of a part
 PICTURES = {*images.FORMATS, *images.ANIMATED}
 NAMED = 50  # keys that a summary names for each reason
@@ -77,20 +79,26 @@ def evaluate(
     entries = list(protocol.read(data, selection))[: selection.limit]
     if not any(isinstance(entry, Example) for entry in entries):
         raise UserError(f"{data} has no example of {protocol.name}: {Counter(entry.reason for entry in entries)}")
-    workdir.mkdir(parents=True, exist_ok=True)
-    identity = _identity(protocol, data, outputs, editor, models, selection, model, entries)
-    claim(workdir / "evaluation.json", identity)
-    job = Evaluation(protocol, workdir, Path(outputs) if outputs else workdir / "outputs", editor, models)
+    with locks.held(workdir, "evaluate") if process[0] == 0 else contextlib.nullcontext():
+        identity = _identity(protocol, data, outputs, editor, models, selection, model, entries)
+        claim(workdir, outcomes.plain(identity), ["outputs"], IDENTITY)
+        job = Evaluation(protocol, workdir, Path(outputs) if outputs else workdir / "outputs", editor, models)
+        return _evaluated(job, entries, identity, process)
+
+
+def _evaluated(job: Evaluation, entries, identity: dict, process) -> dict | None:
+    """The summary, None while other processes have work left."""
     chunks = list(_chunks(entries))
     _work(job, chunks, process)
     parts = [job.workdir / "parts" / f"{number:06}.json" for number in range(len(chunks))]
     if not all(part.is_file() for part in parts):
         return None
     found = [outcome for part in parts for outcome in json.loads(part.read_text())]
-    outcomes.write(found, job.workdir / "outcomes.parquet", {"protocol": protocol.name, "version": protocol.version})
+    about = {"protocol": job.protocol.name, "version": job.protocol.version}
+    outcomes.write(found, job.workdir / "outcomes.parquet", about)
     summary = identity | _summary(job, entries, found)
     write_json(job.workdir / "summary.json", outcomes.plain(summary), indent=1)
-    protocol.finish(job.workdir, [outcome for outcome in found if outcome["skipped"] is None])
+    job.protocol.finish(job.workdir, [outcome for outcome in found if outcome["skipped"] is None])
     return summary
 
 
@@ -115,18 +123,6 @@ def _identity(protocol, data, outputs, editor, models, selection, model, entries
         },
         "models": models.names(),
     }
-
-
-def claim(path: Path, identity: dict) -> None:
-    """Writes what is evaluated, or compares it with what the folder is of. Errors: UserError when that is something else."""
-    identity = json.loads(json.dumps(outcomes.plain(identity)))
-    if not path.is_file():
-        return write_json(path, identity)
-    known = json.loads(path.read_text())
-    if different := sorted(name for name in {*known, *identity} if known.get(name) != identity.get(name)):
-        raise UserError(
-            f"a workdir belongs to one evaluation; {path.parent} is of one with another {', '.join(different)}: name a new folder"
-        )
 
 
 def _chunks(entries: Sequence[Example | Skipped]) -> Iterator[list]:

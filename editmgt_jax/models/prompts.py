@@ -5,6 +5,7 @@ Differs an instruction that does not fit is an error, not a silent truncation; a
         tokens of the encoder whose states the model attends to (Q9)
 """
 
+import hashlib
 import json
 import os
 import re
@@ -20,6 +21,16 @@ from editmgt_jax.files import new_folder
 from editmgt_jax.models import clip_tokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+_PROBES = (
+    "",
+    "make the sky red",
+    "Remove the TREE, add 2 small birds!",
+    "  tabs\tand\nlines ",
+    "Ünïcode 🐤 日本 x2",
+    "don't",
+)
 
 
 class PromptError(UserError):
@@ -62,6 +73,14 @@ class PromptTokenizer:
                     f"{shown!r} has {len(ids)}: shorten it"
                 )
         return np.array(encoded, np.int32)
+
+    def identity(self) -> str:
+        """A hash of what this tokenizer computes, whatever files it was read from: its vocabulary, its marks, and the ids of texts."""
+        vocabulary = sorted(self._tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))
+        texts = [*_PROBES, *(token for token, _ in vocabulary[:: max(1, len(vocabulary) // 2000)])]
+        ids = self._tokenizer(texts, padding=False, truncation=False)["input_ids"]
+        facts = [vocabulary, self.special_ids(), self._tokenizer.padding_side, ids]
+        return hashlib.sha256(json.dumps(facts).encode(errors="surrogatepass")).hexdigest()
 
     def special_ids(self) -> dict[str, int]:
         """What a text encoder's config must say of this tokenizer."""

@@ -1,4 +1,4 @@
-"""Saving and restoring runs. This module and `weights.trees` talk to Orbax, no other.
+"""Saving and restoring runs. This module, `checkpoint_reading` and `weights.trees` talk to Orbax, no other.
 
 A checkpoint holds the train state and, as metadata, the position in the data and the run's config: a run resumed from it equals
 one that was never stopped. It is whole or not there (Orbax renames it into place), and damage that comes later is seen: the
@@ -24,8 +24,8 @@ from orbax.checkpoint import v1 as ocp
 from editmgt_jax.data.loader import Batches
 from editmgt_jax.files import write_json
 from editmgt_jax.training.processes import any_problem, wait_for_all
-from editmgt_jax.training.state import Params, TrainState
-from editmgt_jax.weights.trees import CheckpointError
+from editmgt_jax.training.state import TrainState
+from editmgt_jax.weights.trees import CheckpointError, check_name
 
 STATE = "state"
 SIZES = "checkpoint_sizes.json"  # {step: {file: bytes}}, beside the folder of checkpoints
@@ -33,6 +33,7 @@ DAMAGED = "damaged"  # suffix of a checkpoint that was put aside
 _SLICE = 1 << 20  # bytes of an array below which devices that hold copies do not share its writing: slicing is compiled
 _STUTTERS = ("EIO", "ESTALE", "ETIMEDOUT", "Input/output error", "Stale file handle", "timed out")  # may not come again
 _PAUSE = 10.0  # seconds before a file system that stuttered is asked again
+_LONGEST = 400  # characters of another library's message
 _PATIENCE = 600.0  # seconds that a run which fails waits for its last checkpoint
 
 
@@ -56,6 +57,7 @@ class Checkpoints:
         keep_every: int = 0,
         identity: dict | None = None,
     ):
+        check_name(directory)
         name, direction = monitor
         policies = ocp.training.preservation_policies
         kept = [
@@ -70,6 +72,7 @@ class Checkpoints:
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
         self._directory, self._monitor = Path(directory), name
+        self._proved = False  # whether a checkpoint that this process wrote was read
         self._writing, self._failure = None, None  # the thread that sees a save to its end, and what went wrong in it
         self._identity = json.loads(json.dumps(identity or {}))  # as it is read back
         self._about = {"config": config, "code": _code_version(), "monitor": list(monitor)}
@@ -123,8 +126,25 @@ class Checkpoints:
         try:
             response.result()
             self._note_sizes(step)
+            if not self._proved:
+                self._prove(step)
         except Exception as error:  # noqa: BLE001
             self._failure = error
+
+    def _prove(self, step) -> None:
+        """Reads a little of the first checkpoint of this process. Errors: CheckpointError, for none after it would do better."""
+        try:
+            path, alone = self._directory / str(step), _alone()
+            alone.pytree.loading.partial_load = True
+            with alone:
+                facts_of(ocp.metadata(path).custom_metadata)
+                ocp.load_checkpointables(path, {STATE: {"step": np.empty((), np.int32)}})
+        except Exception as error:  # noqa: BLE001  (as many kinds as for damaged files)
+            raise CheckpointError(
+                f"checkpoint {step} was written to {self._directory}, and cannot be read back ({short(error)}): what follows would be "
+                "lost, too. Take another workdir"
+            ) from error
+        self._proved = True
 
     def wait(self) -> None:
         """Until all is written. Errors: CheckpointError."""
@@ -141,11 +161,12 @@ class Checkpoints:
         """Errors: CheckpointError when a write has failed since the last call."""
         if self._failure is not None:
             error, self._failure = self._failure, None
+            if isinstance(error, CheckpointError):
+                raise error
             raise self._not_written(error) from error
 
     def _not_written(self, error) -> CheckpointError:
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        text = f"a checkpoint cannot be written to {self._directory}: {first_line}; {self._last_whole()}"
+        text = f"a checkpoint cannot be written to {self._directory}: {short(error)}; {self._last_whole()}"
         return CheckpointError(text, transient=True)
 
     def _last_whole(self) -> str:
@@ -206,16 +227,13 @@ class Checkpoints:
 
         Each process reads alone: Orbax would let them wait for each other, for minutes when one of them cannot read.
         """
-        alone = ocp.Context()
-        alone.multiprocessing.primary_host = jax.process_index()
-        alone.multiprocessing.active_processes = {jax.process_index()}
         path = self._directory / str(step)
         try:
-            with alone:
+            with _alone():
                 arrays = ocp.load_checkpointables(path, {STATE: abstract})[STATE]
-                facts = _facts(ocp.metadata(path).custom_metadata)
+                facts = facts_of(ocp.metadata(path).custom_metadata)
         except Exception as error:  # noqa: BLE001  (damaged files raise many kinds)
-            return None, None, str(error) or type(error).__name__
+            return None, None, short(error)
         return arrays, facts, None
 
     def _put_aside(self, problems) -> None:
@@ -253,6 +271,14 @@ class Checkpoints:
         self._checkpointer.close()
 
 
+def _alone() -> ocp.Context:
+    """For reading without the other processes of the job."""
+    context = ocp.Context()
+    context.multiprocessing.primary_host = jax.process_index()
+    context.multiprocessing.active_processes = {jax.process_index()}
+    return context
+
+
 def _arrays(state) -> dict:
     """The state as a dict without empty entries (Orbax does not store None)."""
     return {k: v for k, v in vars(state).items() if v is not None}
@@ -267,7 +293,7 @@ def _code_version() -> str:
     return found.hexdigest()[:16]
 
 
-def _facts(noted) -> dict:
+def facts_of(noted: dict | None) -> dict:
     """What a checkpoint's metadata say of its state. Errors: ValueError when they are not what was saved."""
     facts = {name: (noted or {}).get(name) for name in ("fingerprints", "batches", "identity")}
     if (noted or {}).get("seal") != _seal(facts):
@@ -328,48 +354,9 @@ def _of_leaf(x):
     return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)  # odd weights lose no bit
 
 
-def restore_params(directory: str | Path, step: int | None = None, average: bool = False) -> tuple[Params, dict]:
-    """Reads only the parameters (or their moving average) of a run's checkpoint, as host arrays.
-
-    Args:
-      step: which; None is the best by the metric that the run was monitored by, or the latest if none has it.
-    Returns: (parameters, identity of the run; see `Checkpoints`)
-    Errors: CheckpointError, also for a damaged one.
-    """
-    if not Path(directory).is_dir():
-        raise CheckpointError(f"a run needs a folder of checkpoints; there is none at {directory}")
-    with ocp.training.Checkpointer(directory) as checkpointer:
-        steps = {c.step: c for c in checkpointer.checkpoints}
-        if not steps:
-            raise CheckpointError(f"a run needs a checkpoint; none in {directory}")
-        if step is None:
-            step = _best(checkpointer)
-        if step not in steps:
-            raise CheckpointError(f"step {step} is not kept in {directory}; there are {sorted(steps)}")
-        name = "ema" if average else "params"
-        partly = ocp.Context()
-        partly.pytree.loading.partial_load = True
-        try:
-            about = checkpointer.metadata(step)
-            facts = _facts(about.custom_metadata)
-            abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), about.metadata[name])
-            with partly:
-                params = checkpointer.load(step, {name: abstract})[name]
-        except Exception as error:  # noqa: BLE001  (damaged files raise many kinds)
-            raise CheckpointError(f"checkpoint {step} in {directory} cannot be read: {error}") from error
-    if facts["fingerprints"][name] != fingerprint(params):
-        raise CheckpointError(f"checkpoint {step} in {directory} is damaged: its numbers are not those that were saved")
-    return params, facts["identity"]
-
-
-def _best(checkpointer) -> int:
-    """The step that is best by what the run was monitored by, the latest one of equals."""
-    checkpoints = sorted(checkpointer.checkpoints, key=lambda c: c.step)
-    for checkpoint in reversed(checkpoints):
-        try:
-            name, direction = checkpointer.metadata(checkpoint.step).custom_metadata["monitor"]
-        except Exception:  # noqa: BLE001  (damaged; another one tells, too)
-            continue
-        sign = 1 if direction == "max" else -1
-        return max(checkpoints, key=lambda c: (sign * (c.metrics or {}).get(name, -sign * math.inf), c.step)).step
-    raise CheckpointError(f"none of the checkpoints {[c.step for c in checkpoints]} can be read")
+def short(error: BaseException) -> str:
+    """The first line of an error, for Orbax writes whole arrays into some."""
+    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return (
+        line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+    )  # often says why last

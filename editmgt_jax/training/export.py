@@ -1,5 +1,6 @@
 """A step of a run -> a model directory, or the folder of a LoRA."""
 
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ def export(
     """
     config = run_config(workdir)
     task = make_task(config)
+    for note in task.notes():
+        print(f"editmgt: note: {note}", file=sys.stderr)
     average = config.optimizer.ema_decay > 0 and not raw
     params, identity = read_run(workdir, average, step)
     with new_folder(output, workdir) as target:

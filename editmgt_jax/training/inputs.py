@@ -4,24 +4,31 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from editmgt_jax.config import CLIPTextConfig
+from editmgt_jax.config import CLIPTextConfig, VQConfig
 from editmgt_jax.data.loader import Batches, Mixture, batches, token_batches
 from editmgt_jax.data.records import TOKENS, read_manifest
 from editmgt_jax.data.scenes.source import CATEGORIES, SceneConfig, SceneSource, instruction_corpus
 from editmgt_jax.errors import UserError
 from editmgt_jax.files import mounted
-from editmgt_jax.models.prompts import train_tokenizer
-from editmgt_jax.training import declare
+from editmgt_jax.models.prompts import PromptTokenizer, train_tokenizer
+from editmgt_jax.training import declare, runs
 from editmgt_jax.training.config import MGTRun, TrainConfig
 from editmgt_jax.training.declare import ConfigError
 from editmgt_jax.weights.components import COMPONENTS
+from editmgt_jax.weights.fingerprints import weights_identity
 from editmgt_jax.weights.loading import tokenizer_folders
 
 
-def resolve(config: TrainConfig) -> TrainConfig:
-    """The config with the folders that it names checked and absolute. Errors: FileNotFoundError, UserError."""
+def resolve(config: TrainConfig, workdir: str | Path) -> TrainConfig:
+    """The config with the folders that it names checked and absolute; but a run that goes on does without what it started from.
+
+    Errors: FileNotFoundError, UserError.
+    """
     found = {}
+    left = {"start_from"} if runs.is_begun(workdir) and not config.lora.rank else set()
     for name, value, declared in declare.leaves(config):
+        if name in left:
+            continue
         if declared.folder and isinstance(value, str) and value:
             found[name] = _folder(value, name)
         elif declared.folder and value:
@@ -140,11 +147,15 @@ def _check_tokens(config) -> None:
         tokenizers = learnt_tokenizer(config)
     else:
         raise UserError(f"{folders[0]} has no folder `tokenizer`: name its text tokenizer in model.tokenizer")
-    facts = identity(config.model.vq or Path(config.model.encoders) / "vqvae", tokenizers)
+    vq = config.model.vq or Path(config.model.encoders) / "vqvae"
+    facts = identity(vq, tokenizers)
     for folder in folders:
         manifest = read_manifest(folder, TOKENS)
-        for name, value in facts.items():
-            if manifest.get(name) != value:
+        if all(manifest.get(name) == value for name, value in facts.items()):
+            continue
+        before = identity_of_files(vq, tokenizers)
+        for name in facts:
+            if manifest.get(name) not in (facts[name], before[name]):
                 raise UserError(
                     f"the records in {folder} were made with another {name} than the config names: "
                     "encode the data again, or name the folders it was encoded with"
@@ -157,11 +168,17 @@ def learnt_tokenizer(config: MGTRun) -> dict[str, str]:
 
 
 def identity(vq: str | Path, tokenizers: Mapping[str, str | Path]) -> dict[str, str]:
-    """What ids of pictures and of text depend on, as hashes of the files.
+    """What ids of pictures and of text depend on, as hashes: of the weights, and of what tokenizers compute; not of files.
 
     Args:
       vq: folder of the image tokenizer; tokenizers: {field: folder} of the text tokenizers, see `tokenizer_folders`.
     """
+    hashes = {field: PromptTokenizer(folder).identity() for field, folder in tokenizers.items()}
+    return {"image_tokenizer": weights_identity(vq, VQConfig.from_json(Path(vq) / "config.json"))} | hashes
+
+
+def identity_of_files(vq: str | Path, tokenizers: Mapping[str, str | Path]) -> dict[str, str]:
+    """As `identity`, of records that were made before 2026-11-26: hashes of the files."""
     hashes = {field: _hash(folder, "*") for field, folder in tokenizers.items()}
     return {"image_tokenizer": _hash(vq, "*.safetensors")} | hashes
 

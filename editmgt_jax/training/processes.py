@@ -11,11 +11,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 from jax._src import distributed  # its key-value store has no public name
 from jax.experimental import multihost_utils
 
+from editmgt_jax import locks
 from editmgt_jax.errors import EditMGTError
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -112,6 +114,7 @@ def _leave(code: int) -> None:
             client.blocking_key_value_get(f"{_HEARD}/{i}", LAST_WORDS * 1000)
     for worker in multiprocessing.active_children():
         worker.kill()
+    locks.release()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -140,6 +143,13 @@ def first_then_others() -> Iterator[None]:
     yield
     if is_first():
         wait_for_all()
+
+
+@contextlib.contextmanager
+def holding(folder: str | Path, job: str) -> Iterator[None]:
+    """Holds a folder for all processes of the job, by its first one. Errors: as `locks.held`, in that one."""
+    with locks.held(folder, job) if is_first() else contextlib.nullcontext():
+        yield
 
 
 def wait_for_all() -> None:

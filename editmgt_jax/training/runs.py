@@ -5,7 +5,7 @@ from pathlib import Path
 
 from editmgt_jax.files import mounted, write_json
 from editmgt_jax.training import declare
-from editmgt_jax.training.checkpoint import restore_params
+from editmgt_jax.training.checkpoint_reading import restore_params
 from editmgt_jax.training.config import MGTRun, TrainConfig, read_config
 from editmgt_jax.training.declare import ConfigError
 from editmgt_jax.training.state import Params
@@ -17,6 +17,11 @@ CONFIG = "config.json"
 def is_run(folder: str | Path) -> bool:
     """Whether a folder is the workdir of a run."""
     return (Path(folder) / CONFIG).is_file() and (Path(folder) / CHECKPOINTS).is_dir()
+
+
+def is_begun(workdir: str | Path) -> bool:
+    """Whether a folder is that of a run with a checkpoint, from which it goes on."""
+    return is_run(workdir) and any(path.name.isdigit() for path in (Path(workdir) / CHECKPOINTS).iterdir())
 
 
 def run_config(workdir: str | Path) -> TrainConfig:
@@ -43,7 +48,7 @@ def changed_keys(workdir: str | Path, config: TrainConfig) -> list[str]:
     Errors: ConfigError when a key differs that a run must keep.
     """
     workdir = Path(workdir)
-    if not is_run(workdir) or not any(path.name.isdigit() for path in (workdir / CHECKPOINTS).iterdir()):
+    if not is_begun(workdir):
         return []
     fixed, noted = declare.changes(run_config(workdir), config)
     if fixed:

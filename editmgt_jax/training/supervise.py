@@ -1,16 +1,21 @@
 """Keeps a command running: starts it again when it dies. No jax: a supervisor must outlive what it watches.
 
+The child of a supervisor that is killed is asked to end, too (SIGTERM; on Linux): no one would watch it.
 When one process of a job dies, the others end on their own within the heartbeat's time; each is started again by the
 supervisor of its machine, and they join each other anew.
 """
 
+import ctypes
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 from editmgt_jax.errors import FINAL
 
+_PR_SET_PDEATHSIG = 1
 LONGEST_WAIT = 60.0  # seconds
 
 
@@ -25,6 +30,7 @@ def supervise(command: list[str], max_restarts: int = 100, first_wait: float = 1
     Errors: FileNotFoundError, PermissionError when the command cannot be started at all.
     """
     asked, child, deaths = [], None, 0
+    ending = _ending_with(os.getpid())
 
     def pass_on(number, _frame):
         asked.append(number)
@@ -35,7 +41,7 @@ def supervise(command: list[str], max_restarts: int = 100, first_wait: float = 1
     try:
         while True:
             started = time.monotonic()
-            child = subprocess.Popen(command)
+            child = subprocess.Popen(command, preexec_fn=ending)
             if asked:  # while it was started
                 child.send_signal(asked[-1])
             code = child.wait()
@@ -54,6 +60,20 @@ def supervise(command: list[str], max_restarts: int = 100, first_wait: float = 1
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _ending_with(parent: int) -> Callable[[], None] | None:
+    """What a child does before it becomes its command: it will get SIGTERM when its parent dies."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: a forked child should do little
+
+    def ask():
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:  # it has died meanwhile
+            os._exit(FINAL)
+
+    return ask
 
 
 def _sleep(seconds, asked) -> None:

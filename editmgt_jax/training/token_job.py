@@ -41,6 +41,11 @@ def tokenize_scenes(config: TrainConfig, output: str | Path, examples: int) -> N
         )
     output = mounted(output, "the output")
     processes.check_joined()
+    with processes.holding(output, "tokenize"):
+        _tokenize_scenes(config, output, examples)
+
+
+def _tokenize_scenes(config, output, examples) -> None:
     with processes.first_then_others():
         config = MGTTask.resolve(config, output, make=processes.is_first())
     data = config.data
@@ -94,7 +99,8 @@ def tokenize_pairs(
         "text_states": text_states,
     }
     sources = {bucket: PairSource(records, bucket) for bucket in manifest["buckets"]}
-    return _write(sources, encoders, output, facts, batch_size)
+    with processes.holding(output, "tokenize"):
+        return _write(sources, encoders, output, facts, batch_size)
 
 
 def _write(sources, encoders, output, facts, *batch_size) -> dict:

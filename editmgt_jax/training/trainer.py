@@ -30,6 +30,7 @@ from editmgt_jax.training.samples import Samples
 from editmgt_jax.training.state import new_state
 from editmgt_jax.training.tasks.protocol import Task
 from editmgt_jax.training.tasks.table import TASKS, make_task
+from editmgt_jax.weights.trees import check_name
 
 BAD_BATCHES = "bad_batches.jsonl"
 PROFILE = "profile"
@@ -48,14 +49,18 @@ def train(config: TrainConfig, workdir: str | Path, profile: tuple[int, int] | N
     Errors: UserError, FileNotFoundError for the config; CheckpointError, TrainingError, DataError.
     """
     workdir = mounted(workdir, "the workdir")
+    check_name(workdir)
     processes.check_joined()
     ledger = Ledger(workdir if processes.is_first() else None)
-    with contextlib.closing(processes.Watchdog(config.watchdog.seconds, config.watchdog.end)) as watchdog:
+    with (
+        _told_of_full_disks(workdir),
+        processes.holding(workdir, "train"),
+        contextlib.closing(processes.Watchdog(config.watchdog.seconds, config.watchdog.end)) as watchdog,
+    ):
         watchdog.heard()
-        with _told_of_full_disks(workdir):
-            run, state = _set_up(config, workdir, ledger, watchdog)
-            with run.layout.active(), processes.Preemption() as preemption:
-                evaluation = run.loop(state, preemption, profile)
+        run, state = _set_up(config, workdir, ledger, watchdog)
+        with run.layout.active(), processes.Preemption() as preemption:
+            evaluation = run.loop(state, preemption, profile)
     _say(f"time went to: {ledger.describe()}")
     return evaluation
 
@@ -100,7 +105,7 @@ def _set_up(config, workdir, ledger, watchdog):
         state = _first_state(task, new, key, shardings, layout)
     else:
         _say(f"resuming {workdir} at step {int(state.step)}")
-    for note in (*changed, *config.optimizer.notes(config.steps)):
+    for note in (*changed, *config.optimizer.notes(config.steps), *task.notes()):
         _say(f"note: {note}")
     if int(state.step) > config.steps:
         raise UserError(
@@ -241,7 +246,7 @@ class _Run:
             if asked and not last:
                 _say(f"asked to stop: saved at step {step}; the same command goes on from there")
             self.ledger.write()
-        except Exception:
+        except BaseException:  # Ctrl-C, too; a second one does not wait
             self.checkpoints.settle()  # what is being written is good
             raise
         finally:

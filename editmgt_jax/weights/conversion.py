@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from editmgt_jax.weights.components import component
 from editmgt_jax.weights.files import DTYPES, Pending, WeightFiles, WeightsError, check_finite, listed, write_weights
 from editmgt_jax.weights.rules import AFFINE, KINDS, LORA, ComponentConfig, Kind, Rule, identity
 
+_STRIP = 16  # rows of a transposed matrix that are copied together: a line of a cache for each of its columns
 _READ_BYTES = 1 << 27  # of a large unstacked tensor, at once
 
 
@@ -87,7 +88,7 @@ def load_params(
     dtype: DTypeLike | None = np.float32,
     put: Callable[[str, np.ndarray], Any] | None = None,
     strict: bool = False,
-    prefix: str = "",
+    variant: str | None = None,
 ) -> dict:
     """Reads a component's safetensors straight into our tree, a leaf at a time, the largest first.
 
@@ -96,11 +97,10 @@ def load_params(
       abstract_params: the tree of shapes, from `jax.eval_shape(model.init, ...)`.
       dtype: of matrices, while vectors are float32; None is as stored.
       put: called with (path, host array) of each leaf as soon as it is read, to put it on its devices.
-      strict: whether NaN and infinite values are errors and not warnings.
-      prefix: of the keys in the files.
+      strict: whether NaN and infinite values are errors and not warnings; variant: of the files, as in `WeightFiles`.
     Errors: WeightsError listing unknown, missing, repeated or misshapen weights with both shapes.
     """
-    files, values = check_weights(directory, config, abstract_params, prefix), {}
+    files, values = check_weights(directory, config, abstract_params, variant), {}
     leaves = _leaves(config, abstract_params)
     for leaf in sorted(leaves, key=lambda leaf: -math.prod(leaf.shape)):
         value = _read(leaf, files, config, dtype, strict)
@@ -108,19 +108,49 @@ def load_params(
     return unflatten_dict({leaf.path: values[leaf.path] for leaf in leaves})
 
 
+def from_released(
+    config: ComponentConfig, abstract_params: dict, read: Callable[[str, tuple[int, ...]], np.ndarray]
+) -> dict:
+    """A tree of host arrays, made of released ones that `read` gives for (key, shape). Layers of several types become float32."""
+    values = {}
+    for leaf in _leaves(config, abstract_params):
+        shape = leaf.their_shape(config)
+        layers = [leaf.kind.to_ours(read(key, shape), config) for key in leaf.keys]
+        dtype = layers[0].dtype if len({layer.dtype for layer in layers}) == 1 else np.float32
+        values[leaf.path] = np.stack(layers).astype(dtype) if leaf.stacked else layers[0]
+    return unflatten_dict(values)
+
+
 def check_weights(
-    directory: str | Path, config: ComponentConfig, abstract_params: dict, prefix: str = ""
+    directory: str | Path, config: ComponentConfig, abstract_params: dict, variant: str | None = None
 ) -> WeightFiles:
     """Reads the headers of a component's files. Errors: as `load_params`."""
-    files = WeightFiles(directory, prefix)
+    files = WeightFiles(directory, variant=variant)
     needed = {key: tuple(shape) for key, _, shape in released_leaves(config, abstract_params)}
-    typed = set(needed)
-    allowed = dict(needed)
-    if not prefix:  # a component's files, not those of a LoRA
-        unused = component(config).unused(config)
-        allowed |= {key: shape for key, (shape, _) in unused.items()}
-        needed |= {key: shape for key, (shape, always) in unused.items() if always}
+    typed, unused = set(needed), component(config).unused(config)
+    allowed = needed | {key: shape for key, (shape, _) in unused.items()}
+    needed |= {key: shape for key, (shape, always) in unused.items() if always}
+    check_tensors(files, needed, allowed, typed)
+    return files
+
+
+def check_tensors(
+    files: WeightFiles,
+    needed: Mapping[str, tuple[int, ...]],
+    allowed: Mapping[str, tuple[int, ...]],
+    typed: Collection[str],
+) -> None:
+    """Errors: WeightsError that lists what of the files' tensors does not fit.
+
+    Args:
+      needed, allowed: {key: shape}; typed: keys of tensors that must be of floating-point numbers.
+    """
     problems = [f"missing: {key} {list(shape)}" for key, shape in needed.items() if key not in files.tensors]
+    if problems and (prefix := _common_prefix(files.tensors, needed)):
+        raise WeightsError(
+            f"{files.directory}: all names of weights have the prefix {prefix!r}, as wrappers of a model put it before them: save "
+            "the module inside of the wrapper (model._orig_mod, model.module), or rename the weights"
+        )
     for key, tensor in files.tensors.items():
         if key not in allowed:
             problems.append(f"unknown: {key} {list(tensor.shape)}")
@@ -130,7 +160,16 @@ def check_weights(
             problems.append(f"mistyped: {key} is {tensor.dtype}; weights are {', '.join(DTYPES)}")
     if problems:
         raise WeightsError(f"{files.directory}: weights do not fit their config:{listed(problems)}")
-    return files
+
+
+def _common_prefix(given: Collection[str], needed: Collection[str]) -> str | None:
+    """What stands before the names of all needed weights; None when there is no such prefix."""
+    for key in given:
+        dots = [place for place, letter in enumerate(key) if letter == "."]
+        found = next((key[: place + 1] for place in dots if key[place + 1 :] in needed and key not in needed), None)
+        if found is not None:
+            return found if all(f"{found}{name}" in given for name in needed) else None
+    return None
 
 
 def released_leaves(config: ComponentConfig, abstract_params: dict) -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -148,35 +187,49 @@ def parameter_count(abstract_params: dict) -> int:
 def _read(leaf, files, config, dtype, strict) -> np.ndarray:
     """A leaf's value: its layers stacked, in our layout."""
     stored = {DTYPES[files.tensors[key].dtype] for key in leaf.keys}
-    if dtype is None and len(stored) > 1:
-        raise WeightsError(f"{files.directory}: the layers of {'/'.join(leaf.path)} must be of one type; got {stored}")
+    own = stored.pop() if len(stored) == 1 else np.float32  # which holds all others exactly
     is_matrix = len(leaf.shape) - leaf.stacked > 1
-    value = np.empty(leaf.shape, stored.pop() if dtype is None else dtype if is_matrix else np.float32)
+    value = np.empty(leaf.shape, own if dtype is None else dtype if is_matrix else np.float32)
     for key, layer in zip(leaf.keys, value if leaf.stacked else value[None], strict=True):
         if leaf.kind.to_ours is identity and layer.ndim > 1:  # large embeddings: a part at a time
             step = max(1, _READ_BYTES // layer[0].nbytes)
             for first in range(0, len(layer), step):
                 part = slice(first, min(first + step, len(layer)))
-                layer[part] = files.read(key, part)
-                check_finite(key, layer[part], strict)
+                read = files.read(key, part)
+                _copy(read, layer[part])
+                check_finite(key, layer[part], strict, read)
         else:
-            layer[...] = leaf.kind.to_ours(files.read(key), config)
-            check_finite(key, layer, strict)
+            read = files.read(key)
+            _copy(leaf.kind.to_ours(read, config), layer)
+            check_finite(key, layer, strict, read)
     return value
 
 
-def released_tensors(params: dict, config: ComponentConfig, dtype: DTypeLike | None = None) -> dict[str, Pending]:
+def _copy(array, target) -> None:
+    """Copies an array in the target's dtype. A transposed matrix goes a few rows at a time: all at once takes 8 times as long."""
+    with np.errstate(over="ignore"):  # is told by name
+        if array.ndim != 2 or array.flags.c_contiguous:
+            target[...] = array
+            return
+        for first in range(0, len(array), _STRIP):
+            target[first : first + _STRIP] = array[first : first + _STRIP]
+
+
+def released_tensors(
+    params: dict, config: ComponentConfig, dtype: DTypeLike | Mapping[str, np.dtype] | None = None
+) -> dict[str, Pending]:
     """Our tree -> {released key: tensor, made when asked for}; the exact inverse of `load_params`.
 
     Args:
-      dtype: of all tensors; None is that of each parameter.
+      dtype: of all tensors, or those of some by key; None is that of each parameter.
     """
+    chosen = dtype if isinstance(dtype, Mapping) else {}
     values = flatten_dict(params)
     tensors = {}
     for leaf in _leaves(config, params):
         value, shape = values[leaf.path], leaf.their_shape(config)
-        target = np.dtype(dtype or value.dtype)
         for layer, key in enumerate(leaf.keys):
+            target = np.dtype(chosen.get(key, value.dtype) if isinstance(dtype, Mapping) else dtype or value.dtype)
             make = functools.partial(_to_theirs, value, leaf, layer, config, target)
             tensors[key] = Pending(shape, target, make)
     return tensors
@@ -184,7 +237,12 @@ def released_tensors(params: dict, config: ComponentConfig, dtype: DTypeLike | N
 
 def _to_theirs(value, leaf, layer, config, dtype) -> np.ndarray:
     array = np.asarray(jax.device_get(value[layer] if leaf.stacked else value))
-    return np.ascontiguousarray(leaf.kind.to_theirs(array, config), dtype)
+    theirs = leaf.kind.to_theirs(array, config)
+    found = np.empty(theirs.shape, dtype)
+    _copy(theirs, found)
+    if dtype != array.dtype:
+        check_finite(leaf.keys[layer], found, False, array)
+    return found
 
 
 def to_released(params: dict, config: ComponentConfig) -> dict[str, np.ndarray]:

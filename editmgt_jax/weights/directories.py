@@ -9,8 +9,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -19,13 +17,11 @@ import numpy as np
 
 from editmgt_jax.config import (
     Gemma2Config,
-    LoRAConfig,
     MGTConfig,
     SchedulerConfig,
 )
 from editmgt_jax.errors import EditMGTError, UserError
-from editmgt_jax.files import new_folder, write_json
-from editmgt_jax.models.mgt import MGT
+from editmgt_jax.files import copy_files, new_folder, write_json
 from editmgt_jax.weights import lora as adapters
 from editmgt_jax.weights import presets
 from editmgt_jax.weights.components import MGT_FOLDERS, abstract_params, component, folder_configs, make_module
@@ -44,6 +40,7 @@ from editmgt_jax.weights.files import (
     as_bits,
     check_finite,
     check_same,
+    check_variant,
     listed,
     write_weights,
 )
@@ -54,10 +51,11 @@ from editmgt_jax.weights.loading import (
     load_model,
 )
 from editmgt_jax.weights.random_model import random_tensor
-from editmgt_jax.weights.trees import load_tree, save_tree
+from editmgt_jax.weights.trees import check_name, load_tree, save_tree
 
+TYPES = "types.json"  # of a component's released tensors, where they differ
 CHECKSUMS = "checksums.json"  # of a component's released tensors, beside its checkpoint
-ORBAX = "orbax"  # folder of a component whose weights are an Orbax checkpoint
+ORBAX = adapters.ORBAX
 
 
 class DirectoryError(UserError):
@@ -84,13 +82,14 @@ def inspect_preset(name: str) -> dict:
     return {"preset": name, "components": components}
 
 
-def inspect(directory: str | Path) -> dict:
+def inspect(directory: str | Path, variant: str | None = None) -> dict:
     """What a model directory holds and whether it would load. No weight is read, only the headers of the files.
 
     Returns: {"components": {folder: {"class", "parameters", "unused", "dtypes", "bytes", "problem"}}, "loads", "problem"};
       "unused" counts parameters that the released file has and this package has no use for.
     """
     directory, _ = find_model(directory)
+    check_variant(directory, variant)
     components = {}
     for folder, kind in folder_configs().items():
         if not (directory / folder).is_dir():
@@ -98,19 +97,21 @@ def inspect(directory: str | Path) -> dict:
         entry = components[folder] = {"class": kind.CLASS_NAME, "problem": None}
         try:
             config = kind.from_json(directory / folder / "config.json")
-            tensors = WeightFiles(directory / folder).tensors
+            tensors = WeightFiles(directory / folder, variant=variant).tensors
             unused = component(config).unused(config)
+            if isinstance(config, MGTConfig):
+                entry["not_for_pytorch"] = config.released_problem
             entry["parameters"] = sum(math.prod(t.shape) for key, t in tensors.items() if key not in unused)
             entry["unused"] = sum(math.prod(t.shape) for key, t in tensors.items() if key in unused)
             entry["dtypes"] = dict(Counter(tensor.dtype for tensor in tensors.values()))
             entry["bytes"] = sum(tensor.bytes for tensor in tensors.values())
-            check_weights(directory / folder, config, abstract_params(make_module(config)))
+            check_weights(directory / folder, config, abstract_params(make_module(config)), variant)
         except (OSError, EditMGTError) as error:
             entry["problem"] = str(error)
     problem = next((entry["problem"] for entry in components.values() if entry["problem"]), None)
     if problem is None:
         try:
-            load_model(directory, check_only=True)
+            load_model(directory, check_only=True, variant=variant)
         except (OSError, EditMGTError) as error:
             problem = str(error)
     return {"directory": str(directory), "components": components, "loads": problem is None, "problem": problem}
@@ -128,6 +129,9 @@ def describe(report: dict) -> str:
         if entry.get("unused"):
             lines.append(f"{'':<14}{'(in the file, not used)':<32}{entry['unused']:>16,}")
     lines.append(f"{'all':<46}{total:>16,}")
+    for entry in report["components"].values():
+        if entry.get("not_for_pytorch"):
+            lines.append(f"not for PyTorch: the released classes cannot hold this model: {entry['not_for_pytorch']}")
     if "loads" in report:
         lines.append("would load" if report["loads"] else f"would not load: {report['problem']}")
     return "\n".join(lines)
@@ -136,29 +140,37 @@ def describe(report: dict) -> str:
 # ---- Orbax and back
 
 
-def to_orbax(source: str | Path, output: str | Path, verify: bool = False, strict: bool = False) -> None:
+def to_orbax(
+    source: str | Path, output: str | Path, verify: bool = False, strict: bool = False, variant: str | None = None
+) -> None:
     """Writes a released directory with each component's weights as an Orbax checkpoint of our tree, types kept.
 
     Args:
       verify: whether to read the result back and compare every tensor with the source's, bit for bit.
-      strict: whether NaN is an error.
+      strict: whether NaN is an error; variant: of the weight files, as in `load_model`.
     """
+    check_name(output)
     source, _ = find_model(source)
+    check_variant(source, variant)
     with new_folder(output, source) as target:
         for folder, config in _components(source):
-            files = WeightFiles(source / folder)
-            params = load_params(source / folder, config, abstract_params(make_module(config)), None, None, strict)
+            files = WeightFiles(source / folder, variant=variant)
+            abstract = abstract_params(make_module(config))
+            params = load_params(source / folder, config, abstract, None, None, strict, variant)
             unused = {key: files.read(key) for key in files.tensors.keys() & component(config).unused(config).keys()}
             for key, value in unused.items():
                 check_finite(key, value, strict)
             (target / folder).mkdir()
             sums = {key: _checksum(files.read(key)) for key in sorted(files.tensors)}
             write_json(target / folder / CHECKSUMS, sums)
+            types = {key: tensor.dtype for key, tensor in files.tensors.items()}
+            if len(set(types.values())) > 1:  # a stack of layers of several types is stored as float32
+                write_json(target / folder / TYPES, types)
             save_tree(target / folder / ORBAX, {"params": params} | ({"unused": unused} if unused else {}))
             del params, unused
             if verify:
                 check_same(files, _orbax_tensors(target / folder, config))
-        _copy_the_rest(source, target, _weights_of_components(source))
+        copy_files(source, target, _weights_of_components(source))
 
 
 def to_released(source: str | Path, output: str | Path, verify: bool = False, strict: bool = False) -> None:
@@ -176,7 +188,7 @@ def to_released(source: str | Path, output: str | Path, verify: bool = False, st
             write_weights(target / folder, component(config).file_name, tensors, verify)
             del tensors
             check_weights(target / folder, config, abstract_params(make_module(config)))
-        _copy_the_rest(source, target, lambda path: path.name == CHECKSUMS or ORBAX in path.parts[1:])
+        copy_files(source, target, lambda path: path.name in (CHECKSUMS, TYPES) or ORBAX in path.parts[1:])
         find_model(target)
 
 
@@ -187,7 +199,9 @@ def _orbax_tensors(directory, config, strict=False) -> dict[str, Pending]:
     if jax.tree.map(np.shape, tree["params"]) != shapes:
         raise WeightsError(f"the tree of {directory / ORBAX} must have the paths and shapes of {directory}/config.json")
     unused = {key: Pending(a.shape, a.dtype, lambda a=a: a) for key, a in tree.get("unused", {}).items()}
-    tensors = released_tensors(tree["params"], config) | unused
+    types = json.loads((directory / TYPES).read_text()) if (directory / TYPES).is_file() else {}
+    dtypes = {key: DTYPES[name] for key, name in types.items() if name in DTYPES}
+    tensors = released_tensors(tree["params"], config, dtypes) | unused
     sums = json.loads((directory / CHECKSUMS).read_text()) if (directory / CHECKSUMS).is_file() else None
     different = []
     for key, tensor in tensors.items():
@@ -211,24 +225,9 @@ def _weights_of_components(directory):
 
     def is_weights(path):
         inside = len(path.parts) == 2 and path.parts[0] in folders
-        return inside and path.name.endswith((".safetensors", ".safetensors.index.json"))
+        return inside and ".safetensors" in path.name  # with indices, those of variants too
 
     return is_weights
-
-
-def _copy_the_rest(source, target, left_out) -> None:
-    """Copies every file with the folders around it, links as what they point to.
-
-    Args:
-      left_out: whether a path, relative to the source, is not copied.
-    """
-    for folder, _, names in os.walk(source, followlinks=True):
-        for name in names:
-            path = Path(folder, name)
-            inside = path.relative_to(source)
-            if path.is_file() and not left_out(inside):
-                (target / inside).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, target / inside)
 
 
 # ---- base -> editor
@@ -288,9 +287,9 @@ def to_editor(
         editor.to_json(target / MGT_FOLDERS[0] / "config.json")
         check_weights(target / MGT_FOLDERS[0], editor, abstract_params(make_module(editor)))
         replaced = {mgt_folder.name} | ({"llm_encoder"} if llm_encoder is not None else set())
-        _copy_the_rest(base, target, lambda path: path.parts[0] in replaced)
+        copy_files(base, target, lambda path: path.parts[0] in replaced)
         if llm_encoder is not None:
-            shutil.copytree(llm_encoder, target / "llm_encoder")
+            copy_files(llm_encoder, target / "llm_encoder")
     return sorted(copied), sorted(new)
 
 
@@ -305,31 +304,26 @@ def convert_lora(
     Args:
       source: folder with a LoRA's config and weights; model: whose LoRA it is.
     """
+    check_name(output)
     source = Path(source)
-    config = adapters.read_config(source)
-    mgt, _ = load_mgt(find_model(model)[1], check_only=True)
-    lora = load_lora(source, config, mgt, strict)
+    mgt, abstract = load_mgt(find_model(model)[1], check_only=True)
+    config, lora = adapters.read(source, mgt.config, abstract, strict)
     with new_folder(output, source) as target:
-        if (source / ORBAX).is_dir():
+        if (source / adapters.ORBAX).is_dir():
             adapters.save_lora(target, config, mgt.config, lora, verify)
-        else:
-            save_tree(target / ORBAX, lora)
-            adapters.write_config(config, target)
-            if verify:
-                check_same(
-                    WeightFiles(source, adapters.PREFIX), released_tensors(load_tree(target / ORBAX), mgt.config)
-                )
+            return
+        save_tree(target / adapters.ORBAX, lora)
+        adapters.write_config(config, target)
+        if verify:
+            _check_same_trees(target, load_tree(target / adapters.ORBAX), lora)
 
 
-def load_lora(directory: str | Path, config: LoRAConfig, mgt: MGT, strict: bool = False) -> dict:
-    """A LoRA's tree, host arrays, from either format."""
-    abstract = abstract_params(mgt)
-    if not (Path(directory) / ORBAX).is_dir():
-        return adapters.load_lora(directory, config, mgt.config, abstract, strict)
-    lora, shapes = load_tree(Path(directory) / ORBAX), adapters.abstract_lora(config, mgt.config, abstract)
-    if jax.tree.map(np.shape, lora) != jax.tree.map(np.shape, shapes):
-        raise WeightsError(f"the LoRA in {directory} must have the modules of the model and of its config")
-    return lora
+def _check_same_trees(where, one, other) -> None:
+    """Errors: WeightsError for trees that differ in a single bit."""
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    same = all(a.dtype == b.dtype and np.array_equal(as_bits(np.asarray(a)), as_bits(np.asarray(b))) for a, b in pairs)
+    if jax.tree.structure(one) != jax.tree.structure(other) or not same:
+        raise WeightsError(f"{where} did not survive the conversion")
 
 
 def merge_lora(
@@ -337,13 +331,13 @@ def merge_lora(
 ) -> None:
     """Writes a model directory whose transformer has a LoRA merged into its weights, in the types they have."""
     source, mgt_folder = find_model(source)
-    config = adapters.read_config(lora)
     mgt = make_module(MGTConfig.from_json(mgt_folder / "config.json"))
+    config, factors = adapters.read(lora, mgt.config, abstract_params(mgt), strict)
     params = load_params(mgt_folder, mgt.config, abstract_params(mgt), None, None, strict)
-    params = adapters.merge(params, load_lora(lora, config, mgt, strict), config)
+    params = adapters.merge(params, factors, config)
+    types = {key: DTYPES[t.dtype] for key, t in WeightFiles(mgt_folder).tensors.items() if t.dtype in DTYPES}
     with new_folder(output, source, lora) as target:
         (target / mgt_folder.name).mkdir()
-        write_weights(
-            target / mgt_folder.name, component(mgt.config).file_name, released_tensors(params, mgt.config), verify
-        )
-        _copy_the_rest(source, target, lambda path: path.parts[0] == mgt_folder.name and ".safetensors" in path.name)
+        tensors = released_tensors(params, mgt.config, types)
+        write_weights(target / mgt_folder.name, component(mgt.config).file_name, tensors, verify)
+        copy_files(source, target, lambda path: path.parts[0] == mgt_folder.name and ".safetensors" in path.name)

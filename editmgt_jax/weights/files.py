@@ -7,9 +7,10 @@ Source  the safetensors format; shards and their index as diffusers and transfor
 import json
 import math
 import os
+import re
 import struct
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from editmgt_jax.errors import UserError
-from editmgt_jax.files import replacing, write_json
+from editmgt_jax.files import is_pointer, replacing, write_json
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -73,14 +74,15 @@ class WeightFiles:
     here (float8). FileNotFoundError when there are none.
     """
 
-    def __init__(self, directory: str | Path, prefix: str = ""):
-        """prefix: of all keys in the files, left out here."""
+    def __init__(self, directory: str | Path, prefixes: Sequence[str] = (), variant: str | None = None):
+        """prefixes: of keys in the files, left out here; variant: such as 'fp16', where the folder has one."""
         self.directory = Path(directory)
         self.tensors: dict[str, Tensor] = {}
-        for path in _files(self.directory):
+        for path in _files(self.directory, variant):
             with _opened(path) as file:
                 for name in file.keys():
-                    entry, key = file.get_slice(name), name.removeprefix(prefix)
+                    entry, prefix = file.get_slice(name), next(filter(name.startswith, prefixes), "")
+                    key = name.removeprefix(prefix)
                     tensor = Tensor(tuple(entry.get_shape()), entry.get_dtype(), path, name)
                     if key in self.tensors:
                         raise WeightsError(
@@ -102,19 +104,44 @@ def _opened(path):
     try:
         return safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
+        if is_pointer(path):
+            raise WeightsError(
+                f"{path} is a pointer of Git LFS, not the weights: fetch them with `git lfs pull`"
+            ) from error
         raise WeightsError(f"{path} is not a readable safetensors file ({error}); it may be truncated") from error
 
 
 def listed(items: Iterable[str]) -> str:
-    """Problems in lines, for an error message."""
+    """Problems, for an error message of one line."""
     items = sorted(items)
-    more = f"\n  ... and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return "\n  " + "\n  ".join(items[:LISTED]) + more
+    more = f"; and {len(items) - LISTED} more" if len(items) > LISTED else ""
+    return f" {'; '.join(items[:LISTED])}{more}"
 
 
-def _files(directory) -> list[Path]:
+def variant_of(name: str) -> str:
+    """'fp16' of the names model.fp16.safetensors, model.fp16-00001-of-00002.safetensors and model.safetensors.index.fp16.json, empty
+    of those without."""
+    stem, _, end = re.sub(r"-\d+-of-\d+", "", name).partition(".safetensors")
+    return stem.partition(".")[2] or end.removeprefix(".index").removesuffix("json").strip(".")
+
+
+def check_variant(directory: Path, variant: str | None) -> None:
+    """Errors: WeightsError when no component of a model directory has a variant."""
+    known = sorted({variant_of(path.name) for path in directory.glob("*/*.safetensors")} - {""})
+    if variant is not None and variant not in known:
+        raise WeightsError(f"{directory} must have the variant {variant!r} of some weights; it has {known or 'none'}")
+
+
+def _files(directory, variant) -> list[Path]:
     """The safetensors files of a component: those of its index if it has one. A pickle alone is refused with the reason."""
-    indices = sorted(directory.glob("*.safetensors.index.json"))
+    kinds: dict[str, list[Path]] = {}
+    for path in sorted(directory.glob("*.safetensors*")):
+        if path.name.endswith((".safetensors", ".json")):
+            kinds.setdefault(variant_of(path.name), []).append(path)
+    if len(kinds) > 1 and "" not in kinds and variant not in kinds:
+        raise WeightsError(f"{directory} has several variants of its weights: name one, --variant {' or '.join(kinds)}")
+    of_kind = kinds.get(variant if variant in kinds else "" if "" in kinds else next(iter(kinds), ""), [])
+    indices = [path for path in of_kind if path.name.endswith(".json")]
     if len(indices) > 1:
         raise WeightsError(f"{directory} must have one index of weights; got {[path.name for path in indices]}")
     if indices:
@@ -127,9 +154,8 @@ def _files(directory) -> list[Path]:
         if missing:
             raise WeightsError(f"{indices[0].name} names files that {directory} does not have: {missing}")
         return files
-    files = sorted(directory.glob("*.safetensors"))
-    if files:
-        return files
+    if of_kind:
+        return of_kind
     pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
     if pickles:
         raise WeightsError(
@@ -139,22 +165,38 @@ def _files(directory) -> list[Path]:
     raise FileNotFoundError(f"a model component needs *.safetensors weights; none in {directory}")
 
 
-def check_finite(key: str, array: np.ndarray, strict: bool) -> None:
-    """NaN or infinite values are a warning that names the weight, or under `strict` a WeightsError."""
+def check_finite(key: str, array: np.ndarray, strict: bool, before: np.ndarray | None = None) -> None:
+    """NaN or infinite values are a warning that names the weight, or under `strict` a WeightsError.
+
+    Args:
+      before: the array in another dtype. Errors: WeightsError when that is finite.
+    """
     if np.isfinite(array).all():
         return
+    if before is not None and array.dtype != before.dtype and np.isfinite(before).all():
+        raise WeightsError(
+            f"weight {key} does not fit {array.dtype}, its largest value is {np.abs(before.astype(np.float32)).max():.4g}: "
+            "take bfloat16 or float32"
+        )
     message = f"weight {key} holds NaN or infinite values"
     if strict:
         raise WeightsError(message)
     warnings.warn(message, stacklevel=2)
 
 
-def write_weights(directory: str | Path, name: str, tensors: Mapping[str, Pending], verify: bool = False) -> None:
+def write_weights(
+    directory: str | Path,
+    name: str,
+    tensors: Mapping[str, Pending],
+    verify: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Writes tensors as `name`, or as shards and an index where they exceed SHARD_BYTES.
 
     Args:
       directory: existing folder; name: file name, `*.safetensors`; tensors: each is made when it is written.
       verify: whether to read the files back and compare every tensor, bit for bit. Errors: WeightsError.
+      metadata: of the files, besides their format.
     """
     directory, shards, total = Path(directory), [{}], 0
     room = SHARD_BYTES
@@ -168,7 +210,7 @@ def write_weights(directory: str | Path, name: str, tensors: Mapping[str, Pendin
     stem, count = name.removesuffix(".safetensors"), len(shards)
     names = [name] if count == 1 else [f"{stem}-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
     for shard_name, shard in zip(names, shards, strict=True):
-        _write_file(directory / shard_name, shard)
+        _write_file(directory / shard_name, shard, metadata or {})
     if count > 1:
         weight_map = {key: shard_name for shard_name, shard in zip(names, shards, strict=True) for key in shard}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -195,9 +237,9 @@ def as_bits(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def _write_file(path, tensors):
+def _write_file(path, tensors, metadata):
     """One safetensors file: the length of the header, the header, then the tensors back to back."""
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header, end = {"__metadata__": {"format": "pt"} | metadata}, 0
     for key, tensor in tensors.items():
         begin, end = end, end + tensor.bytes
         dtype = _DTYPE_NAMES[np.dtype(tensor.dtype)]

@@ -27,6 +27,7 @@ from editmgt_jax.models.vq import VQModel, ids_to_pixels
 from editmgt_jax.weights import lora as adapters
 from editmgt_jax.weights.components import COMPONENTS, MGT_FOLDERS, abstract_params, make_module, text_components
 from editmgt_jax.weights.conversion import check_weights, load_params
+from editmgt_jax.weights.files import check_variant
 
 DEFAULT_MODEL = Path(__file__).parents[1] / "assets" / "default"
 NATIVE_UNITS = 32  # units a side of the square that a model was trained on, unless its files say otherwise
@@ -74,6 +75,7 @@ def load_model(
     strict: bool = False,
     check_only: bool = False,
     lora: str | Path | None = None,
+    variant: str | None = None,
 ) -> LoadedModel:
     """Reads a model directory, one tensor at a time and straight to its device.
 
@@ -85,17 +87,20 @@ def load_model(
       strict: whether weights that hold NaN are errors and not warnings.
       check_only: whether to read only the headers of the weight files; the parameters are then their shapes.
       lora: folder of a LoRA, as PEFT or `editmgt export` writes it, that adapts the transformer; it is not merged.
+      variant: of weight files, such as 'fp16' of model.fp16.safetensors, where a component has it. By default the files without
+        a variant, or the only variant.
     Errors: FileNotFoundError, WeightsError, UserError, naming the file.
     """
-    dtypes, reading = _dtypes(dtype), {"strict": strict, "check_only": check_only}
+    dtypes, reading = _dtypes(dtype), {"strict": strict, "check_only": check_only, "variant": variant}
     directory, mgt_directory = find_model(directory)
+    check_variant(directory, variant)
     mgt_config = MGTConfig.from_json(mgt_directory / "config.json")
     text = load_text(directory, mgt_config, dtypes, reading)
     mgt, mgt_params = load_mgt(mgt_directory, dtypes["editmgt"], **reading)
     lora_params = None
     if lora is not None:
-        mgt = mgt.clone(lora=adapters.read_config(lora))
-        lora_params = jax.device_put(adapters.load_lora(lora, mgt.lora, mgt.config, abstract_params(mgt), strict))
+        config, factors = adapters.read(lora, mgt.config, abstract_params(mgt), strict)
+        mgt, lora_params = mgt.clone(lora=config), jax.device_put(factors)
         adapters.check_applicable(lora_params, mgt.lora)
     vq, vq_params = load_vq(directory / "vqvae", **reading)
     return LoadedModel(
@@ -175,7 +180,7 @@ def _local(directory) -> Path:
 def load_mgt(directory: str | Path, dtype: DTypeLike = jnp.float32, **reading: Any) -> tuple[MGT, Any]:
     """Reads a transformer's folder. -> (module, parameters)
 
-    `reading` is strict and check_only, as in `load_model`, and put: (path, host array) -> the array where it shall lie.
+    `reading` is strict, check_only and variant, as in `load_model`, and put: (path, host array) -> the array where it shall lie.
     """
     return _load(directory, MGTConfig, dtype, **reading)
 
@@ -201,14 +206,14 @@ def load_gemma(directory: str | Path, dtype: DTypeLike = jnp.float32, **reading:
     return _load(directory, Gemma2Config, dtype, **reading)
 
 
-def _load(directory, kind, dtype, strict=False, check_only=False, put=None):
+def _load(directory, kind, dtype, strict=False, check_only=False, put=None, variant=None):
     config = kind.from_json(Path(directory) / "config.json")
     module = make_module(config, dtype)
     abstract = abstract_params(module)
     if check_only:
-        check_weights(directory, config, abstract)
+        check_weights(directory, config, abstract, variant)
         return module, abstract
-    return module, load_params(directory, config, abstract, dtype, put or _to_device, strict)
+    return module, load_params(directory, config, abstract, dtype, put or _to_device, strict, variant)
 
 
 def _to_device(_path, value):

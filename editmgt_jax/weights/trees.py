@@ -1,28 +1,49 @@
 """Whole trees of arrays as Orbax checkpoints, on machines that barely hold them."""
 
+import logging
 from pathlib import Path
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from editmgt_jax.errors import EditMGTError
+from editmgt_jax.errors import EditMGTError, UserError
 
+_PATTERNS = "[]*?\\"
 _IN_FLIGHT = 1 << 30  # bytes that a whole tree is written and read with
+
+
+def _is_of_others(record: logging.LogRecord) -> bool:
+    return not ("/orbax/" in record.pathname and record.levelno < logging.CRITICAL)
+
+
+logging.getLogger("absl").addFilter(_is_of_others)  # Orbax prints tracebacks of the errors that it raises, too
 
 
 class CheckpointError(EditMGTError, RuntimeError):
     """A checkpoint that cannot be written or read."""
 
 
+def check_name(directory: str | Path) -> None:
+    """Errors: UserError for a folder in which Orbax would not find what it wrote: it takes these characters for patterns."""
+    directory = Path(directory).absolute()
+    if set(str(directory)) & set(_PATTERNS) or any(part.endswith(":") for part in directory.parts):
+        raise UserError(
+            f"the path of a folder with checkpoints must be without {' '.join(_PATTERNS)} and parts that end with a colon, for "
+            f"Orbax could not read them back; got {directory}: take another name"
+        )
+
+
 def save_tree(directory: str | Path, tree: dict) -> None:
-    """Writes a tree of host arrays as an Orbax checkpoint, a new folder, without a second copy of them in memory."""
+    """Writes a tree of host arrays as an Orbax checkpoint, a new folder, without a second copy of them in memory. Errors: UserError for its name."""
+    check_name(directory)
     with _lean():
         ocp.save(Path(directory).absolute(), tree)
 
 
 def load_tree(directory: str | Path) -> dict:
-    """Reads what `save_tree` wrote, as host arrays. Errors: CheckpointError."""
+    """Reads what `save_tree` wrote, as host arrays. Errors: CheckpointError; UserError for its name."""
+    check_name(directory)
     directory = Path(directory).absolute()
     try:
         metadata = ocp.metadata(directory).metadata

@@ -15,6 +15,7 @@ from editmgt_jax import images
 from editmgt_jax.data.prepare.buckets import UNIT, Placement, bucket_of, bucket_sizes, crop_to_bucket
 from editmgt_jax.data.prepare.sources import RawPair
 from editmgt_jax.errors import UserError
+from editmgt_jax.files import is_pointer
 
 FORMATS = {"jpeg": {"quality": 95, "subsampling": "4:4:4"}, "png": {}}
 HASH_SIDE = 16  # cells a side of a perceptual hash
@@ -186,6 +187,8 @@ def _check_header(data: bytes, name, config) -> str:
     """The mode of a picture whose size is within the limits. Errors: Rejected."""
     if not data:
         raise Rejected("no_picture", f"the {name} is empty")
+    if is_pointer(data):
+        raise Rejected("lfs_pointer", f"the {name} is a pointer of Git LFS, not the file: fetch it with git lfs pull")
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as header:
             warnings.simplefilter("ignore")

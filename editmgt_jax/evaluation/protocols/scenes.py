@@ -28,10 +28,10 @@ from editmgt_jax import images
 from editmgt_jax.batching import in_batches, map_batches
 from editmgt_jax.data.scenes.source import CATEGORIES, SceneConfig, SceneSource, name_colour
 from editmgt_jax.errors import UserError
-from editmgt_jax.evaluation import metrics, outcomes, report
-from editmgt_jax.evaluation.evaluate import claim
+from editmgt_jax.evaluation import metrics, report
 from editmgt_jax.evaluation.examples import Example, Skipped
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
+from editmgt_jax.evaluation.protocols.scenes_run import begun, write_outcomes
 from editmgt_jax.files import write_json
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.sampling import localize
@@ -219,7 +219,18 @@ def evaluate(
     Returns: the report (a dict for JSON), and a function that draws examples of it (see `report.gallery`).
     """
     pipe.settings(**settings)  # what is wrong with them is found before the work
-    runner = Runner(pipe, batch_size or default_batch(), seed)
+    edited = {"model": str(name), "seed": seed, "settings": settings}
+    with begun(Scenes, workdir, edited, split, objects, count) as identity:
+        runner = Runner(pipe, batch_size or default_batch(), seed)
+        summary, found, draw = _evaluate(runner, count, split, objects, settings)
+        if workdir is not None:
+            write_outcomes(Scenes, Path(workdir), identity, *found)
+    return summary, draw
+
+
+def _evaluate(runner: Runner, count: int, split: str, objects: str, settings: dict) -> tuple[dict, tuple, Callable]:
+    """-> (the report, (pairs, {mode: {figure: [n]}}, {mode: pictures}), the function that draws examples)"""
+    pipe = runner.pipe
     size, layers = pipe.model.scheduler.native_size, list(range(pipe.model.mgt.config.num_blocks))
     with ThreadPoolExecutor(1) as host:  # scenes are drawn while the device chooses
         drawn = host.submit(Pairs, size, split, count, objects, SELECTION_SEED + 1 if split == "train" else 0)
@@ -242,14 +253,12 @@ def evaluate(
     results["free"]["iou_consolidated"] = metrics.iou(consolidated, truth, choice["threshold"])
     results["free"]["iou_single_layer"] = metrics.iou(single, truth, choice["single_threshold"])
 
-    summary = _report(pairs, encoded, results, choice, used, split, objects, seed)
-    if workdir is not None:
-        write_outcomes(Path(workdir), summary, name, pairs, results, pictures)
+    summary = _report(pairs, encoded, results, choice, used, split, objects, runner.seed)
 
     def draw(rows_of_each: int):
         return report.gallery(pairs, encoded.target, pictures, results, consolidated, rows_of_each)
 
-    return summary, draw
+    return summary, (pairs, results, pictures), draw
 
 
 class Scenes(Protocol):
@@ -269,46 +278,6 @@ class Scenes(Protocol):
     def score(self, example: Example, edited: Image.Image, given: Scoring) -> dict[str, Any]:
         """Errors: UserError."""
         raise UserError("scenes are scored by editmgt evaluate scenes")
-
-
-def write_outcomes(folder: Path, summary: dict, model: str, pairs: Pairs, results: dict, pictures: dict) -> None:
-    """Writes the outcome of every pair, with `free:` and `held:` figures, the summary of them, and the edited pictures.
-
-    Errors: UserError when the folder is another evaluation's.
-    """
-    identity = {
-        "protocol": Scenes.name,
-        "version": Scenes.version,
-        "title": Scenes.title,
-        "reference": Scenes.reference,
-    }
-    identity |= {"data": f"scenes {summary['objects']} {summary['split']}", "selection": {"limit": summary["pairs"]}}
-    identity |= {
-        "edited": {"model": str(model), "seed": summary["seed"], "settings": summary["settings"]},
-        "models": {},
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    claim(folder / "evaluation.json", identity)
-    found = []
-    for index, instruction in enumerate(pairs.instructions):
-        outcome = {"key": f"{index:05}", "group": str(pairs.categories[index]), "instruction": instruction}
-        outcome |= {"output": f"{index:05}.png", "cluster": None, "skipped": None, "notes": None}
-        outcome |= {"novel": bool(pairs.facts[index]["novel"])}
-        for mode, columns in results.items():
-            outcome |= {f"{mode}:{name}": float(column[index]) for name, column in columns.items()}
-            (folder / "outputs" / mode).mkdir(parents=True, exist_ok=True)
-            images.save(images.to_image(pictures[mode][index]), folder / "outputs" / mode / outcome["output"])
-        found.append(outcomes.plain(outcome | {"output": f"free/{outcome['output']}"}))
-    outcomes.write(found, folder / "outcomes.parquet", {"protocol": Scenes.name, "version": Scenes.version})
-    counts = {
-        "examples": len(found),
-        "examples_of_the_whole_benchmark": None,
-        "scored": len(found),
-        "skipped": {},
-        "notes": {},
-    }
-    counts |= {"extra": {"count": 0, "files": []}, "differences": [], "directions": Scenes.directions, "published": []}
-    write_json(folder / "summary.json", outcomes.plain(identity | counts | {"results": Scenes().summary(found)}))
 
 
 def _report(pairs, encoded, results, choice, used, split, objects, seed) -> dict:

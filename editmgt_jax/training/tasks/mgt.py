@@ -8,7 +8,6 @@ Differs a text encoder can be trained along; changed ids may weigh more (`loss.c
 """
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 import jax
@@ -18,6 +17,7 @@ from jax.typing import DTypeLike
 
 from editmgt_jax.config import LoRAConfig, MGTConfig, SchedulerConfig, micro_conditions
 from editmgt_jax.errors import UserError
+from editmgt_jax.files import copy_files
 from editmgt_jax.models.flops import forward_flops
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.models.prompts import PromptTokenizers
@@ -55,7 +55,7 @@ class MGTTask(Task):
     @classmethod
     def resolve(cls, config: MGTRun, workdir: Path, make: bool) -> MGTRun:
         """See `Task.resolve`; a text tokenizer is found beside the token records, or learnt of the scenes."""
-        return inputs.resolve_text(inputs.resolve(config), workdir, make)
+        return inputs.resolve_text(inputs.resolve(config, workdir), workdir, make)
 
     def __init__(self, config: MGTRun):
         self.config, self.edits = config, config.model.reference
@@ -118,6 +118,11 @@ class MGTTask(Task):
             return {"lora": init_lora(self.lora, self.mgt_config, shapes, lora_key)}
         params = {"mgt": init_mgt(self.mgt, mgt_key)}
         return params | ({"text": self.text.init(text_key)} if isinstance(self.text, TrainedText) else {})
+
+    def notes(self) -> list[str]:
+        """See `Task.notes`: a model that PyTorch's users cannot load."""
+        problem = self.mgt_config.released_problem
+        return [] if problem is None else [f"the released PyTorch classes cannot hold this model: {problem}"]
 
     def start(self, key: jax.Array, put: Put) -> Params | None:
         """Parameters that are not random: those of `start_from`, or a copier's; None if there are none.
@@ -339,11 +344,11 @@ class MGTTask(Task):
         if model.encoders:
             for name in companion_folders():
                 if (Path(model.encoders) / name).is_dir():
-                    shutil.copytree(Path(model.encoders) / name, folder / name)
+                    copy_files(Path(model.encoders) / name, folder / name)
             return
         save_component(folder / "text_encoder", self.text.config, params["text"], dtype, verify)
-        shutil.copytree(self.vq_directory, folder / "vqvae")  # as it is: a rounded one would give other ids
-        shutil.copytree(model.tokenizer, folder / "tokenizer")
+        copy_files(self.vq_directory, folder / "vqvae")  # as it is: a rounded one would give other ids
+        copy_files(model.tokenizer, folder / "tokenizer")
         (folder / "scheduler").mkdir()
         self.scheduler.to_json(folder / "scheduler" / "scheduler_config.json")
 

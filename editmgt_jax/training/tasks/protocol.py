@@ -42,7 +42,11 @@ class Task(Protocol):
           make: whether this process makes it; another one then does.
         Errors: UserError, FileNotFoundError.
         """
-        return inputs.resolve(config)
+        return inputs.resolve(config, workdir)
+
+    def notes(self) -> list[str]:
+        """What a user may not have meant, about the model."""
+        return []
 
     # ---- parameters
 

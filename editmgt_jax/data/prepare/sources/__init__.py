@@ -18,6 +18,11 @@ from editmgt_jax.files import mounted
 __all__ = ["Part", "RawPair", "SourceError", "category_name", "open_source"]
 
 
+def _is_table(path: Path) -> bool:
+    """Whether it is a file that a user sees: a folder `train.parquet` holds others, and systems leave `._train.parquet`."""
+    return path.is_file() and not path.name.startswith((".", "_"))
+
+
 def open_source(where: str | Path, mapping: dict[str, str] | None = None, resolution: int = 1024) -> list[Part]:
     """Lists the parts of a source, in an order that depends on names only.
 
@@ -49,7 +54,7 @@ def open_source(where: str | Path, mapping: dict[str, str] | None = None, resolu
     for name in ("edit_turns.json", "edit_sessions.json"):
         if (path / name).is_file():
             return magicbrush_parts(path, path / name)
-    files = sorted(path.rglob("*.parquet"))
+    files = sorted(file for file in path.rglob("*.parquet") if _is_table(file))
     if not files:
         raise SourceError(
             f"a folder of pairs must have *.parquet, pairs.jsonl, edit_turns.json or edit_sessions.json; {path} has none"

@@ -8,7 +8,17 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from editmgt_jax.data.prepare.sources.parts import PART_PAIRS, Part, RawPair, SourceError, category_name, columns_of
+from editmgt_jax.data.prepare.sources.parts import (
+    PART_PAIRS,
+    PICTURES,
+    Part,
+    RawPair,
+    SourceError,
+    category_name,
+    columns_of,
+    picture_file,
+    refuse_pointer,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,17 +34,11 @@ class FilesPart(Part):
             if isinstance(entry, str):
                 yield RawPair(key, defect=("bad_line", entry))
                 continue
-            pictures, missing = {}, None
-            for meaning in ("source", "target", "mask"):
-                if entry.get(meaning) is None:
-                    continue
-                try:
-                    pictures[meaning] = (Path(self.root) / entry[meaning]).read_bytes()
-                except (OSError, ValueError) as error:  # an impossible file name is a ValueError
-                    missing = f"{entry[meaning]!a}: {error}"
-            if missing is not None:
-                yield RawPair(key, defect=("missing_file", missing))
+            found = {m: picture_file(entry[m], Path(self.root)) for m in PICTURES if entry.get(m) is not None}
+            if defects := [defect for _, defect in found.values() if defect is not None]:
+                yield RawPair(key, defect=defects[-1])
                 continue
+            pictures = {meaning: data for meaning, (data, _) in found.items()}
             category = category_name(entry.get("category") or "")
             yield RawPair(key, instruction=entry.get("instruction") or "", category=category, **pictures)
 
@@ -48,10 +52,20 @@ def _files_parts(root, entries) -> list[Part]:
 def jsonl_parts(root: Path, mapping: Mapping[str, str]) -> list[Part]:
     """pairs.jsonl: a JSON object a line, with the fields of `COLUMNS`; pictures are paths from its folder.
 
-    A line that is no pair is rejected when its part is read.
+    A line that is no pair is rejected when its part is read; blank lines are none. Errors: SourceError for a file of other lines.
     """
-    entries = []
-    for number, line in enumerate((root / "pairs.jsonl").read_bytes().splitlines(), start=1):
+    path, entries = root / "pairs.jsonl", []
+    refuse_pointer(path)
+    text = path.read_bytes()
+    if text.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in text[:1000]:
+        raise SourceError(f"{path} must be UTF-8 text; it is UTF-16 or no text: save it as UTF-8")
+    if text.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        raise SourceError(
+            f"{path} must have a JSON object a line; it begins with [: write one pair a line, without a list"
+        )
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
         key = f"pairs.jsonl#{number}"
         try:
             values = json.loads(line)
@@ -71,7 +85,8 @@ def magicbrush_parts(root: Path, path: Path) -> list[Part]:
     Errors: SourceError.
     """
     try:
-        listed = json.loads(path.read_text())
+        refuse_pointer(path)
+        listed = json.loads(path.read_bytes())
         turns = listed if isinstance(listed, list) else [turn for session in listed.values() for turn in session]
         entries = []
         for turn in turns:

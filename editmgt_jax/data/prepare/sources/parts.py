@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from editmgt_jax.errors import UserError
+from editmgt_jax.files import is_pointer
 
 # Names of columns (fields of a JSON line) by meaning. The first name that a table has is used.
 COLUMNS = {
@@ -14,6 +15,7 @@ COLUMNS = {
     "instruction": ("instruction", "edit_instruction"),
 }
 OPTIONAL = {"mask": ("mask", "mask_img"), "category": ("type", "edit_type", "category", "task")}
+PICTURES = ("source", "target", "mask")
 NO_CATEGORY = "edit"
 PART_PAIRS = 256  # in a part, for sources without parts of their own
 
@@ -46,6 +48,27 @@ class Part(abc.ABC):
     @abc.abstractmethod
     def read(self) -> Iterator[RawPair]:
         """Yields exactly `pairs` raw pairs, in their order."""
+
+
+def refuse_pointer(path: Path) -> None:
+    """Errors: SourceError for a listing that Git LFS has not fetched; OSError."""
+    if is_pointer(path):
+        raise SourceError(f"{path} is a pointer of Git LFS, not the file: fetch it with `git lfs pull`")
+
+
+def picture_file(name: str, *folders: Path) -> tuple[bytes, tuple[str, str] | None]:
+    """The bytes of a picture that a pair names, in the first of some folders that has it. -> (bytes, why there are none)"""
+    error: Exception | str = "no file has this name"
+    if "://" in name:
+        return b"", ("missing_file", f"{name!a} is an address: pictures are files, or in the table")
+    for folder in folders:
+        try:
+            data = (folder / name).read_bytes()
+        except (OSError, ValueError) as failure:  # an impossible file name is a ValueError
+            error = failure
+            continue
+        return data, None
+    return b"", ("missing_file", f"{name!a}: {error}")
 
 
 def category_name(text: object) -> str:

@@ -33,6 +33,9 @@ _PROBES = (
 )
 
 
+_PROBED = 64  # tokens that probes are padded to: the side shows
+
+
 class PromptError(UserError):
     """An instruction or query phrase that cannot be used."""
 
@@ -76,10 +79,10 @@ class PromptTokenizer:
 
     def identity(self) -> str:
         """A hash of what this tokenizer computes, whatever files it was read from: its vocabulary, its marks, and the ids of texts."""
-        vocabulary = sorted(self._tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))
-        texts = [*_PROBES, *(token for token, _ in vocabulary[:: max(1, len(vocabulary) // 2000)])]
-        ids = self._tokenizer(texts, padding=False, truncation=False)["input_ids"]
-        facts = [vocabulary, self.special_ids(), self._tokenizer.padding_side, ids]
+        vocabulary = self._tokenizer.convert_ids_to_tokens(list(range(len(self._tokenizer))))
+        texts = [*_PROBES, *filter(None, vocabulary[:: max(1, len(vocabulary) // 2000)])]
+        ids = self._tokenizer(texts, padding="max_length", max_length=_PROBED)["input_ids"]
+        facts = [vocabulary, self.special_ids(), ids]
         return hashlib.sha256(json.dumps(facts).encode(errors="surrogatepass")).hexdigest()
 
     def special_ids(self) -> dict[str, int]:

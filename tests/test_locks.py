@@ -50,6 +50,8 @@ def test_a_dead_job_holds_nothing(tmp_path, owner):
     assert not (tmp_path / "run" / NOTE).exists()
 
 
+@pytest.mark.filterwarnings(r"ignore:os.fork\(\) was called:RuntimeWarning")  # of jax, of which the child needs nothing
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_child_that_outlives_its_job_holds_nothing(tmp_path):
     with held(tmp_path / "run", "train"):
         child = os.fork()

@@ -24,6 +24,13 @@ def mortal(tmp_path, enough, how="exit"):
     return [sys.executable, "-c", MORTAL, str(tmp_path / "starts"), str(enough), how]
 
 
+# A supervisor has neither jax nor threads; these tests have.
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore:os.fork\(\) was called:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
+
+
 @pytest.mark.parametrize("how", ["exit", "kill"])
 def test_what_dies_is_started_again(tmp_path, how, capfd):
     assert supervise(mortal(tmp_path, 3, how), first_wait=0.01) == 0

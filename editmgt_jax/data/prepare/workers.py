@@ -4,7 +4,6 @@ import collections
 import contextlib
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import threading
@@ -55,9 +54,14 @@ def each(function: Callable[[Any], None], items: Sequence, workers: int) -> None
 
 def _start() -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731  Ctrl-C is the command's to handle
-    pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-m", WORKER], stdin=pipe, stdout=pipe, env=environment, preexec_fn=ignore)
+    # In a group of its own: Ctrl-C is the command's to handle.
+    return subprocess.Popen(
+        [sys.executable, "-m", WORKER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        process_group=0,
+    )
 
 
 def _serve(process, calls, failures) -> None:

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 
+from editmgt_jax import locks
 from editmgt_jax.files import remove_pending
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -85,6 +86,7 @@ def _end(number):
         with contextlib.suppress(OSError):
             os.kill(child, signal.SIGTERM)
     remove_pending()
+    locks.release()
     said = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
     with contextlib.suppress(OSError):
         os.write(2, f"editmgt: {said}\n".encode())

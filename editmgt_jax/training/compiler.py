@@ -2,14 +2,16 @@
 
 from editmgt_jax.errors import UserError
 
+# Products of a weight that is spread over devices are else cut into one small product for each device, in turn with a transfer:
+# of the few tokens that a device has here, each such product is too small to use the chip.
+_WHOLE_PRODUCTS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+
 # A preset is {platform: {option: value}}; platforms that it does not name get none.
 PRESETS = {
     "none": {},
-    "default": {
-        # Products of a weight that is spread over devices are else cut into one small product for each device, in turn with
-        # a transfer: of the few tokens that a device has here, each such product is too small to use the chip.
-        "tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
-    },
+    "default": {"tpu": _WHOLE_PRODUCTS},
+    # For slices on which the compiler (libtpu 0.0.42.1) ends with an internal error about an all-reduce-scatter, as v5e:2x2.
+    "no_reduce_scatter": {"tpu": _WHOLE_PRODUCTS | {"xla_tpu_enable_all_reduce_scatter_fusion": "false"}},
 }
 
 

@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_LOG_DIR": "disabled",
     "TF_CPP_MIN_LOG_LEVEL": "3",
+    "XLA_FLAGS": "",  # are of this machine's own devices
 }
 _MARK = "COMPILED "  # before the line of JSON: libtpu prints, too
 

@@ -172,6 +172,11 @@ def test_generate(pipe):
     assert pipe.generate("a red car", steps=1).images[0].size == (32, 32)
 
 
+def test_asking_an_editor_for_pictures_from_text_is_said(pipe):
+    with pytest.warns(UserWarning, match="this model is an editor"):
+        pipe.generate("a red car", (16, 16), steps=1)
+
+
 def test_inpaint_fills_the_mask_and_nothing_else(pipe):
     image, mask = picture(), np.zeros((32, 32), bool)
     mask[8:20, 4:16] = True

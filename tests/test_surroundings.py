@@ -128,14 +128,11 @@ class TestCompileCache:
         assert [path.name for path in folder.iterdir()] == ["a-cache"]
         assert compile_cache.noted("something else") == "something else"
 
-    def test_no_home_is_a_note(self, monkeypatch, capsys):
+    @pytest.mark.parametrize("home", ["", "~"])  # HOME is empty, or the user is none that the system knows
+    def test_no_home_is_a_note(self, monkeypatch, capsys, home):
         for name in ("EDITMGT_CACHE", "XDG_CACHE_HOME"):
             monkeypatch.delenv(name, raising=False)
-
-        def homeless():
-            raise RuntimeError("Could not determine home directory.")
-
-        monkeypatch.setattr(compile_cache.Path, "home", homeless)
+        monkeypatch.setattr(os.path, "expanduser", lambda _: home)
         compile_cache.use()
         assert capsys.readouterr().err == (
             "editmgt: note: compiled programs are not cached, this user has no home folder: set EDITMGT_CACHE to a folder\n"

@@ -18,10 +18,10 @@ def folder() -> Path:
         return Path(chosen)
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "editmgt"
-    try:
-        return Path.home() / ".cache" / "editmgt"
-    except RuntimeError as error:
-        raise UserError("this user has no home folder: set EDITMGT_CACHE to a folder") from error
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home):
+        raise UserError("this user has no home folder: set EDITMGT_CACHE to a folder")
+    return Path(home) / ".cache" / "editmgt"
 
 
 def use() -> None:

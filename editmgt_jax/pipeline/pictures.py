@@ -6,6 +6,7 @@ Source  released pipelines (edit, text-to-image, inpainting); model directories 
 Differs held regions, and others whose tokens did not change, come back as the input's own pixels; picture i of a seed does not depend on how many are asked for
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -198,6 +199,8 @@ class EditPipeline(TokenPipeline):
             if foreign := sorted(settings.keys() & NO_REFERENCE):
                 raise SettingsError(f"{foreign} are about a source image that the model attends to; there is none here")
             settings = settings | {"hold_threshold": 0.0}
+            if self.model.is_editor:
+                warnings.warn("this model is an editor: it was not trained to make pictures from text", stacklevel=4)
         check_process()
         settings = self.settings(**settings)
         check_call(seed, num_images, progress, composite=composite, released_mask=released_mask)

@@ -46,6 +46,7 @@ class LoadedModel:
     text: TextEncoder
     scheduler: SchedulerConfig
     lora_params: Any = None  # of the LoRA that `mgt.lora` describes
+    is_editor: bool = False  # whether its directory calls it one, and not a text-to-image model
 
     def __post_init__(self):
         mgt, vq, scheduler = self.mgt.config, self.vq.config, self.scheduler
@@ -111,6 +112,7 @@ def load_model(
         text=text,
         scheduler=SchedulerConfig.from_json(directory / "scheduler" / "scheduler_config.json"),
         lora_params=lora_params,
+        is_editor=mgt_directory.name == MGT_FOLDERS[0],
     )
 
 

@@ -36,6 +36,7 @@ _CODE = (
 CACHE_HIT = "/jax/compilation_cache/cache_hits"  # what jax reports when a program comes from its cache on disk
 _ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _CHANGES_NOTHING = "jax_compilation_cache_dir="
+KEPT = 64  # executables of one process at most
 
 _folder: Path | None = None
 _ready: dict[str, Callable] = {}
@@ -72,7 +73,7 @@ def find(function: Callable, *args: Any, **static: Any) -> Callable | None:
     """The executable of a call that `is_kept`, a function of `args`, if it is in this process or in the folder."""
     name = _name(function, args, static)
     if name not in _ready and (executable := _read(_folder / name)) is not None:
-        _ready[name] = executable
+        _remember(name, executable)
     return _ready.get(name)
 
 
@@ -105,6 +106,13 @@ def listening() -> Iterator[list[str]]:
         yield events
     finally:
         jax.monitoring.unregister_event_listener(note)
+
+
+def _remember(name, executable) -> None:
+    """Keeps an executable in this process, and of too many the latest: pictures of many sizes need one each."""
+    _ready[name] = executable
+    while len(_ready) > KEPT:
+        _ready.pop(next(iter(_ready)), None)
 
 
 def shapes(model: Any, make: Callable[[], Any]) -> Any:

@@ -214,7 +214,7 @@ def test_disk_cache_is_used_by_the_next_run(model, tmp_path):
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         told.append("first use of these shapes; cached on disk" in done.stderr)
-        written = {path.name for path in (tmp_path / "cache" / "editmgt" / "executables").iterdir()}
+        written = {path.name for path in (tmp_path / "cache" / "editmgt").iterdir()}
         return written, (tmp_path / "out.png").read_bytes()
 
     first = run()

@@ -41,7 +41,7 @@ def use() -> None:
         print(f"editmgt: note: compiled programs are not added to {cache}, which is read-only", file=sys.stderr)
     from editmgt_jax import executables
 
-    executables.keep_in(cache / "executables")
+    executables.keep_in(cache)
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -22,6 +22,9 @@ from editmgt_jax.sampling.edit import TokenEdit, decode_edit
 from editmgt_jax.sampling.request import Request
 from editmgt_jax.sampling.settings import StaticSettings
 
+KEPT = 16  # programs that jit keeps for one process at most
+
+_new = 0  # programs since jit last dropped its own
 _process = None  # the one that uses the accelerator
 
 
@@ -75,6 +78,11 @@ def _jitted(variables, request, mgt, static, progress) -> Callable:
     lowered = decode_edit.lower(variables, request, mgt=mgt, static=static)
     if traces["decode"] == traced:
         return lowered.compile()
+    global _new
+    _new += 1
+    if _new > KEPT:  # pictures of many sizes: a program takes tens of MB
+        decode_edit.clear_cache()
+        _new = 1
     progress("compile")
     started = time.perf_counter()
     with executables.listening() as events:

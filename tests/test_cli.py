@@ -223,12 +223,12 @@ def test_disk_cache_is_used_by_the_next_run(model, tmp_path):
     assert told == [True, False]
 
 
-def test_a_warm_edit_traces_nothing_and_needs_neither_transformers_nor_torch(model, tmp_path):
+def test_a_warm_edit_traces_nothing_and_imports_nothing_that_takes_long(model, tmp_path):
     Image.new("RGB", (32, 32), "red").save(tmp_path / "in.png")
     code = (
         "import sys\nfrom editmgt_jax.cli import main\nassert main(sys.argv[1:]) == 0\n"
         "from editmgt_jax.models.traces import traces\n"
-        "print(sum(traces.values()), {'transformers', 'torch'} & set(sys.modules))"
+        "print(sum(traces.values()), {'transformers', 'torch', 'orbax'} & set(sys.modules))"
     )
     command = [sys.executable, "-c", code, "edit", "--model", str(model), "--steps", "1"]
     command += ["--image", "in.png", "--instruction", "make the car red", "--output", "out.png"]

@@ -19,7 +19,6 @@ from editmgt_jax.config import LoRAConfig, MGTConfig, PEFTConfig
 from editmgt_jax.errors import UserError
 from editmgt_jax.weights.conversion import check_tensors, from_released, is_linear, released_leaves, released_tensors
 from editmgt_jax.weights.files import DTYPES, WeightFiles, WeightsError, check_finite, write_weights
-from editmgt_jax.weights.trees import load_tree
 
 PEFT_CONFIG_NAME = "adapter_config.json"
 CONFIG_NAME = "lora_config.json"  # of scopes that PEFT does not know: it would adapt all tokens
@@ -117,6 +116,8 @@ def read(directory: str | Path, mgt: MGTConfig, abstract_params: dict, strict: b
         raise FileNotFoundError(f"a LoRA is a folder with {CONFIG_NAME} or {PEFT_CONFIG_NAME}; {directory} has none")
     if (directory / ORBAX).is_dir():
         config = LoRAConfig.from_json(directory / names[0])
+        from editmgt_jax.weights.trees import load_tree  # Orbax, whose import takes as long as an edit
+
         lora, shapes = load_tree(directory / ORBAX), abstract_lora(config, mgt, abstract_params)
         if jax.tree.map(np.shape, lora) != jax.tree.map(np.shape, shapes):
             raise WeightsError(f"the LoRA in {directory} must have the modules of the model and of its config")

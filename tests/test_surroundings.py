@@ -29,6 +29,7 @@ def start(code, **options):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_command_and_what_it_was_writing(tmp_path, number):
     code = (
+        f"import signal; signal.signal({number:d}, signal.SIG_DFL)\n"  # whatever started the tests may ignore it
         "surroundings.watch_signals()\n"
         "with files.replacing('a.txt') as temporary, files.new_folder('b') as folder:\n"
         "    temporary.write_text('half'); (folder / 'x').write_text('half')\n"
@@ -38,7 +39,10 @@ def test_a_signal_ends_a_command_and_what_it_was_writing(tmp_path, number):
     process = start(code, cwd=tmp_path)
     assert process.stdout.readline() == "ready\n" and len(list(tmp_path.iterdir())) == 2
     process.send_signal(number)
-    _, text = process.communicate(timeout=30)
+    try:
+        _, text = process.communicate(timeout=30)
+    finally:
+        process.kill()
     said = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
     assert (process.returncode, text) == (128 + number, f"editmgt: {said}\n")
     assert not list(tmp_path.iterdir())

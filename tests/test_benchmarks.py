@@ -201,7 +201,7 @@ def test_a_workdir_belongs_to_one_evaluation(tmp_path):
     evaluate("magicbrush", data, tmp_path / "run", outputs=outputs)
     evaluate("magicbrush", data, tmp_path / "run", outputs=outputs)
     shutil.copytree(outputs, tmp_path / "others")
-    with pytest.raises(UserError, match="another edited"):
+    with pytest.raises(UserError, match="other edited"):
         evaluate("magicbrush", data, tmp_path / "run", outputs=tmp_path / "others")
 
 
@@ -329,7 +329,7 @@ def test_the_command_scores_a_folder(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "3 examples of the benchmark's 1571; 3 scored" in printed and "final_turn" in printed
     assert cli.main([*words, "--outputs", str(outputs)]) == 2
-    assert "another examples_sha256, selection" in capsys.readouterr().err
+    assert "other examples_sha256, selection" in capsys.readouterr().err
     assert cli.main([*words, "--outputs", str(tmp_path / "none")]) == 2
     assert "there is none at" in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -372,7 +372,7 @@ def test_a_pod_is_set_up_and_trains_until_it_is_stopped(pod, status, machine, ca
     assert pod("create", "--type", "v6e-8") == 0 and status() == "ACTIVE new"
     assert pod("setup", "--bucket", "b") == 0
     assert (machine / "editmgt" / "runs").resolve() == machine / "editmgt-bucket" / "runs"
-    assert (machine / "editmgt" / "editmgt_jax" / "pipeline.py").is_file()
+    assert (machine / "editmgt" / "editmgt_jax" / "pipeline" / "pictures.py").is_file()
     assert pod("train", "--", *RUN) == 0
     wait_for(lambda: log_says(machine, "train"))
     started = f"{machine}/editmgt: supervise -- editmgt train --distributed {' '.join(RUN)}"

@@ -98,7 +98,7 @@ WRONG_MGT = [
     ("model.remat=ful", "one of none, dots, products, full"),
     ("model.unroll=0", "at least 1"),
     ("model.timestep_convention=relesed", "one of released, mask_rate"),
-    ("model.mgt.num_layers=0", "must be positive; got 0"),
+    ("model.mgt.num_layers=0", "must be positive, and at most 10000000; got 0"),
     ("model.mgt.num_layers=two", "num_layers must be int; got 'two'"),
     ("model.mgt.depth=2", "there is no config key model.mgt.depth"),
     ("model.text.vocab_size=7", "there is no config key model.text.vocab_size"),
@@ -241,7 +241,7 @@ def test_a_mixture_has_two_forms():
     with pytest.raises(
         ValueError, match=r"data.tokens must lie in a file system that this machine mounts.*gs://bucket"
     ):
-        resolve(read_config(mgt() | {"model": mgt()["model"] | {"vq": ""}, "data": {"tokens": "gs://bucket/a:2"}}))
+        resolve(read_config(mgt() | {"model": mgt()["model"] | {"vq": ""}, "data": {"tokens": "gs://bucket/a:2"}}), "runs/a")
 
 
 # ---- runs

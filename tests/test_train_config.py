@@ -241,7 +241,9 @@ def test_a_mixture_has_two_forms():
     with pytest.raises(
         ValueError, match=r"data.tokens must lie in a file system that this machine mounts.*gs://bucket"
     ):
-        resolve(read_config(mgt() | {"model": mgt()["model"] | {"vq": ""}, "data": {"tokens": "gs://bucket/a:2"}}), "runs/a")
+        resolve(
+            read_config(mgt() | {"model": mgt()["model"] | {"vq": ""}, "data": {"tokens": "gs://bucket/a:2"}}), "runs/a"
+        )
 
 
 # ---- runs

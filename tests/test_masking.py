@@ -120,3 +120,7 @@ def test_a_leaning_mask_hides_first_where_it_leans_to():
     np.testing.assert_array_equal(towards.sum(1), plain.sum(1))
     np.testing.assert_array_equal(towards[:, :30].sum(1), np.minimum(plain.sum(1), 30))
     np.testing.assert_array_equal(away[:, 30:].sum(1), np.minimum(plain.sum(1), 70))
+
+
+def test_temperature_that_nobody_states_falls_from_2_to_0():
+    np.testing.assert_array_equal(masking.decode_schedule(3).temperature, [2.0, 1.0, 0.0])

@@ -12,7 +12,7 @@ import pytest
 from editmgt_jax.sampling import decode as dec
 from editmgt_jax.sampling.localize import hold_mask
 from editmgt_jax.sampling.masking import decode_schedule
-from editmgt_jax.sampling.samplers import SAMPLERS, Context, halton_ranks
+from editmgt_jax.sampling.samplers import SAMPLERS, Context, Proposal, halton_ranks
 
 pytestmark = pytest.mark.usefixtures("exact_types")
 
@@ -23,12 +23,6 @@ ANGLES = (np.arange(LENGTH * CODEBOOK).reshape(LENGTH, CODEBOOK) * 1.7 % 6.28).a
 KNOBS = SimpleNamespace(entropy_bound=np.float32(9), copy_penalty=np.float32(3))
 EVERY = pytest.mark.parametrize("name", SAMPLERS)
 HOLDS = pytest.mark.parametrize("hold", [None, *dec.HOLDS])
-
-
-@pytest.fixture(autouse=True)
-def strict_promotion():
-    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
-        yield
 
 
 def predict(tokens, step):
@@ -302,6 +296,17 @@ COPIED = [0, 0, 1, 1]
 
 def test_confidence_takes_copies_as_they_come():
     assert committed_order("confidence", LOGITS, COPIED) == [0, 2, 1, 3]
+
+
+@pytest.mark.parametrize("name", ["confidence", "margin", "changes_first"])
+def test_noise_is_added_to_what_orders(name):
+    """Gumbel noise has a long tail on one side, so its sign matters."""
+    proposal = Proposal(*(jnp.asarray(x) for x in (LOGITS[None].astype(np.float32), np.zeros((1, 4), np.int32), np.full((1, 4), -0.5, np.float32))),
+                        jnp.zeros((1, 4)), jnp.ones((1, 4), bool), None)  # fmt: skip
+    context = Context(source=jnp.ones((1, 4), jnp.int32), knobs=KNOBS)
+    noise = jnp.array([[0.5, -1.0, 2.0, 0.0]])
+    plain, noisy = (SAMPLERS[name].order(one, context) for one in (proposal, proposal._replace(noise=noise)))
+    np.testing.assert_allclose(noisy - plain, noise, atol=1e-6)
 
 
 def test_margin_is_relative_to_the_source_s_own_id():

@@ -85,7 +85,7 @@ SLOW = {
 }
 ALWAYS = {"editmgt prepare": "--workers 1"}  # the same, for commands that are run each time
 # Flags in the text of pages that are other programs'.
-OTHER_FLAGS = {"--runner", "--xla_force_host_platform_device_count", "--preload"}
+OTHER_FLAGS = {"--runner", "--xla_force_host_platform_device_count", "--xla_backend_optimization_level", "--preload"}
 
 
 def commands(page):

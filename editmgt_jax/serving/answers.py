@@ -78,8 +78,7 @@ def events(asked: Asked, partial: Sequence[Image.Image], image: Image.Image) -> 
     """Server-sent events: the pictures of some steps, then the edit."""
     for index, frame in enumerate(partial):
         yield _event("image_edit.partial_image", asked, frame, partial_image_index=index)
-    yield _event("image_edit.completed", asked, image, usage={"input_tokens": 0, "output_tokens": 0, "total_tokens": 0,
-                 "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}})  # fmt: skip
+    yield _event("image_edit.completed", asked, image)
 
 
 def _event(kind, asked, image, **more):

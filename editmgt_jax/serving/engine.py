@@ -9,7 +9,6 @@ from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from editmgt_jax.declarations import SETTINGS
-from editmgt_jax.errors import EditMGTError
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.serving.errors import ApiError
 from editmgt_jax.serving.limits import Limits
@@ -108,7 +107,7 @@ class Engine:
             while self._open and not self._waiting:
                 self._changed.wait()
             until = time.monotonic() + self.limits.wait_seconds
-            while self._open and self._enough() is False and (rest := until - time.monotonic()) > 0:
+            while self._open and not self._enough() and (rest := until - time.monotonic()) > 0:
                 self._changed.wait(rest)
             if not self._waiting:
                 return self._next_batch() if self._open else []
@@ -137,10 +136,8 @@ class Engine:
                 if isinstance(result, BaseException):
                     raise result
                 _settle(work.future, work.finish(result))
-            except (EditMGTError, OSError) as error:
+            except Exception as error:  # the client's or our own: the route tells them apart
                 _settle(work.future, error=error)
-            except Exception as defect:
-                _settle(work.future, error=defect)
 
 
 def _settle(future, value=None, error=None):

@@ -7,7 +7,7 @@ import importlib
 
 _HOMES = {
     "EditPipeline": "pipeline",
-    "Result": "pipeline",
+    "Result": "sampling.results",
     "ExportedDecode": "sampling.exported",
     "EncodedText": "models.text",
     "LoadedModel": "weights.loading",

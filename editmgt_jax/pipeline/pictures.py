@@ -19,6 +19,7 @@ from editmgt_jax.batching import by_shape, map_batches, power_of_two
 from editmgt_jax.declarations import SETTINGS, SettingsError
 from editmgt_jax.errors import EditMGTError, UserError
 from editmgt_jax.images import ImageError
+from editmgt_jax.pipeline.diffusers_names import takes_diffusers_names
 from editmgt_jax.pipeline.tokens import TokenPipeline
 from editmgt_jax.sampling.decode import picture_keys
 from editmgt_jax.sampling.edit import TokenEdit
@@ -37,7 +38,7 @@ from editmgt_jax.sampling.orders import (
     silent,
 )
 from editmgt_jax.sampling.programs import check_process
-from editmgt_jax.sampling.results import Result, make_result
+from editmgt_jax.sampling.results import Result, Results, make_result
 
 # Settings that have no meaning without a source image.
 NO_REFERENCE = frozenset(setting.name for setting in SETTINGS if setting.about == "reference")
@@ -46,8 +47,9 @@ PAINTED_PIXELS = 8 * 512**2  # that the image tokenizer encodes or decodes at on
 
 
 class EditPipeline(TokenPipeline):
-    """Edits pictures with one loaded model; see `__call__`."""
+    """Edits pictures with one loaded model; see `__call__`. diffusers' names of arguments are taken, too: `diffusers_names`."""
 
+    @takes_diffusers_names
     def __call__(
         self,
         image: Pictures,
@@ -62,7 +64,7 @@ class EditPipeline(TokenPipeline):
         released_mask: bool = False,
         progress: Progress | None = None,
         **settings: Any,
-    ) -> Result | list[Result]:
+    ) -> Result | Results:
         """Edits `image` as `instruction` says.
 
         Args:
@@ -86,6 +88,7 @@ class EditPipeline(TokenPipeline):
             self._edit_order(settings, negative_prompt, progress, **options), image, instruction, mask, query
         )
 
+    @takes_diffusers_names
     def generate(
         self,
         prompt: Prompts,
@@ -96,7 +99,7 @@ class EditPipeline(TokenPipeline):
         negative_prompt: str | None = None,
         progress: Progress | None = None,
         **settings: Any,
-    ) -> Result | list[Result]:
+    ) -> Result | Results:
         """Makes pictures of `prompt`, or of each of a list of prompts, from text alone.
 
         Args:
@@ -113,8 +116,9 @@ class EditPipeline(TokenPipeline):
         hidden = np.full(grid, self.mask_token_id, np.int32)
         jobs = [Job(text, self.query_weights(text)) for text in self.encode(prompts)]
         results = self._results([(order, Canvas(job, None, hidden, None)) for job in jobs])
-        return results if is_list else results[0]
+        return Results(results) if is_list else results[0]
 
+    @takes_diffusers_names
     def inpaint(
         self,
         image: Pictures,
@@ -127,7 +131,7 @@ class EditPipeline(TokenPipeline):
         composite: bool = True,
         progress: Progress | None = None,
         **settings: Any,
-    ) -> Result | list[Result]:
+    ) -> Result | Results:
         """Fills the white parts of `mask` with what `prompt` describes; the model does not see what was there.
 
         Args: as in `__call__` and `generate`; composite takes what the mask spares from the input, past a feathered seam.
@@ -141,7 +145,7 @@ class EditPipeline(TokenPipeline):
 
     def outpaint(
         self, image: Pictures, prompt: Prompts, pad: tuple[int, int, int, int], **options: Any
-    ) -> Result | list[Result]:
+    ) -> Result | Results:
         """Extends a picture by `pad` pixels (left, top, right, bottom) filled with what `prompt` describes.
 
         Args and errors: as in `inpaint`. The result has the extended size.
@@ -253,7 +257,7 @@ class EditPipeline(TokenPipeline):
             (order, self._canvas(order, job, ids)) for job, ids in zip(jobs, self._source_ids(jobs), strict=True)
         ]
         results = self._results(canvases)
-        return results if is_list else results[0]
+        return Results(results) if is_list else results[0]
 
     def _source_ids(self, jobs, apart=False) -> list[np.ndarray]:
         """ids [H W] of each job's image; an image that several jobs share is encoded once."""

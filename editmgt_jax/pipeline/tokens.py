@@ -20,6 +20,7 @@ from editmgt_jax.models.blocks import Interventions
 from editmgt_jax.models.prompts import PromptError
 from editmgt_jax.models.text import EncodedText
 from editmgt_jax.models.vq import ids_to_pixels, pixels_to_ids
+from editmgt_jax.pipeline.diffusers_names import takes_diffusers_names
 from editmgt_jax.sampling.canvas import canvas_size, free_memory
 from editmgt_jax.sampling.decode import Noise
 from editmgt_jax.sampling.edit import TokenEdit
@@ -54,6 +55,7 @@ class TokenPipeline:
         self._mgt_variables, self._vq_params = jax.device_put((model.mgt_variables, model.vq_params))
 
     @classmethod
+    @takes_diffusers_names
     def from_pretrained(
         cls,
         directory: str | Path | None = None,
@@ -70,6 +72,20 @@ class TokenPipeline:
         """
         check_batch_size(batch_size)
         return cls(load_model(directory, dtype, strict, lora=lora), batch_size, program)
+
+    def to(self, device: Any) -> Self:
+        """This pipeline, for scripts of diffusers. JAX chooses the device, by JAX_PLATFORMS.
+
+        Args:
+          device: where its weights lie: "cpu", "cuda" or "tpu", or PyTorch's object of that name.
+        Errors: UserError for any other place.
+        """
+        platform = jax.default_backend()
+        if str(device).partition(":")[0] not in {platform, *({"cuda"} if platform == "gpu" else ())}:
+            raise UserError(
+                f"the model lies on {platform}, and stays there; got {device}: set JAX_PLATFORMS before the start"
+            )
+        return self
 
     @property
     def mask_token_id(self) -> int:

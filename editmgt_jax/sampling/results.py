@@ -32,6 +32,15 @@ class Result:
     step_relevance: np.ndarray | None = None  # float32 [I n H W], recorded
 
 
+class Results(list[Result]):
+    """The results of several prompts, in their order."""
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """All pictures: those of the first prompt, then those of the next one."""
+        return [image for result in self for image in result.images]
+
+
 def make_result(
     order: Order, canvas: Canvas, edits: Sequence[TokenEdit], pixels: Sequence[Float[Array, "Y X 3"]]
 ) -> Result:

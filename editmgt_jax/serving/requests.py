@@ -16,11 +16,12 @@ from editmgt_jax import images
 from editmgt_jax.declarations import SETTINGS, SettingsError
 from editmgt_jax.errors import EditMGTError
 from editmgt_jax.images import ImageError
+from editmgt_jax.pipeline.diffusers_names import NAMES
 from editmgt_jax.serving.errors import ApiError, bad
 from editmgt_jax.serving.limits import Limits
 
-ALIASES = {"num_inference_steps": "steps"}
 SETTING_NAMES = {setting.name: setting for setting in SETTINGS if setting.about != "result"}
+ALIASES = {theirs: ours for theirs, ours in NAMES.items() if ours in SETTING_NAMES}
 # Fields of OpenAI's API that choose among its own models' qualities: their values are checked, and change nothing here.
 WITHOUT_EFFECT = {
     "quality": ("auto", "low", "medium", "high", "standard", "hd"),

@@ -17,10 +17,18 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from editmgt_jax import locks
-from editmgt_jax.errors import UserError
+from editmgt_jax.errors import EditMGTError, UserError
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 JOB = "job.json"  # what the files of a folder are made of
+_TOLD = [
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EIO,
+    errno.ESTALE,
+]  # by libraries, in their own words
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF}  # of file systems that cannot sync a folder
 
 
@@ -64,6 +72,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 _sync(path.parent)
         except OSError as error:
             raise _naming(error, path, temporary) from error
+
+
+@contextlib.contextmanager
+def system_errors(path: str | Path) -> Iterator[None]:
+    """Around a library that writes `path`: its errors that quote one of the system's, such as a full disk, are raised as that OSError."""
+    try:
+        yield
+    except EditMGTError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        for code in _TOLD:
+            if os.strerror(code) in str(error):
+                raise OSError(code, os.strerror(code), str(path)) from error
+        raise
 
 
 def remove_pending() -> None:
@@ -252,9 +274,14 @@ def _copy_owner(path: Path, of: os.stat_result) -> None:
 
 def _naming(error: OSError, path: Path, temporary: Path) -> OSError:
     """The error of writing `temporary`, or a file in it, as one that names `path`; others as they are."""
-    named = str(error.filename) if error.filename is not None else str(temporary)
-    if error.errno is None or not named.startswith(str(temporary)):
+    names = [str(name) for name in (error.filename2, error.filename) if name is not None] or [str(temporary)]
+    named = next((name for name in names if name.startswith(str(temporary))), None)
+    if error.errno is None or named is None:
         return error
+    if error.filename is None and (inner := str(error.strerror)).startswith(
+        "cannot write "
+    ):  # named already, in this folder
+        return type(error)(error.errno, inner.replace(str(temporary), str(path)))
     reason = f"cannot write {path}{named[len(str(temporary)) :]}: {error.strerror}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         with contextlib.suppress(OSError):

@@ -4,12 +4,16 @@ import os
 import stat
 import subprocess
 import sys
+import types
 
+import numpy as np
 import pytest
 
 from editmgt_jax import files
+from editmgt_jax.data import records
 from editmgt_jax.errors import UserError
 from editmgt_jax.files import claim, mounted, new_folder, replacing, write_json, write_text
+from editmgt_jax.weights import trees
 
 
 def names(folder):
@@ -145,3 +149,56 @@ def test_a_note_that_is_damaged_is_of_another_job(tmp_path, note):
     (tmp_path / "job.json").write_text(note)
     with pytest.raises(UserError, match="belongs to a job with other values "):
         claim(tmp_path, {"a": 2})
+
+
+def test_an_error_within_a_new_folder_names_the_file_once(tmp_path, monkeypatch):
+    def copy(source, target):
+        raise OSError(errno.ENOSPC, "no space", str(source), None, str(target))
+
+    monkeypatch.setattr(files.shutil, "copyfile", copy)
+    (tmp_path / "a.txt").write_text("a")
+    with (
+        pytest.raises(OSError, match=r"cannot write \S+/new/inner/b.txt: no space after") as copied,
+        new_folder(tmp_path / "new") as folder,
+    ):
+        (folder / "inner").mkdir()
+        files.shutil.copyfile(tmp_path / "a.txt", folder / "inner" / "b.txt")
+    with (
+        pytest.raises(OSError, match=r"cannot write \S+/new/b.txt: no space after") as nested,
+        new_folder(tmp_path / "new") as folder,
+        replacing(folder / "b.txt") as temporary,
+    ):
+        files.shutil.copyfile(tmp_path / "a.txt", temporary)
+    for error in (copied, nested):
+        assert str(error.value).count("cannot write") == 1 and ".tmp" not in str(error.value)
+
+
+def test_a_full_disk_is_told_from_a_library_s_words(tmp_path):
+    with pytest.raises(OSError, match="No space left") as error, files.system_errors(tmp_path / "a"):
+        raise RuntimeError("write() failed: No space left on device; at byte 5")
+    assert error.value.errno == errno.ENOSPC and error.value.filename == str(tmp_path / "a")
+    for other in (RuntimeError("a defect"), UserError("no pair says 'No space left on device'")):
+        with pytest.raises(type(other), match=str(other)), files.system_errors(tmp_path / "a"):
+            raise other
+
+
+def test_a_shard_that_cannot_be_closed_is_told_as_the_system_s_error(tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, *_):
+            pass
+
+        def close(self):
+            raise RuntimeError(f"Failed to close: {os.strerror(errno.ENOSPC)}")
+
+    monkeypatch.setattr(records, "ArrayRecordWriter", Full)
+    with pytest.raises(OSError, match="No space left"), records.ShardWriter(tmp_path / "a"):
+        pass
+    with pytest.raises(ZeroDivisionError), records.ShardWriter(tmp_path / "a"):
+        raise ZeroDivisionError
+
+
+def test_a_tree_for_which_there_is_no_room_is_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr(trees.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=15))
+    with pytest.raises(OSError, match="No space left on device: 16 bytes are needed, 15 are free"):
+        trees.save_tree(tmp_path / "tree", {"a": np.zeros(4, np.float32)})
+    assert names(tmp_path) == []

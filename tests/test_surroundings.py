@@ -107,7 +107,7 @@ def test_warnings_of_other_packages_are_not_shown(capsys):
     notes = cli._Notes()
     for filename in ("/lib/site-packages/apitools/a.py", "/lib/site-packages/PIL/b.py"):
         notes("stray", UserWarning, filename, 1)
-    own = os.path.join(cli.OWN, "images", "reading.py")
+    own = os.path.join(cli.surroundings.OWN, "images", "reading.py")
     for _ in range(2):
         notes("the mask is full", UserWarning, own, 1)
     assert capsys.readouterr().err == "editmgt: note: the mask is full\n"

@@ -14,7 +14,6 @@ from editmgt_jax.cli import surroundings
 from editmgt_jax.errors import EditMGTError, exit_code, one_line
 
 FAMILIES = ("pictures", "serve", "data", "train", "models", "evaluate", "ablate", "compile")
-OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PIPE_CLOSED = 141  # exit code of a command whose reader has gone, as of one that SIGPIPE ends
 
 
@@ -29,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is not None:
         return _run(argv)
     surroundings.guard_streams()
+    surroundings.hush_others()
     surroundings.watch_signals()
     try:
         try:
@@ -95,7 +95,7 @@ class _Notes:
         from editmgt_jax.cli import compile_cache
 
         text = one_line(compile_cache.noted(str(message)) if filename and "jax" in filename else str(message))
-        own = os.path.abspath(filename).startswith(OWN + os.sep)
+        own = os.path.abspath(filename).startswith(surroundings.OWN + os.sep)
         of_jax = f"{os.sep}jax{os.sep}" in filename and issubclass(category, UserWarning)
         if (own or of_jax or sys.warnoptions) and text and text not in self._said:
             self._said.add(text)

@@ -5,6 +5,7 @@ processes. Python's way, an exception in the main thread, waits for compilations
 """
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ import threading
 from editmgt_jax import locks
 from editmgt_jax.files import remove_pending
 
+OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # this package
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ENDS = threading.Lock()
 
@@ -43,6 +45,21 @@ class _Tolerant:
 
     def __getattr__(self, name):
         return getattr(self._stream, name)
+
+
+def hush_others() -> None:
+    """From now on other packages' noise does not reach the terminal: warnings on the root logger, and tracebacks of writes that
+    go on in threads after one of them has failed."""
+    logging.getLogger().addFilter(
+        lambda record: record.levelno >= logging.ERROR or record.pathname.startswith(OWN + os.sep)
+    )
+    told = sys.unraisablehook
+
+    def tell(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            told(unraisable)
+
+    sys.unraisablehook = tell
 
 
 def watch_signals() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from editmgt_jax.errors import EditMGTError, UserError
-from editmgt_jax.files import replacing
+from editmgt_jax.files import replacing, system_errors
 
 MANIFEST = "manifest.json"
 VERSION = 2
@@ -78,28 +78,45 @@ class Schema:
 
 def write_shard(path: str | Path, schema: Schema, examples: Iterable[dict]) -> None:
     """Writes one shard at once: a shard that exists is whole."""
-    with replacing(path) as temporary:
-        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")  # ids hardly compress
+    with replacing(path) as temporary, ShardWriter(temporary) as writer:
         for example in examples:
             writer.write(schema.pack(example))
-        writer.close()
 
 
-class PairWriter:
-    """Writes pairs to a shard as they come. A context manager: the file is whole when it ends without an error."""
+class ShardWriter:
+    """Writes records to a shard as they come. A context manager: the file is whole when it ends without an error.
+
+    Errors: OSError, such as for a full disk.
+    """
 
     def __init__(self, path: str | Path):
-        self._writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")  # pictures are compressed already
+        self._path = path
+        with system_errors(path):
+            self._writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")  # ids and pictures hardly compress
 
-    def write(self, pair: dict) -> None:
-        """pair: {name: bytes, string, number or list of them}."""
-        self._writer.write(msgpack.packb(pair))
+    def write(self, record: bytes) -> None:
+        """Appends a record."""
+        with system_errors(self._path):
+            self._writer.write(record)
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self._writer.close()
+    def __exit__(self, kind, *_):
+        try:
+            with system_errors(self._path):
+                self._writer.close()
+        except (OSError, RuntimeError):
+            if kind is None:  # else the first error tells
+                raise
+
+
+class PairWriter(ShardWriter):
+    """Writes pairs to a shard as they come, see `ShardWriter`."""
+
+    def write(self, pair: dict) -> None:
+        """pair: {name: bytes, string, number or list of them}."""
+        super().write(msgpack.packb(pair))
 
 
 class RecordError(EditMGTError, RuntimeError):
@@ -139,11 +156,9 @@ class ShardReader:
 def copy_records(source: str | Path, target: str | Path, keep: list[bool]) -> None:
     """Writes the records of a shard for which `keep` is true as another shard."""
     reader = ShardReader(source)
-    with replacing(target) as temporary:
-        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+    with replacing(target) as temporary, ShardWriter(temporary) as writer:
         for index in np.flatnonzero(keep):
             writer.write(reader.read(int(index)))
-        writer.close()
 
 
 def categories_name(bucket: str) -> str:

@@ -1,6 +1,9 @@
 """Whole trees of arrays as Orbax checkpoints, on machines that barely hold them."""
 
+import errno
 import logging
+import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -8,6 +11,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from editmgt_jax.errors import EditMGTError, UserError
+from editmgt_jax.files import system_errors
 
 _PATTERNS = "[]*?\\"
 _IN_FLIGHT = 1 << 30  # bytes that a whole tree is written and read with
@@ -17,7 +21,13 @@ def _is_of_others(record: logging.LogRecord) -> bool:
     return not ("/orbax/" in record.pathname and record.levelno < logging.CRITICAL)
 
 
+def _is_new(record: logging.LogRecord) -> bool:
+    """asyncio repeats the errors of each array of a checkpoint that cannot be read."""
+    return not ("never retrieved" in record.getMessage() and "tensorstore" in record.getMessage())
+
+
 logging.getLogger("absl").addFilter(_is_of_others)  # Orbax prints tracebacks of the errors that it raises, too
+logging.getLogger("asyncio").addFilter(_is_new)
 
 
 class CheckpointError(EditMGTError, RuntimeError):
@@ -35,10 +45,19 @@ def check_name(directory: str | Path) -> None:
 
 
 def save_tree(directory: str | Path, tree: dict) -> None:
-    """Writes a tree of host arrays as an Orbax checkpoint, a new folder, without a second copy of them in memory. Errors: UserError for its name."""
+    """Writes a tree of host arrays as an Orbax checkpoint, a new folder, without a second copy of them in memory.
+
+    Errors: UserError for its name; OSError, such as for a full disk.
+    """
     check_name(directory)
-    with _lean():
-        ocp.save(Path(directory).absolute(), tree)
+    directory = Path(directory).absolute()
+    needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)), shutil.disk_usage(directory.parent).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed} bytes are needed, {free} are free", str(directory)
+        )
+    with system_errors(directory), _lean():
+        ocp.save(directory, tree)
 
 
 def load_tree(directory: str | Path) -> dict:

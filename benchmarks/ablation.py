@@ -24,7 +24,7 @@ def random_records(folder: Path, args: argparse.Namespace) -> Records:
     manifest = Manifest(
         model="random", fingerprint="0" * 16, examples=args.examples, seeds=(0,), moments=("step 0",),
         signals=("text_to_image",), heads=("mean",), groups=("all",), num_blocks=args.blocks, grid=(args.side,) * 2,
-        token_grid=(args.token_side,) * 2, size=4 * args.token_side, layers=(0,), chunk=16, dtype="float16", truth="mask",
+        token_grid=(args.token_side,) * 2, size=4 * args.token_side, layers=(0,), signal="text_to_image", chunk=16, dtype="float16", truth="mask",
     )  # fmt: skip
     records = Records(folder, manifest, create=True)
     for chunk in range(manifest.num_chunks):

@@ -22,6 +22,7 @@ def manifest(**changes):
         "token_grid": TOKEN_GRID,
         "size": 32,
         "layers": (4,),
+        "signal": "image_to_text",
         "chunk": 8,
         "dtype": "float16",
         "truth": "mask",

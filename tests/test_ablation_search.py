@@ -140,6 +140,8 @@ def test_the_summary_of_a_planted_run(run):
     assert single["blocks"] in ([2], [3]) and single["difference"]["high"] < 0 and single["differs"]
     assert single["difference"]["mean"] == pytest.approx(single["odd"]["mean"] - found["winner"]["odd"]["mean"])
     assert {"best with signal image_to_text", "best with window rate 0.5"} <= roles.keys()
+    read = roles["as the model reads it"], roles["as the paper reads it"]
+    assert [(one["blocks"], one["signal"]) for one in read] == [([4], "image_to_text"), ([4, 5], "text_to_image")]
 
 
 def test_scores_in_tables_are_the_scorers(run):

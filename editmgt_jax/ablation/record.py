@@ -127,6 +127,7 @@ class Recorder:
             token_grid=(side, side),
             size=self.model.scheduler.native_size,
             layers=self.settings.layers,
+            signal=self.settings.signal,
             chunk=record.chunk,
             dtype=record.dtype,
             truth=self.config.examples.truth,

@@ -47,6 +47,7 @@ class Manifest:
     token_grid: tuple[int, int]  # (H, W)
     size: int  # pixels along a side of the pictures
     layers: tuple[int, ...]  # the model's own
+    signal: str  # the model's own
     chunk: int
     dtype: str
     truth: str  # 'mask' or 'difference'

@@ -7,7 +7,7 @@ Axes    n examples; Z candidates; J blocks; N positions
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +69,11 @@ def search(config: AblationConfig, workdir: Path) -> Path:
     path = workdir / FOLDER / SUMMARY
     path.parent.mkdir(exist_ok=True)
     m = scorer.manifest
-    layers_of = {"default": m.layers, "released": released_layers(m.num_blocks)}
-    write_json(path, summary(found, config, layers_of), indent=2)
+    readings = {
+        "as the model reads it": (m.layers, m.signal),
+        "as the paper reads it": (released_layers(m.num_blocks), "text_to_image"),
+    }
+    write_json(path, summary(found, config, readings), indent=2)
     return path
 
 
@@ -173,10 +176,13 @@ def learnt(scorer: Scorer) -> BlockSet:
 # ---- what is told
 
 
-def summary(found: Candidates, config: AblationConfig, layers_of: dict[str, Sequence[int]] | None = None) -> dict:
+Readings = Mapping[str, tuple[Sequence[int], str]]  # {role: (blocks, signal)} of edits
+
+
+def summary(found: Candidates, config: AblationConfig, readings: Readings | None = None) -> dict:
     """The winner and what it is compared with, on the odd examples."""
     winner = found.chosen_by(lambda entry: entry["kind"] != LEARNT)
-    told = compared(found, winner, rivals(found, winner, config.search.shown, layers_of), config.statistics)
+    told = compared(found, winner, rivals(found, winner, config.search.shown, readings), config.statistics)
     return {
         "objective": config.search.objective,
         "candidates": len(found.entries),
@@ -187,27 +193,24 @@ def summary(found: Candidates, config: AblationConfig, layers_of: dict[str, Sequ
     }
 
 
-def rivals(
-    found: Candidates, winner: int, shown: int, layers_of: dict[str, Sequence[int]] | None = None
-) -> dict[str, int]:
+def rivals(found: Candidates, winner: int, shown: int, readings: Readings | None = None) -> dict[str, int]:
     """{role: candidate} that the winner is compared with: of each kind and of each value of each axis, the best.
 
     Args:
-      layers_of: the model's own layers ('default'), and those of the paper at this depth ('released').
+      readings: what the model itself reads, and what the paper does at this depth.
     """
     best = found.entries[winner]
-    own = {"signal": "text_to_image", "group": "all", "head": "mean", "filter": "adaptive", "upsampling": "bicubic"}
+    own = {"group": "all", "head": "mean", "filter": "adaptive", "upsampling": "bicubic"}
     same_view = [entry for entry in found.entries if view_of(entry) == view_of(best)]
     roles: dict[str, int | None] = {"best single block": found.chosen_by(lambda entry: len(entry["blocks"]) == 1)}
-    for kind, word in (("default", "as the model reads it"), ("released", "as the paper reads it")):
-        if layers := (layers_of or {}).get(kind):
-            roles[word] = found.chosen_by(
-                lambda entry, layers=layers: (
-                    tuple(entry["blocks"]) == tuple(layers)
-                    and entry["kind"] != LEARNT
-                    and all(entry[axis] == value for axis, value in own.items())
-                )
+    for role, (layers, signal) in (readings or {}).items():
+        roles[role] = found.chosen_by(
+            lambda entry, layers=layers, signal=signal: (
+                tuple(entry["blocks"]) == tuple(layers)
+                and entry["kind"] != LEARNT
+                and all(entry[axis] == value for axis, value in (own | {"signal": signal}).items())
             )
+        )
     of_view = {id(entry) for entry in same_view}
     for kind in dict.fromkeys(entry["kind"] for entry in same_view):
         roles[f"{kind}, same view"] = found.chosen_by(

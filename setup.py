@@ -4,8 +4,8 @@ from setuptools import find_packages, setup
 
 # Making training sets of raw pairs: runners, parquet files, other people's datasets.
 PREPARE = ["apache-beam>=2.70", "pyarrow>=18.0", "tensorflow-datasets>=4.9.9", "importlib_resources"]
-# Ablations: tables and figures.
-ABLATE = ["pyarrow>=18.0", "vl-convert-python>=1.7"]
+# Ablations: tables, figures, studies.
+ABLATE = ["pyarrow>=18.0", "vl-convert-python>=1.7", "optuna>=4.0"]
 # An HTTP server.
 SERVE = ["starlette>=1.0", "uvicorn>=0.30", "python-multipart>=0.0.20", "prometheus-client>=0.20"]
 
@@ -60,6 +60,7 @@ setup(
         "eval": ["pyarrow>=18.0", "torch>=2.6"],
         "ablate": ABLATE,
         "serve": SERVE,
+        "wandb": ["wandb>=0.20"],
         # The PyTorch implementations that the parity tests compare with.
         "parity": ["torch>=2.6", "diffusers>=0.35"],
         "tpu": ["jax[tpu]"],

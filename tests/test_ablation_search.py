@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import sys
+import types
 
 import numpy as np
 import planted_records
@@ -10,10 +12,11 @@ import pytest
 from scipy import stats
 
 from editmgt_jax.ablation import score as scores
-from editmgt_jax.ablation import scoring, search, sets, statistics
+from editmgt_jax.ablation import scoring, search, sets, statistics, steps, study
 from editmgt_jax.ablation.choices import View
 from editmgt_jax.ablation.config import AblationConfig, Examples, Score, Search, Statistics
 from editmgt_jax.errors import UserError
+from editmgt_jax.training import tracking
 
 HOW = Statistics(resamples=500, permutations=999)
 VIEW = View("text_to_image", "all", "rate 1.0", "mean", "none", "nearest")
@@ -123,7 +126,7 @@ def run(tmp_path_factory):
         examples=Examples(count=40),
         score=Score(sets=("subsets", "released"), signals=("text_to_image", "image_to_text"), windows=("each", "all"),
                     filters=("adaptive", "none"), thresholds=("selected", "0.5"), part=20),
-        search=Search(shown=3),
+        search=Search(shown=3, trials=8),
         statistics=HOW,
     )  # fmt: skip
     scores.score(config, folder)
@@ -134,7 +137,7 @@ def test_the_summary_of_a_planted_run(run):
     folder, config = run
     found = json.loads(search.search(config, folder).read_text())
     assert found["winner"]["blocks"] == [2, 3] and found["winner"]["window"] == "rate 1.0+rate 0.5"
-    assert found["candidates"] == 2 * 3 * 2 * 63 + 3 and found["examples"] == {"even": 20, "odd": 20}
+    assert found["candidates"] == 2 * 3 * 2 * 63 + 3 + 1 and found["examples"] == {"even": 20, "odd": 20}
     roles = {rival["role"]: rival for rival in found["rivals"]}
     single = roles["best single block"]
     assert single["blocks"] in ([2], [3]) and single["difference"]["high"] < 0 and single["differs"]
@@ -142,6 +145,45 @@ def test_the_summary_of_a_planted_run(run):
     assert {"best with signal image_to_text", "best with window rate 0.5"} <= roles.keys()
     read = roles["as the model reads it"], roles["as the paper reads it"]
     assert [(one["blocks"], one["signal"]) for one in read] == [([4], "image_to_text"), ([4, 5], "text_to_image")]
+
+
+def test_a_study_finds_the_planted_set_and_goes_on_as_if_not_killed(tmp_path):
+    """Blocks 2 and 3 of 6 in the first of two signals; 40 trials of 2 x 64 candidates."""
+    pytest.importorskip("optuna")
+    records = planted_records.write(tmp_path / "records", (0, 0, 3, 3, 0, 0), examples=40, moments=("rate 1.0",))
+    score = Score(signals=("image_to_text", "text_to_image"), groups=("all",), filters=("none",))
+    config = AblationConfig(task="ablate", examples=Examples(count=40), score=score, statistics=HOW)
+
+    def opened(name):
+        return study.Study(config, records, tmp_path / name, "selected")
+
+    best, view, values = opened("whole").run(40)
+    assert best.blocks == (2, 3) and values.shape == (40,) and best.kind == "study"
+    np.testing.assert_array_equal(values, opened("whole").values((2, 3), view))
+    begun = opened("killed")
+    begun.run(7)
+    begun._study.ask()  # cut off
+    assert opened("killed").run(40)[:2] == (best, view)
+    trials = [[(one.value, one.params) for one in opened(name)._study.trials] for name in ("whole", "killed")]
+    assert trials[0] == trials[1] and len(trials[0]) == 40
+
+
+def test_a_search_with_trials_needs_optuna(run, monkeypatch):
+    folder, config = run
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match="pip install 'editmgt_jax\\[ablate\\]'"):
+        search.search(dataclasses.replace(config, search=Search(trials=3)), folder)
+
+
+def test_a_tracker_is_told_the_intervals_of_a_search(run, monkeypatch):
+    folder, config = run
+    told = []
+    tracker = types.SimpleNamespace(scalars=lambda *given: told.append(given), close=lambda: told.append("closed"))
+    monkeypatch.setattr(tracking, "opened", lambda names, *_: [tracker] * len(names))
+    steps.run("search", config, folder, ["wandb"])
+    found = json.loads((folder / search.FOLDER / search.SUMMARY).read_text())
+    assert told[0][0] == 0 and told[0][1]["winner/low"] == found["winner"]["odd"]["low"] and told[1] == "closed"
+    assert len(told[0][1]) == 4 * (1 + len(found["rivals"]))
 
 
 def test_scores_in_tables_are_the_scorers(run):

@@ -19,7 +19,7 @@ from small_runs import frozen_config, train
 from editmgt_jax import locks
 from editmgt_jax.data.loader import DataError
 from editmgt_jax.errors import TRANSIENT, EditMGTError, UserError
-from editmgt_jax.training import trainer
+from editmgt_jax.training import tracking, trainer
 from editmgt_jax.training.checkpoint import SIZES, Checkpoints
 from editmgt_jax.training.metrics import MetricsWriter, RunLog, Sums, keep_lines, peak_flops
 from editmgt_jax.training.runs import run_params
@@ -48,12 +48,24 @@ def metrics_of(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_says_what_it_does(config, tmp_path, capfd):
-    config.sample_edits = 3
-    evaluation = train(config, tmp_path, profile=(1, 2))
+class Lines(list):
+    """A tracker that keeps what it is told."""
+
+    def scalars(self, step, values):
+        self.append({"step": step} | values)
+
+    def close(self):
+        self.append("closed")
+
+
+def test_a_run_says_what_it_does(config, tmp_path, capfd, monkeypatch):
+    config.sample_edits, tracked = 3, Lines()
+    monkeypatch.setattr(tracking, "opened", lambda names, *_: [tracked] * (names == ("wandb",)))
+    evaluation = train(config, tmp_path, profile=(1, 2), track=("wandb",))
     assert {"loss", "accuracy", "accuracy_changed"} <= evaluation.keys()
     lines = metrics_of(tmp_path)
     steps = [line for line in lines if "loss" in line]
+    assert tracked[-1] == "closed" and [one.keys() for one in tracked[:-1]] == [line.keys() for line in lines]
     wanted = {"gradient_norm", "learning_rate", "samples_per_second", "flops_per_second", "data_wait", "accuracy"}
     assert [line["step"] for line in steps] == [1, 2, 3] and all(wanted <= line.keys() for line in steps)
     assert any(name.startswith("accuracy/rate_") for name in steps[0])

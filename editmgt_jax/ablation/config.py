@@ -150,6 +150,9 @@ class Search:
     objective: str = key("ap", "the measure that sets are chosen by", one_of(*MEASURES), FREE)
     greedy: bool = key(True, "whether blocks are also added and removed one by one", change=FREE)
     weights: bool = key(True, "whether weights of blocks are also learnt", change=FREE)
+    trials: int = key(
+        0, "the number of trials of an Optuna study over all sets, in all views of the scores", at_least(0), FREE
+    )
     shown: int = key(
         20, "the number of settings that are compared with the winner on the odd examples", at_least(1), FREE
     )

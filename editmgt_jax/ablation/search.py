@@ -1,6 +1,7 @@
 """The search for the best set of blocks: chosen on the even examples, tested on the odd ones, in RUN/search/summary.json.
 
-Every set that was scored is a candidate, and sets that are grown, shrunk or learnt for the best view. Learnt weights are an upper
+Every set that was scored is a candidate, and so are sets that are grown, shrunk or learnt for the best view, and the best trial of
+an Optuna study, if there is one. Learnt weights are an upper
 bound: they are told in the summary and cannot win.
 
 Axes    n examples; Z candidates; J blocks; N positions
@@ -19,6 +20,8 @@ from editmgt_jax.ablation.config import AblationConfig, Statistics
 from editmgt_jax.ablation.records import Records
 from editmgt_jax.ablation.scoring import Scorer
 from editmgt_jax.ablation.sets import BlockSet, name_of, of_blocks
+from editmgt_jax.ablation.study import KIND as STUDY
+from editmgt_jax.ablation.study import Study, optuna
 from editmgt_jax.errors import UserError
 from editmgt_jax.files import write_json
 from editmgt_jax.sampling.settings import released_layers
@@ -56,6 +59,7 @@ def _means(values) -> np.ndarray:
 
 def search(config: AblationConfig, workdir: Path) -> Path:
     """Searches the scores in a work directory. -> the file of the summary. Errors: UserError, RecordError."""
+    check(config)
     entries = scores.read_settings(workdir)
     rule = entries[0]["threshold_rule"]
     values = statistics.seed_means(scores.read_scores(workdir, config.search.objective))
@@ -68,6 +72,8 @@ def search(config: AblationConfig, workdir: Path) -> Path:
     found = with_improved(found, scorer, config, rule)
     path = workdir / FOLDER / SUMMARY
     path.parent.mkdir(exist_ok=True)
+    if config.search.trials:
+        found = with_study(found, Study(config, scorer.records, path.parent, rule), config.search.trials)
     m = scorer.manifest
     readings = {
         "as the model reads it": (m.layers, m.signal),
@@ -75,6 +81,12 @@ def search(config: AblationConfig, workdir: Path) -> Path:
     }
     write_json(path, summary(found, config, readings), indent=2)
     return path
+
+
+def check(config: AblationConfig) -> None:
+    """Errors: UserError when a search would need what is not installed."""
+    if config.search.trials:
+        optuna()
 
 
 def view_of(entry: dict) -> View:
@@ -94,11 +106,23 @@ def with_improved(found: Candidates, scorer: Scorer, config: AblationConfig, rul
         new.append(learnt(scorer))
     if not new:
         return found
-    values = objective_of(scorer, new, config.search.objective, rule)
-    view = dataclasses.asdict(scorer.view)
+    return _with(found, new, scorer.view, rule, objective_of(scorer, new, config.search.objective, rule))
+
+
+def with_study(found: Candidates, study: Study, trials: int) -> Candidates:
+    """The candidates and the best trial of a study."""
+    best = study.run(trials)
+    if best is None:
+        return found
+    blocks, view, values = best
+    return _with(found, [blocks], view, study.rule, values[None])
+
+
+def _with(found, sets, view, rule, values) -> Candidates:
+    """Candidates and some sets of one view."""
     entries = [
         {"setting": -1, "set": one.name, "kind": one.kind, "blocks": list(one.blocks), "weights": list(one.weights),
-         **view, "threshold_rule": rule} for one in new
+         **dataclasses.asdict(view), "threshold_rule": rule} for one in sets
     ]  # fmt: skip
     return Candidates(found.entries + entries, np.concatenate([found.values, values]))
 
@@ -110,7 +134,7 @@ def objective_of(scorer: Scorer, sets: Sequence[BlockSet], objective: str, rule:
 
 def grown(scorer: Scorer, objective: str, rule: str) -> BlockSet:
     """Forward selection on the even examples: the block that helps most is added until none does."""
-    return _greedy(scorer, objective, rule, "forward", (), lambda blocks, block: block not in blocks, _with)
+    return _greedy(scorer, objective, rule, "forward", (), lambda blocks, block: block not in blocks, _added)
 
 
 def shrunk(scorer: Scorer, objective: str, rule: str) -> BlockSet:
@@ -121,7 +145,7 @@ def shrunk(scorer: Scorer, objective: str, rule: str) -> BlockSet:
     )
 
 
-def _with(blocks, block):
+def _added(blocks, block):
     return tuple(sorted((*blocks, block)))
 
 
@@ -216,6 +240,7 @@ def rivals(found: Candidates, winner: int, shown: int, readings: Readings | None
         roles[f"{kind}, same view"] = found.chosen_by(
             lambda entry, kind=kind: entry["kind"] == kind and id(entry) in of_view
         )
+    roles["best trial of the study"] = found.chosen_by(lambda entry: entry["kind"] == STUDY)
     roles["best range"] = found.chosen_by(lambda entry: "-" in entry["set"] and entry["kind"] != LEARNT)
     for axis in AXES:
         for value in dict.fromkeys(entry[axis] for entry in found.entries):

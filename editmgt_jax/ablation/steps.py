@@ -1,6 +1,8 @@
 """The steps of an ablation, by name, with their progress on a terminal."""
 
+import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -9,7 +11,7 @@ from editmgt_jax.ablation import decode, record, score, search
 from editmgt_jax.ablation.config import AblationConfig
 from editmgt_jax.ablation.report.report import report
 from editmgt_jax.ablation.workdir import write_workdir
-from editmgt_jax.training import processes
+from editmgt_jax.training import processes, tracking
 
 
 def _progress(items):
@@ -28,16 +30,37 @@ STEPS = {
 ONE_PROCESS = ("search", "report")
 
 
-def run(name: str, config: AblationConfig, folder: Path) -> None:
-    """Runs one step, or with 'run' all in turn, and prints how long each took."""
+def run(name: str, config: AblationConfig, folder: Path, track: Sequence[str] = ()) -> None:
+    """Runs one step, or with 'run' all in turn, and prints how long each took.
+
+    Args:
+      track: names of `tracking.TRACKERS`, which get the figures of a search and the report.
+    Errors: those of the steps and of the trackers.
+    """
+    search.check(config)
     with processes.holding(folder, f"ablate {name}"):
         with processes.first_then_others():
             if processes.is_first():
                 write_workdir(folder, config)
+        trackers = tracking.opened(track, folder, config.to_dict()) if processes.is_first() else []
         for step in STEPS if name == "run" else [name]:
             started = time.perf_counter()
             if step not in ONE_PROCESS or processes.is_first():
                 output = STEPS[step](config, folder)
             if processes.is_first():
                 print(f"{step}: {output} in {time.perf_counter() - started:.0f} s", flush=True)
+                for tracker in trackers:
+                    _tell(tracker, step, output)
             processes.wait_for_all()  # also for the last step: a process that left would end the others
+        for tracker in trackers:
+            tracker.close()
+
+
+def _tell(tracker: tracking.Wandb, step: str, output: Path) -> None:
+    """The intervals of the winner and its rivals; the report as a page."""
+    if step == "search":
+        found = json.loads(output.read_text())
+        told = {one["role"]: one["odd"] for one in (found["winner"], *found["rivals"])}
+        tracker.scalars(0, {f"{role}/{name}": value for role, odd in told.items() for name, value in odd.items()})
+    if step == "report":
+        tracker.page("report", output.read_text())

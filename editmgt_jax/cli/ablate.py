@@ -18,6 +18,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         command.add_argument("--config", metavar="CONFIG", help="a file, or the name of a shipped one: ablate_layers")
         command.add_argument("--workdir", required=True, metavar="RUN", help="folder for all that comes of it")
         shared.add_distributed(command)
+        shared.add_tracking(command)
         command.set_defaults(step=name)
     for name, text in (
         ("score", "score every set of blocks that the config names from the records"),
@@ -27,6 +28,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         command.add_argument("workdir", metavar="RUN", help="folder with records")
         command.add_argument("--config", metavar="CONFIG", help="another config, of the same records")
         shared.add_distributed(command)
+        shared.add_tracking(command)
         command.set_defaults(step=name)
 
     text = "write one HTML file and a Markdown summary of an ablation, a run, or evaluations side by side"
@@ -71,4 +73,4 @@ def run_step(args: argparse.Namespace) -> None:
     shared.use_disk_cache()
     from editmgt_jax.ablation import steps
 
-    steps.run(args.step, config, folder)
+    steps.run(args.step, config, folder, args.track)

@@ -27,6 +27,12 @@ def add_distributed(command: argparse.ArgumentParser) -> None:
     command.add_argument("--heartbeat", type=positive, default=30, metavar="SECONDS", help=text)
 
 
+def add_tracking(command: argparse.ArgumentParser) -> None:
+    """The flag of trackers."""
+    text = "also send metrics to Weights & Biases; needs the extra `wandb`, and obeys WANDB_MODE, WANDB_PROJECT, ..."
+    command.add_argument("--track", action="append", choices=("wandb",), default=[], help=text)
+
+
 def join(args: argparse.Namespace) -> None:
     """Joins the other processes of the job, if it has any. Errors: those of `processes.join`."""
     if args.distributed:

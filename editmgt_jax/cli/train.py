@@ -21,6 +21,7 @@ def _add_train(commands) -> None:
     )
     command.add_argument("--workdir", required=True, metavar="DIR", help="folder for checkpoints and metrics")
     command.add_argument("--profile", type=_step_range, metavar="START:END", help="steps to trace into DIR/profile")
+    shared.add_tracking(command)
     shared.add_distributed(command)
 
 
@@ -35,7 +36,7 @@ def train(args: argparse.Namespace) -> None:
     shared.use_disk_cache()
     from editmgt_jax.training import trainer
 
-    trainer.train(config, args.workdir, args.profile)
+    trainer.train(config, args.workdir, args.profile, args.track)
 
 
 def _add_supervise(commands) -> None:

@@ -1,8 +1,8 @@
-"""What is seen of a run: a JSONL file, TensorBoard, a progress bar, traces."""
+"""What is seen of a run: a JSONL file, trackers, a progress bar, traces."""
 
 import json
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ import numpy as np
 from tqdm import tqdm
 
 from editmgt_jax.files import write_text
+from editmgt_jax.training import tracking
 from editmgt_jax.training.config import TrainConfig
 from editmgt_jax.training.goodput import Ledger
 from editmgt_jax.training.optimizer import learning_rate
+from editmgt_jax.training.tracking import Tracker
 
 # Peak dense bfloat16 FLOP/s of a device, by how jax calls it.
 PEAK_FLOPS = {
@@ -48,25 +50,23 @@ class Sums:
 
 
 class MetricsWriter:
-    """Appends {'step': ..., name: value} lines to `metrics.jsonl` and scalars to TensorBoard in `directory`.
+    """Appends {'step': ..., name: value} lines to `metrics.jsonl` in `directory`, and scalars to its trackers.
 
     Lines past `resume_step` of an earlier, interrupted run are dropped first, so that the file reads as one run.
 
     Args:
-      directory: None writes nothing.
+      directory: None writes nothing; trackers: besides TensorBoard.
     """
 
-    def __init__(self, directory: str | Path | None, resume_step: int = 0):
+    def __init__(self, directory: str | Path | None, resume_step: int = 0, trackers: Sequence[Tracker] = ()):
         self._path = None
         if directory is None:
             return
-        from tensorboardX import SummaryWriter
-
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / "metrics.jsonl"
         keep_lines(self._path, resume_step)
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1)
+        self._trackers = [tracking.TensorBoard(directory, resume_step), *trackers]
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a line of {name: value}; NaN and infinity become null."""
@@ -74,13 +74,14 @@ class MetricsWriter:
             return
         with self._path.open("a") as file:  # closed each time: buckets keep only what was closed
             file.write(json.dumps({"step": step} | {k: _rounded(v) for k, v in values.items()}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, float(value), step)
+        for tracker in self._trackers:
+            tracker.scalars(step, values)
 
     def close(self) -> None:
-        """Writes what TensorBoard's file still lacks."""
+        """Writes what trackers still hold back."""
         if self._path is not None:
-            self._board.close()
+            for tracker in self._trackers:
+                tracker.close()
 
 
 class RunLog:
@@ -92,7 +93,7 @@ class RunLog:
 
     Args:
       directory: None writes nothing; ledger: where the time went; start: the step that the run goes on from; left_out: how
-        many steps before it were.
+        many steps before it were; track: names of `tracking.TRACKERS`.
     """
 
     def __init__(
@@ -102,11 +103,13 @@ class RunLog:
         ledger: Ledger,
         start: int,
         left_out: int = 0,
+        track: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ):
         self._clock, self._config, self._ledger = clock, config, ledger
         self._schedule, self._left_out = learning_rate(config.optimizer), left_out
-        self._writer = MetricsWriter(directory, start)
+        trackers = tracking.opened(track, directory, config.to_dict()) if directory else ()
+        self._writer = MetricsWriter(directory, start, trackers)
         self._peak, self._shapes = peak_flops(), set()
         quiet = None if directory is not None else True  # None: bars are for terminals
         self._bar = tqdm(

@@ -10,7 +10,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -40,11 +40,13 @@ class TrainingError(EditMGTError, RuntimeError):
     """Training that must not go on: says why, and what to do."""
 
 
-def train(config: TrainConfig, workdir: str | Path, profile: tuple[int, int] | None = None) -> dict:
+def train(
+    config: TrainConfig, workdir: str | Path, profile: tuple[int, int] | None = None, track: Sequence[str] = ()
+) -> dict:
     """Trains `config.task` in `workdir` until `config.steps`, resuming from its latest whole checkpoint.
 
     Args:
-      profile: steps (first, end) that are traced into the folder `profile`.
+      profile: steps (first, end) that are traced into the folder `profile`; track: trackers of `tracking.TRACKERS`.
     Returns: the last evaluation, {metric: mean}.
     Errors: UserError, FileNotFoundError for the config; CheckpointError, TrainingError, DataError.
     """
@@ -60,7 +62,7 @@ def train(config: TrainConfig, workdir: str | Path, profile: tuple[int, int] | N
         watchdog.heard()
         run, state = _set_up(config, workdir, ledger, watchdog)
         with run.layout.active(), processes.Preemption() as preemption:
-            evaluation = run.loop(state, preemption, profile)
+            evaluation = run.loop(state, preemption, profile, track)
     _say(f"time went to: {ledger.describe()}")
     return evaluation
 
@@ -198,7 +200,7 @@ class _Run:
     samples: Samples | None
     bad_batches: int = 0
 
-    def loop(self, state, preemption, profile) -> dict:
+    def loop(self, state, preemption, profile, track=()) -> dict:
         """Evaluate, save, draw a batch, step, log. Returns: the last evaluation.
 
         The order must not change, or a run that is resumed would differ from one that never stopped: step n evaluates and
@@ -207,7 +209,8 @@ class _Run:
         """
         config, start, evaluation, pending = self.config, int(state.step), {}, None
         self.bad_batches = self._count_bad(start)
-        log = RunLog(self.workdir if processes.is_first() else None, config, self.ledger, start, self.bad_batches)
+        seen = self.workdir if processes.is_first() else None
+        log = RunLog(seen, config, self.ledger, start, self.bad_batches, track)
         tracer = Profiler(self.workdir / PROFILE, profile)
         self.ledger.enter("step")
         try:

@@ -15,6 +15,7 @@ import stat
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from editmgt_jax import locks
 from editmgt_jax.errors import EditMGTError, UserError
@@ -29,6 +30,7 @@ _TOLD = [
     errno.EIO,
     errno.ESTALE,
 ]  # by libraries, in their own words
+_KINDS = {dict: "object", list: "list"}
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF}  # of file systems that cannot sync a folder
 
 
@@ -92,6 +94,25 @@ def remove_pending() -> None:
     """Removes what this process is writing, for one that ends in the middle."""
     for path in list(_PENDING):
         _remove(path)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Errors: ValueError, also for one that is nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def read_json(path: str | Path, kind: type = object) -> Any:
+    """The value of a JSON file, of a kind that JSON has. Errors: UserError naming the file; OSError."""
+    try:
+        value = parse_json(Path(path).read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} must be JSON: it is cut off or damaged ({error})") from error
+    if not isinstance(value, kind):
+        raise UserError(f"{path} must be a JSON {_KINDS[kind]}; got {type(value).__name__}")
+    return value
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -187,7 +208,7 @@ def claim(folder: str | Path, job: dict, beside: Collection[str] = (), note: str
 def _differing(path: Path, now: dict) -> str:
     """Names of the values that a note and another do not share; empty when they are the same."""
     try:
-        before = dict(json.loads(path.read_text()))
+        before = dict(parse_json(path.read_text()))
     except (ValueError, TypeError):
         return "values"
     missing = object()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from editmgt_jax.errors import UserError
-from editmgt_jax.files import write_json
+from editmgt_jax.files import parse_json, write_json
 
 MANIFEST, CHUNKS = "manifest.json", "chunks"
 EACH_HEAD = "each"
@@ -84,7 +84,7 @@ class Manifest:
         if not path.is_file():
             raise RecordError(f"an ablation needs records, from `editmgt ablate record`; there is no {path}")
         try:
-            values = json.loads(path.read_text())
+            values = parse_json(path.read_text())
             lists = {name: _tuple(value) for name, value in values.items()}
             return cls(**lists)
         except (ValueError, TypeError) as error:

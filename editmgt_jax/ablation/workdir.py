@@ -1,11 +1,10 @@
 """The work directory of an ablation: its config, and what a config that goes on may change."""
 
-import json
 from pathlib import Path
 
 from editmgt_jax.ablation.config import ABLATIONS, AblationConfig
 from editmgt_jax.errors import UserError
-from editmgt_jax.files import mounted, write_json
+from editmgt_jax.files import mounted, read_json, write_json
 from editmgt_jax.training import declare
 from editmgt_jax.training.config import read_config
 from editmgt_jax.training.declare import ConfigError
@@ -16,7 +15,7 @@ CONFIG = "config.json"
 def is_ablation(folder: str | Path) -> bool:
     """Whether a folder is the work directory of an ablation."""
     path = Path(folder) / CONFIG
-    return path.is_file() and json.loads(path.read_text()).get("task") in ABLATIONS
+    return path.is_file() and read_json(path, dict).get("task") in ABLATIONS
 
 
 def read_workdir(workdir: str | Path) -> AblationConfig:
@@ -27,7 +26,7 @@ def read_workdir(workdir: str | Path) -> AblationConfig:
             f"an ablation is a folder with {CONFIG}, from `editmgt ablate record`; there is no {path}"
         )
     try:
-        return read_config(json.loads(path.read_text()), ABLATIONS)
+        return read_config(read_json(path, dict), ABLATIONS)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
 

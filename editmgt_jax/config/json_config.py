@@ -4,14 +4,13 @@ Keys that carry no weight are kept out of the dataclasses; unsupported values ar
 """
 
 import dataclasses
-import json
 import types
 import typing
 from pathlib import Path
 from typing import Self
 
 from editmgt_jax.errors import UserError
-from editmgt_jax.files import write_json
+from editmgt_jax.files import parse_json, write_json
 
 LARGEST = 10**7  # of a number in a config: no size of an architecture is near it
 
@@ -29,7 +28,9 @@ def _fits(value, kind) -> bool:
     if isinstance(kind, types.UnionType):
         return any(_fits(value, one) for one in typing.get_args(kind))
     if kind in (int, float):
-        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+        return (
+            isinstance(value, (int, kind)) and not isinstance(value, bool) and abs(value) < 1e300
+        )  # NaN is not, either
     return isinstance(value, kind)
 
 
@@ -69,9 +70,9 @@ class JSONConfig:
         if not path.is_file():
             raise FileNotFoundError(f"a model component needs its config.json; none at {path}")
         try:
-            values = json.loads(path.read_text())
+            values = parse_json(path.read_text())
             return cls.from_dict(values)
-        except (json.JSONDecodeError, ValueError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             raise UserError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict:

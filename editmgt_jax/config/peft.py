@@ -4,7 +4,6 @@ Source  PEFT 0.21: check_target_module_exists, get_pattern_key, and the scale of
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -13,8 +12,13 @@ from typing import Any, Self
 
 from editmgt_jax.config.json_config import require
 from editmgt_jax.errors import UserError
+from editmgt_jax.files import parse_json
 
 ALL_LINEAR = "all-linear"
+_MODULE = r"(.*\.)?({})$"  # around the key of a pattern of ranks or alphas
+_LAYER = r"(?:^|.*?\.){}\.(\d+)\."  # around the name of a list of layers
+_FORMS = {"rank_pattern": _MODULE, "alpha_pattern": _MODULE, "layers_pattern": _LAYER}
+_LARGEST = 1e9  # no rank or alpha is near it
 _READ = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "exclude_modules")
 _READ += ("layers_to_transform", "layers_pattern", "peft_type", "bias", "init_lora_weights", "scope")
 # Keys that change nothing of a trained LoRA's result.
@@ -48,7 +52,7 @@ class PEFTConfig:
     def from_json(cls, path: str | Path) -> Self:
         """Reads a config file. Errors: UserError that names the file and the key."""
         try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
+            return cls.from_dict(parse_json(Path(path).read_text()))
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}: {error}") from error
 
@@ -97,7 +101,7 @@ class PEFTConfig:
         return self._layer(module) in self.layers_to_transform
 
     def _layer(self, module) -> int | None:
-        patterns = [rf"(?:^|.*?\.){each}\.(\d+)\." for each in self.layers_pattern] or [r".*?\.[^.]*\.(\d+)\."]
+        patterns = [_LAYER.format(each) for each in self.layers_pattern] or [r".*?\.[^.]*\.(\d+)\."]
         found = next((found for found in (re.match(each, module) for each in patterns) if found), None)
         return None if found is None else int(found[1])
 
@@ -119,12 +123,12 @@ def _matches(names: tuple[str, ...] | str, module: str) -> bool:
 
 def _of_pattern(pattern: Mapping[str, Any], module: str, otherwise: Any) -> Any:
     """The value of the first key that a module's name ends with; keys are regular expressions."""
-    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), otherwise)
+    return next((value for key, value in pattern.items() if re.match(_MODULE.format(key), module)), otherwise)
 
 
 def _number(values, key, kind):
     value = values[key]
-    right = isinstance(value, (int, kind)) and not isinstance(value, bool) and math.isfinite(value)
+    right = isinstance(value, (int, kind)) and not isinstance(value, bool) and abs(value) < _LARGEST
     require(right, f"{key} of a LoRA must be {'an integer' if kind is int else 'a number'}", value)
     require(kind is float or value > 0, f"{key} of a LoRA must be positive", value)
     return kind(value)
@@ -150,11 +154,15 @@ def _names(values, key, kinds, listed=False):
     require(
         right, f"{key} of a LoRA must be {'integers' if kinds == (int,) else 'names or a regular expression'}", value
     )
+    if listed and kinds == (str,):
+        for each in value:
+            _check_expression(each, key)
     return value if isinstance(value, str) else tuple(value)
 
 
 def _check_expression(text, key) -> None:
+    """Errors: UserError for what is no regular expression, alone or as a part of one."""
     try:
-        re.compile(text)
-    except (re.error, RecursionError) as error:
+        re.compile(_FORMS.get(key, "{}").format(text))
+    except (re.error, RecursionError, OverflowError) as error:
         raise UserError(f"{key} of a LoRA must be a regular expression; got {text!r}: {error}") from error

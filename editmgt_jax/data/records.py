@@ -8,7 +8,7 @@ Pairs   pictures and strings of any length: a record is a MessagePack map
 import collections
 import dataclasses
 import errno
-import json
+import operator
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from editmgt_jax.errors import EditMGTError, UserError
-from editmgt_jax.files import replacing, system_errors
+from editmgt_jax.files import read_json, replacing, system_errors
 
 MANIFEST = "manifest.json"
 VERSION = 2
@@ -72,8 +72,15 @@ class Schema:
 
     @classmethod
     def from_json(cls, fields: list) -> "Schema":
-        """The inverse of `to_json`."""
-        return cls(tuple(Field(f["name"], f["dtype"], tuple(f["shape"])) for f in fields))
+        """The inverse of `to_json`. Errors: KeyError, TypeError, ValueError for what it does not write."""
+        found = cls(
+            tuple(Field(str(f["name"]), str(f["dtype"]), tuple(map(operator.index, f["shape"]))) for f in fields)
+        )
+        if any(not 0 <= side < 2**31 for field in found.fields for side in field.shape):
+            raise ValueError(f"sizes of a record must be numbers of values; got {found.fields}")
+        for field in found.fields:
+            np.dtype(field.dtype)
+        return found
 
 
 def write_shard(path: str | Path, schema: Schema, examples: Iterable[dict]) -> None:
@@ -178,18 +185,37 @@ def read_manifest(directory: str | Path, kind: str | None = None) -> dict:
         raise FileNotFoundError(
             f"a record directory needs its {MANIFEST}; none in {directory}: finish writing it first"
         )
-    try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} must be JSON: it is cut off or damaged ({error}); make the records again") from error
-    if not isinstance(manifest, dict):
-        raise UserError(f"{path} must be a JSON object; got {type(manifest).__name__}: make the records again")
+    manifest = read_json(path, dict)
     if manifest.get("version") != VERSION:
         raise UserError(f"{path} must be of version {VERSION}; got {manifest.get('version')}: make the records again")
+    if manifest.get("kind") not in (PAIRS, TOKENS):
+        raise UserError(
+            f"{path} must be of kind {PAIRS} or {TOKENS}; got {manifest.get('kind')!r}: make the records again"
+        )
     if kind not in (None, manifest["kind"]):
         made = {PAIRS: "prepared pairs (`editmgt prepare`)", TOKENS: "token records (`editmgt tokenize`)"}
         raise UserError(f"{directory} must hold {made[kind]}; it holds {made[manifest['kind']]}")
+    try:
+        _check_entries(manifest)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} must list shards as this version does; it is damaged ({error!r}): make the records again"
+        ) from error
     return manifest
+
+
+def _check_entries(manifest) -> None:
+    """Errors: KeyError, TypeError, ValueError, AttributeError for what no preparation or tokenizing job writes."""
+    shards = manifest["shards"] if manifest["kind"] == PAIRS else []
+    if manifest["kind"] == TOKENS:
+        if not all(isinstance(category, str) for category in list(manifest["categories"])):
+            raise ValueError(f"categories must be names; got {manifest['categories']}")
+        for entry in manifest["buckets"].values():
+            Schema.from_json(entry["fields"])
+            shards = [*shards, *entry["shards"]]
+    for shard in shards:
+        if not isinstance(shard["file"], str) or not 0 <= operator.index(shard["records"]) < 2**40:
+            raise ValueError(f"a shard must have a file and a number of records; got {shard}")
 
 
 class _Shards:

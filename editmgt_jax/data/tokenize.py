@@ -11,7 +11,6 @@ import concurrent.futures
 import dataclasses
 import io
 import itertools
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -35,7 +34,7 @@ from editmgt_jax.data.records import (
     write_shard,
 )
 from editmgt_jax.errors import UserError
-from editmgt_jax.files import claim, write_json
+from editmgt_jax.files import claim, read_json, write_json
 
 SHARD = 4096  # examples
 REPORTS = "reports"  # the folder with what was written of each shard
@@ -242,7 +241,7 @@ def _is_done(directory, shard) -> bool:
 
 
 def _report(directory, shard) -> dict:
-    return json.loads(_report_path(directory, shard).read_text())
+    return read_json(_report_path(directory, shard), dict)
 
 
 def _records_path(directory, shard) -> Path:

@@ -4,7 +4,6 @@ A difference is taken over the examples that both evaluations scored, and its in
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation import outcomes, pixels, stats
 from editmgt_jax.evaluation.examples import read_picture
 from editmgt_jax.evaluation.protocols.table import open_protocol
+from editmgt_jax.files import read_json
 
 OUTSIDE = ("outside", "band", "far", "unedit_part")  # in names of figures that an editor which does nothing would win
 
@@ -43,7 +43,7 @@ def read(folders: Sequence[str | Path], labels: Sequence[str] | None = None) -> 
         if not (folder / "summary.json").is_file():
             raise FileNotFoundError(f"a complete evaluation has summary.json; there is none in {folder}")
         kept = {outcome["key"]: outcome for outcome in outcomes.read(folder / "outcomes.parquet")}
-        found.append(Evaluated(label, folder, json.loads((folder / "summary.json").read_text()), kept))
+        found.append(Evaluated(label, folder, read_json(folder / "summary.json", dict), kept))
     kinds = {(each.summary["protocol"], each.summary["version"]) for each in found}
     if len(kinds) > 1:
         listed = ", ".join(f"{name} version {version}" for name, version in sorted(kinds))

@@ -14,7 +14,6 @@ files, so outcomes do not depend on the number of processes or on interruptions.
 import contextlib
 import dataclasses
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +29,7 @@ from editmgt_jax.evaluation.examples import Example, Skipped, Unreadable, read_p
 from editmgt_jax.evaluation.features import Models
 from editmgt_jax.evaluation.leakage import leakage
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection, Traces
-from editmgt_jax.files import claim, write_json
+from editmgt_jax.files import claim, read_json, write_json
 
 IDENTITY = "evaluation.json"
 CHUNK = 32  # examples of a part
@@ -93,7 +92,7 @@ def _evaluated(job: Evaluation, entries, identity: dict, process) -> dict | None
     parts = [job.workdir / "parts" / f"{number:06}.json" for number in range(len(chunks))]
     if not all(part.is_file() for part in parts):
         return None
-    found = [outcome for part in parts for outcome in json.loads(part.read_text())]
+    found = [outcome for part in parts for outcome in read_json(part, list)]
     about = {"protocol": job.protocol.name, "version": job.protocol.version}
     outcomes.write(found, job.workdir / "outcomes.parquet", about)
     summary = identity | _summary(job, entries, found)

@@ -21,7 +21,7 @@ from pathlib import Path
 from PIL import Image
 
 from editmgt_jax.errors import EditMGTError, UserError
-from editmgt_jax.files import write_json
+from editmgt_jax.files import parse_json, write_json
 
 URL, KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 HOUSE = "house-1"  # version of the wording in the protocols' modules
@@ -163,7 +163,7 @@ def read_prompts(path: str | Path) -> dict[str, str]:
     if not path.is_file():
         raise FileNotFoundError(f"prompts are a JSON file; there is none at {path}")
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_text())
     except ValueError as error:
         raise UserError(f"prompts are a JSON file of names and texts; {path} is none: {error}") from error
     if not (isinstance(found, dict) and all(isinstance(text, str) for text in found.values())):

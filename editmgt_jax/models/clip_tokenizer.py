@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from editmgt_jax.files import parse_json
+
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 _FILES = {"vocab.json", "merges.txt", "tokenizer_config.json"}
 _KEYS = {"tokenizer_class", "model_max_length", "padding_side", *SPECIAL}
@@ -76,7 +78,7 @@ def is_readable(directory: Path) -> bool:
     if {path.name for path in directory.iterdir()} != _FILES:
         return False
     try:
-        config = json.loads((directory / "tokenizer_config.json").read_text())
+        config = parse_json((directory / "tokenizer_config.json").read_text())
     except ValueError:
         return False
     if not isinstance(config, dict) or config.keys() != _KEYS or config["tokenizer_class"] != "CLIPTokenizer":

@@ -21,7 +21,7 @@ from jax import export
 
 from editmgt_jax import executables
 from editmgt_jax.errors import UserError
-from editmgt_jax.files import replacing
+from editmgt_jax.files import parse_json, replacing
 from editmgt_jax.models.mgt import MGT
 from editmgt_jax.sampling.edit import TokenEdit, decode_edit
 from editmgt_jax.sampling.request import Request
@@ -108,7 +108,7 @@ class ExportedDecode:
             raise UserError(f"a program must be a file of `editmgt export-decode`; got {path}")
         line, _, program = content.removeprefix(MAGIC).partition(b"\n")
         try:
-            self.header = Header(**json.loads(line))
+            self.header = Header(**parse_json(line))
         except (ValueError, TypeError) as error:
             raise UserError(f"{path} is damaged, or of another version of editmgt: export it again") from error
         self._check_jax()

@@ -1,9 +1,8 @@
 """The folder of a run: its config and its checkpoints."""
 
-import json
 from pathlib import Path
 
-from editmgt_jax.files import mounted, write_json
+from editmgt_jax.files import mounted, read_json, write_json
 from editmgt_jax.training import declare
 from editmgt_jax.training.checkpoint_reading import restore_params
 from editmgt_jax.training.config import MGTRun, TrainConfig, read_config
@@ -33,7 +32,7 @@ def run_config(workdir: str | Path) -> TrainConfig:
     if not is_run(workdir):
         raise FileNotFoundError(f"a run is a folder with {CONFIG} and {CHECKPOINTS}; {workdir} is none")
     try:
-        config = read_config(json.loads((workdir / CONFIG).read_text()))
+        config = read_config(read_json(workdir / CONFIG, dict))
     except ValueError as error:
         raise ConfigError(f"{workdir / CONFIG}: {error}") from error
     learnt = workdir / "tokenizer"

@@ -7,7 +7,6 @@ Source  the released diffusers layout
 
 import dataclasses
 import hashlib
-import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -21,7 +20,7 @@ from editmgt_jax.config import (
     SchedulerConfig,
 )
 from editmgt_jax.errors import EditMGTError, UserError
-from editmgt_jax.files import copy_files, new_folder, write_json
+from editmgt_jax.files import copy_files, new_folder, read_json, write_json
 from editmgt_jax.weights import lora as adapters
 from editmgt_jax.weights import presets
 from editmgt_jax.weights.components import MGT_FOLDERS, abstract_params, component, folder_configs, make_module
@@ -199,10 +198,10 @@ def _orbax_tensors(directory, config, strict=False) -> dict[str, Pending]:
     if jax.tree.map(np.shape, tree["params"]) != shapes:
         raise WeightsError(f"the tree of {directory / ORBAX} must have the paths and shapes of {directory}/config.json")
     unused = {key: Pending(a.shape, a.dtype, lambda a=a: a) for key, a in tree.get("unused", {}).items()}
-    types = json.loads((directory / TYPES).read_text()) if (directory / TYPES).is_file() else {}
+    types = read_json(directory / TYPES, dict) if (directory / TYPES).is_file() else {}
     dtypes = {key: DTYPES[name] for key, name in types.items() if name in DTYPES}
     tensors = released_tensors(tree["params"], config, dtypes) | unused
-    sums = json.loads((directory / CHECKSUMS).read_text()) if (directory / CHECKSUMS).is_file() else None
+    sums = read_json(directory / CHECKSUMS, dict) if (directory / CHECKSUMS).is_file() else None
     different = []
     for key, tensor in tensors.items():
         value = tensor.make()

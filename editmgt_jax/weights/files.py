@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from editmgt_jax.errors import UserError
-from editmgt_jax.files import is_pointer, replacing, write_json
+from editmgt_jax.files import is_pointer, parse_json, replacing, write_json
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -146,7 +146,7 @@ def _files(directory, variant) -> list[Path]:
         raise WeightsError(f"{directory} must have one index of weights; got {[path.name for path in indices]}")
     if indices:
         try:
-            names = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
+            names = sorted(set(parse_json(indices[0].read_text())["weight_map"].values()))
             files = [directory / name for name in names]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise WeightsError(f"{indices[0]} is not a readable index of weights ({error!r})") from error

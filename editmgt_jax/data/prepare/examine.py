@@ -187,6 +187,8 @@ def _check_header(data: bytes, name, config) -> str:
     """The mode of a picture whose size is within the limits. Errors: Rejected."""
     if not data:
         raise Rejected("no_picture", f"the {name} is empty")
+    if not isinstance(data, bytes):
+        raise Rejected("no_picture", f"the {name} must be the bytes of a file; got {type(data).__name__}")
     if is_pointer(data):
         raise Rejected("lfs_pointer", f"the {name} is a pointer of Git LFS, not the file: fetch it with git lfs pull")
     try:

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.util
-import json
 import logging
 import shutil
 import sys
@@ -36,7 +35,7 @@ from editmgt_jax.data.records import (
     read_manifest,
 )
 from editmgt_jax.errors import UserError
-from editmgt_jax.files import claim, mounted, write_json
+from editmgt_jax.files import claim, mounted, read_json, write_json
 from editmgt_jax.locks import held
 
 NEEDED = ("apache_beam", "pyarrow", "tensorflow_datasets")  # of the extra `prepare`
@@ -192,7 +191,7 @@ def _progress(tasks, name):
 
 def _manifest(tasks, where, config) -> dict:
     """Errors: PrepareError when no pair is kept, or a raw pair is neither kept nor rejected."""
-    total = counts.add(json.loads(task.report.read_text()) for task in tasks)
+    total = counts.add(read_json(task.report, dict) for task in tasks)
     if not total["shards"]:
         reasons = {name: found["count"] for name, found in total["rejects"].items()}
         raise PrepareError(f"no pair of {where} is kept: {reasons}")

@@ -8,7 +8,6 @@ Rules   the reference resizes the target to the edited picture's size for L1, an
         without captions have no clip_t. An editor without visual inputs cannot do the types `visual_*`
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from editmgt_jax.evaluation import features, pixels
 from editmgt_jax.evaluation.examples import Example, Skipped, find_file, read_picture
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
 from editmgt_jax.evaluation.protocols.emu import check_not_black
+from editmgt_jax.files import read_json
 
 TYPES = {
     "local": (
@@ -52,7 +52,7 @@ class AnyBench(Protocol):
         if not found:
             find_file(data / next(iter(DOMAIN_OF)), "edit_result.json")
         for kind in found:
-            for item in json.loads((data / kind / "edit_result.json").read_text()):
+            for item in read_json(data / kind / "edit_result.json", list):
                 name = Path(item["image_file"]).name
                 yield Example(
                     key=f"{kind}/{name}",

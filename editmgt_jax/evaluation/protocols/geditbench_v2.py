@@ -22,7 +22,7 @@ from editmgt_jax.evaluation.examples import Example, Skipped, find_file, read_pi
 from editmgt_jax.evaluation.judge import Judged
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
 from editmgt_jax.evaluation.ratings import Comparison, ratings
-from editmgt_jax.files import write_text
+from editmgt_jax.files import parse_json, write_text
 
 WINNERS = {"Image A": 1.0, "Image B": 0.0, "Tie": 0.5}
 SELF = "evaluated"  # the system's name in pairs
@@ -61,7 +61,7 @@ class GEditBenchV2(Protocol):
         for line in find_file(data, "metadata.jsonl").read_text().splitlines():
             if not line.strip():
                 continue
-            item = json.loads(line)
+            item = parse_json(line)
             yield Example(
                 key=item["key"],
                 group=item.get("task") or re.sub(r"_\d+$", "", item["key"]),
@@ -128,7 +128,7 @@ def _judged(paths: list[Path]) -> dict[str, Comparison]:
     found = {}
     for path in paths:
         for line in filter(None, map(str.strip, path.read_text().splitlines())):
-            entry = json.loads(line)
+            entry = parse_json(line)
             query, pair = entry["key"].split("_pair_", 1)
             first, second = pair.split("_vs_", 1)
             winner = (entry.get("results") or entry.get("result") or {}).get("winner")

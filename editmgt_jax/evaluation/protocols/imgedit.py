@@ -10,7 +10,6 @@ Differs a reply without such a line has no score and is counted (`unparsed`); th
 Judged  result.json {key: reply} as the reference writes it; this evaluation writes one, too
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from editmgt_jax.evaluation import stats
 from editmgt_jax.evaluation.examples import Example, Skipped, find_file, picture_bytes, read_picture
 from editmgt_jax.evaluation.judge import Judged
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
-from editmgt_jax.files import write_json
+from editmgt_jax.files import read_json, write_json
 
 FOLDERS = ("", "singleturn", "Benchmark/singleturn")
 
@@ -44,8 +43,8 @@ class ImgEdit(Protocol):
     def read(self, data: Path, selection: Selection) -> Iterable[Example | Skipped]:
         """See `Protocol.read`."""
         prompts = data / "prompts.json"
-        texts = json.loads(prompts.read_text()) if prompts.is_file() else {}
-        for key, item in json.loads(find_file(data, "basic_edit.json").read_text()).items():
+        texts = read_json(prompts, dict) if prompts.is_file() else {}
+        for key, item in read_json(find_file(data, "basic_edit.json"), dict).items():
             places = [data / folder / item["id"] for folder in FOLDERS]
             yield Example(
                 key=key,
@@ -89,4 +88,4 @@ class ImgEdit(Protocol):
 
 
 def _replies(paths: list[Path]) -> dict[str, Any]:
-    return {key: reply for path in paths for key, reply in json.loads(path.read_text()).items()}
+    return {key: reply for path in paths for key, reply in read_json(path, dict).items()}

@@ -9,7 +9,6 @@ Rules   `all_turn` has every turn edited on its own, `final_turn` the last turn 
         picture is resized to the target's size, bicubic, for L1 and L2. L1, L2: mean over RGB in [0, 1]
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from editmgt_jax.evaluation import features, pixels
 from editmgt_jax.evaluation.examples import Example, Skipped, find_file, read_alpha, read_picture
 from editmgt_jax.evaluation.leakage import DIRECTIONS, leakage
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
+from editmgt_jax.files import read_json
 
 VIEWS = ("all_turn", "final_turn")
 
@@ -37,8 +37,8 @@ class MagicBrush(Protocol):
 
     def read(self, data: Path, selection: Selection) -> Iterable[Example | Skipped]:
         """See `Protocol.read`."""
-        sessions = json.loads(find_file(data, "edit_sessions.json").read_text())
-        captions = json.loads(find_file(data, "local_captions.json", "local_descriptions.json").read_text())
+        sessions = read_json(find_file(data, "edit_sessions.json"), dict)
+        captions = read_json(find_file(data, "local_captions.json", "local_descriptions.json"), dict)
         for session, turns in sessions.items():
             folder, last = str(session), len(turns)
             for number, turn in enumerate(turns, 1):

@@ -9,7 +9,6 @@ Rules   masks are runs (start, length) over 512 x 512, outcomes first. The refer
         `*_unedit_part` follow it, figures named `*_unedit_part_no_border` do not. The mean of a masked error is over all pixels
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from editmgt_jax.evaluation.examples import Example, Skipped, Unreadable, find_f
 from editmgt_jax.evaluation.features import cosine
 from editmgt_jax.evaluation.leakage import DIRECTIONS, leakage
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
+from editmgt_jax.files import read_json
 
 SIDE = 512
 TYPES = (
@@ -68,7 +68,7 @@ class Pie(Protocol):
 
     def read(self, data: Path, selection: Selection) -> Iterable[Example | Skipped]:
         """See `Protocol.read`."""
-        for key, item in json.loads(find_file(data, "mapping_file.json").read_text()).items():
+        for key, item in read_json(find_file(data, "mapping_file.json"), dict).items():
             if not item.get("editing_instruction", "").strip():
                 yield Skipped(key, "no instruction")
                 continue

@@ -4,7 +4,6 @@ Source  pairs.jsonl of this package; the folders of MagicBrush
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from editmgt_jax.data.prepare.sources.parts import (
     picture_file,
     refuse_pointer,
 )
+from editmgt_jax.files import parse_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def jsonl_parts(root: Path, mapping: Mapping[str, str]) -> list[Part]:
             continue
         key = f"pairs.jsonl#{number}"
         try:
-            values = json.loads(line)
+            values = parse_json(line)
             columns = columns_of(f"line {number}", list(values), mapping)
             entry = {meaning: values[column] for meaning, column in columns}
             if wrong := [name for name, value in entry.items() if not isinstance(value, str | None)]:
@@ -86,11 +86,13 @@ def magicbrush_parts(root: Path, path: Path) -> list[Part]:
     """
     try:
         refuse_pointer(path)
-        listed = json.loads(path.read_bytes())
+        listed = parse_json(path.read_bytes())
         turns = listed if isinstance(listed, list) else [turn for session in listed.values() for turn in session]
         entries = []
         for turn in turns:
             folder = Path("images") / turn["input"].split("-")[0]
+            if not isinstance(turn["instruction"], str):
+                raise TypeError(f"an instruction must be text, got {turn['instruction']!r}")
             files = {"source": turn["input"], "target": turn["output"], "mask": turn.get("mask")}
             entry = {name: str(folder / file) for name, file in files.items() if file}
             entries.append((turn["output"], entry | {"instruction": turn["instruction"]}))

@@ -4,7 +4,6 @@ Source  the columns of CrispEdit-2M, AnyEdit and ImgEdit
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from editmgt_jax.data.prepare.sources.parts import (
     refuse_pointer,
     text_of,
 )
+from editmgt_jax.files import parse_json
 
 PAIRS_AT_ONCE = 8  # pairs whose pictures are in memory together
 
@@ -134,7 +134,7 @@ def _values(column) -> list:
 def _labels(schema, column) -> tuple[str, ...]:
     """Names of the categories that a column has by number, as Hugging Face's datasets note them; none for other columns."""
     try:
-        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        features = parse_json(schema.metadata[b"huggingface"])["info"]["features"]
         return tuple(str(name) for name in features[column]["names"])
     except (KeyError, TypeError, ValueError):
         return ()

@@ -56,9 +56,11 @@ def refuse_pointer(path: Path) -> None:
         raise SourceError(f"{path} is a pointer of Git LFS, not the file: fetch it with `git lfs pull`")
 
 
-def picture_file(name: str, *folders: Path) -> tuple[bytes, tuple[str, str] | None]:
+def picture_file(name: object, *folders: Path) -> tuple[bytes, tuple[str, str] | None]:
     """The bytes of a picture that a pair names, in the first of some folders that has it. -> (bytes, why there are none)"""
     error: Exception | str = "no file has this name"
+    if not isinstance(name, str):
+        return b"", ("missing_file", f"the name of a file must be text; got {type(name).__name__}")
     if "://" in name:
         return b"", ("missing_file", f"{name!a} is an address: pictures are files, or in the table")
     for folder in folders:

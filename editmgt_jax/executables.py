@@ -72,16 +72,18 @@ def is_kept(args: tuple) -> bool:
 def find(function: Callable, *args: Any, **static: Any) -> Callable | None:
     """The executable of a call that `is_kept`, a function of `args`, if it is in this process or in the folder."""
     name = _name(function, args, static)
-    if name not in _ready and (executable := _read(_folder / name)) is not None:
+    executable = _ready.pop(name, None) or _read(_folder / name)
+    if executable is not None:
         _remember(name, executable)
-    return _ready.get(name)
+    return executable
 
 
 def build(function: Callable, *args: Any, **static: Any) -> tuple[Callable, bool]:
     """Compiles a call that `is_kept`, and keeps it. -> (executable, whether it could be written)"""
     name = _name(function, args, static)
     with _without_cache():
-        executable = _ready[name] = function.lower(*args, **static).compile()
+        executable = function.lower(*args, **static).compile()
+    _remember(name, executable)
     try:
         content = pickle.dumps(serialize_executable.serialize(executable))
     except (
@@ -109,7 +111,7 @@ def listening() -> Iterator[list[str]]:
 
 
 def _remember(name, executable) -> None:
-    """Keeps an executable in this process, and of too many the latest: pictures of many sizes need one each."""
+    """Keeps an executable in this process, and of too many those last used: pictures of many sizes need one each."""
     _ready[name] = executable
     while len(_ready) > KEPT:
         _ready.pop(next(iter(_ready)), None)

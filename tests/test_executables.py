@@ -1,6 +1,8 @@
 """Executables on disk: what they give is what jit gives, and only a call of the same kind gets them."""
 
 import functools
+import gc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +53,18 @@ def test_the_next_process_neither_traces_nor_compiles(folder):
     for _ in range(2):
         assert plain(executables.run(program, inputs(), power=2)) == expected
     assert not traced and len(list(folder.iterdir())) == 1
+
+
+def test_of_many_programs_those_last_used_are_kept(folder, monkeypatch):
+    monkeypatch.setattr(executables, "KEPT", 2)
+    built = [executables.build(program, inputs(length), power=2)[0] for length in (3, 4)]
+    released = weakref.ref(built.pop())
+    assert executables.find(program, inputs(3), power=2) is built[0] and released() is not None
+    executables.build(program, inputs(5), power=2)  # one too many: that of length 4 goes
+    gc.collect()
+    assert len(executables._ready) == 2 and released() is None
+    assert executables.find(program, inputs(3), power=2) is built[0]
+    assert executables.find(program, inputs(4), power=2) is not None and len(executables._ready) == 2  # from the folder
 
 
 def test_what_jax_has_in_its_own_cache_can_be_kept(folder, tmp_path, monkeypatch):

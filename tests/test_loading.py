@@ -4,6 +4,7 @@ import shutil
 import pytest
 import tiny
 
+from editmgt_jax.errors import UserError
 from editmgt_jax.models.prompts import PromptError
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.weights.loading import load_model
@@ -30,6 +31,18 @@ def test_transformer_folder_and_missing_parts(tiny_model, tmp_path):
     (tmp_path / "tokenizer").unlink()
     with pytest.raises(FileNotFoundError, match="tokenizer"):
         load_model(tmp_path)
+
+
+def test_a_pipeline_reads_a_variant(tiny_model, tmp_path):
+    directory = shutil.copytree(tiny_model, tmp_path / "model")
+    weights = directory / "vqvae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    weights.write_bytes(b"damaged")
+    assert EditPipeline.from_pretrained(directory, variant="fp16").model.vq.config == tiny.VQ_CONFIG
+    with pytest.raises(UserError, match="not a readable safetensors"):
+        EditPipeline.from_pretrained(directory)
+    with pytest.raises(UserError, match=r"must have the variant 'fp32' of some weights; it has \['fp16'\]"):
+        EditPipeline.from_pretrained(directory, variant="fp32")
 
 
 def test_tokenizer_that_is_damaged_or_another_model_s(tiny_model, tmp_path):

@@ -70,6 +70,18 @@ def test_traced_settings_never_recompile(pipe, capsys, monkeypatch):
     assert traces - before == {"decode": 1}
 
 
+def test_of_many_sizes_jit_lets_programs_go(pipe, monkeypatch):
+    """Without a folder of executables it is jit's cache that keeps them."""
+    new_program(monkeypatch, f"decode_{uuid.uuid4().hex}")
+    monkeypatch.setattr(programs, "KEPT", 2)
+    monkeypatch.setattr(programs, "_new", 0)
+    cleared = []
+    monkeypatch.setattr(programs.decode_edit, "clear_cache", lambda: cleared.append(1), raising=False)
+    for steps, expected in ((1, 0), (2, 0), (2, 0), (3, 1)):
+        pipe(picture(), INSTRUCTION, steps=steps)
+        assert len(cleared) == expected, steps
+
+
 # ---- wrong input
 
 
@@ -85,6 +97,22 @@ def test_traced_settings_never_recompile(pipe, capsys, monkeypatch):
 def test_settings_outside_their_range(pipe, bad, message):
     with pytest.raises(SettingsError, match=message):
         pipe(picture(), INSTRUCTION, **bad)
+
+
+def test_more_pictures_than_memory_holds_are_refused_before_work(pipe, monkeypatch):
+    stages = []
+    free = 10 * (4 * 32 * 32 + 12 * 32 * 32) - 1  # bytes of ten pictures, but one
+    monkeypatch.setattr("editmgt_jax.pipeline.tokens.host_memory", lambda: free)
+    message = "num_images must be such that all pictures fit into memory; 10 of up to 32 x 32 pixels need about 0 GiB"
+    with pytest.raises(SettingsError, match=message):
+        pipe(picture(), INSTRUCTION, num_images=10, progress=stages.append)
+    with pytest.raises(SettingsError, match="; 10 of up to 32 x 32"):
+        pipe([picture()] * 5, INSTRUCTION, num_images=2, progress=stages.append)
+    with pytest.warns(UserWarning, match="editor"), pytest.raises(SettingsError, match="; 10 of up to 32 x 32"):
+        pipe.generate(INSTRUCTION, (32, 32), num_images=10, progress=stages.append)
+    assert "tokenize" not in stages
+    monkeypatch.setattr("editmgt_jax.pipeline.tokens.host_memory", lambda: None)
+    assert len(pipe(picture(), INSTRUCTION, num_images=2, steps=1).images) == 2
 
 
 @pytest.mark.parametrize("instruction", ["", "  \n", None, ["make the car red", ""]])

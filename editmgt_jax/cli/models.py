@@ -29,7 +29,7 @@ def _add_convert(commands):
         return command
 
     command = add("orbax", convert_orbax, "released directory to Orbax", "model directory, or its name on the hub")
-    _add_variant(command)
+    shared.add_variant(command)
     command = add(
         "released",
         convert_released,
@@ -53,13 +53,6 @@ def _add_convert(commands):
     command = shared.add_command(forms, "lpips", convert_lpips, text)
     command.add_argument("network", metavar="NETWORK", help="vgg16 or alexnet")
     command.add_argument("output", metavar="FILE.safetensors")
-
-
-def _add_variant(command) -> None:
-    text = (
-        "weight files to read where there are several, such as fp16 of model.fp16.safetensors (default: those without)"
-    )
-    command.add_argument("--variant", metavar="NAME", help=text)
 
 
 def convert_orbax(args: argparse.Namespace) -> None:
@@ -125,7 +118,7 @@ def _add_inspect(commands) -> None:
         commands, "inspect", inspect, "list the components of a model, and whether it would load"
     )
     command.add_argument("directory", nargs="?", metavar="DIR", help="model directory")
-    _add_variant(command)
+    shared.add_variant(command)
     command.add_argument("--preset", metavar="NAME", help="a released model, without its weights: editmgt-1024, ...")
     command.add_argument("--json", action="store_true", help="print JSON")
 

@@ -73,6 +73,7 @@ def _add_making(command, needs_model=False, composites=True):
     )
     command.add_argument("--lora", metavar="DIR", help="a LoRA of that model, as PEFT or `editmgt export` writes it")
     command.add_argument("--dtype", type=shared.dtype, help="float32 or bfloat16 (default: bfloat16 on accelerators)")
+    shared.add_variant(command)
     command.add_argument("--strict", action="store_true", help="NaN in weights is an error")
     command.add_argument(
         "--output", required=True, metavar="OUT", help="picture to write; with --num-images, OUT_0, OUT_1, ..."
@@ -179,7 +180,7 @@ def _make_pictures(args, outputs, make, image=None) -> None:
         from editmgt_jax.sampling.exported import ExportedDecode
 
         program = ExportedDecode(args.program) if getattr(args, "program", None) else None
-        reading = {"dtype": args.dtype, "strict": args.strict, "lora": args.lora}
+        reading = {"dtype": args.dtype, "strict": args.strict, "lora": args.lora, "variant": args.variant}
         pipeline = EditPipeline.from_pretrained(args.model, **reading, program=program)
         result = make(
             pipeline,

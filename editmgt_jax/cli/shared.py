@@ -52,6 +52,14 @@ def leave(args: argparse.Namespace) -> None:
         processes.wait_for_all()
 
 
+def add_variant(command: argparse.ArgumentParser) -> None:
+    """The flag that chooses weight files."""
+    text = (
+        "weight files to read where there are several, such as fp16 of model.fp16.safetensors (default: those without)"
+    )
+    command.add_argument("--variant", metavar="NAME", help=text)
+
+
 def add_exported(command: argparse.ArgumentParser) -> None:
     """Flags that choose the parameters of a training run to write."""
     command.add_argument("--step", type=int, help="checkpoint to write (default: the best one)")

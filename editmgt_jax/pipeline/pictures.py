@@ -113,6 +113,9 @@ class EditPipeline(TokenPipeline):
         is_list = isinstance(prompt, (list, tuple))
         prompts = list(prompt) if is_list else [prompt]
         check_prompts(prompts)
+        factor = self.model.vq.config.factor
+        sizes = [(grid[1] * factor, grid[0] * factor)] * len(prompts)
+        self._check_room(order, sizes, sizes)
         hidden = np.full(grid, self.mask_token_id, np.int32)
         jobs = [Job(text, self.query_weights(text)) for text in self.encode(prompts)]
         results = self._results([(order, Canvas(job, None, hidden, None)) for job in jobs])
@@ -252,6 +255,8 @@ class EditPipeline(TokenPipeline):
     def _change(self, order, image, instruction, mask, query=None):
         """Edits or fills images; the inputs may be lists."""
         jobs, is_list = read_jobs(self.model.text, image, instruction, mask, query, sees_all=order.attends)
+        sizes = [job.image.size for job in jobs]
+        self._check_room(order, sizes, [self._working_size(size) for size in sizes])
         order.progress("tokenize")
         canvases = [
             (order, self._canvas(order, job, ids)) for job, ids in zip(jobs, self._source_ids(jobs), strict=True)
@@ -261,10 +266,10 @@ class EditPipeline(TokenPipeline):
 
     def _source_ids(self, jobs, apart=False) -> list[np.ndarray]:
         """ids [H W] of each job's image; an image that several jobs share is encoded once."""
-        model, factor = self.model, self.model.vq.config.factor
+        factor = self.model.vq.config.factor
 
         def grid(image):
-            width, height = images.working_size(image.size, model.scheduler.native_size, model.unit)
+            width, height = self._working_size(image.size)
             return height // factor, width // factor
 
         known, distinct = {}, {id(job.image): job.image for job in jobs}.values()
@@ -273,6 +278,9 @@ class EditPipeline(TokenPipeline):
             ids = np.asarray(self.encode_image(pixels))
             known |= {id(image): ids[i] for i, image in enumerate(batch[:count])}
         return [known[id(job.image)] for job in jobs]
+
+    def _working_size(self, size) -> tuple[int, int]:
+        return images.working_size(size, self.model.scheduler.native_size, self.model.unit)
 
     def _painted_at_once(self, grid) -> int:
         """How many pictures of a grid the image tokenizer works on together."""

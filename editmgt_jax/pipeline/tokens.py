@@ -21,7 +21,7 @@ from editmgt_jax.models.prompts import PromptError
 from editmgt_jax.models.text import EncodedText
 from editmgt_jax.models.vq import ids_to_pixels, pixels_to_ids
 from editmgt_jax.pipeline.diffusers_names import takes_diffusers_names
-from editmgt_jax.sampling.canvas import canvas_size, free_memory
+from editmgt_jax.sampling.canvas import canvas_size, check_results, free_memory, host_memory
 from editmgt_jax.sampling.decode import Noise
 from editmgt_jax.sampling.edit import TokenEdit
 from editmgt_jax.sampling.exported import ExportedDecode, export_decode
@@ -64,6 +64,7 @@ class TokenPipeline:
         strict: bool = False,
         batch_size: int = 8,
         lora: str | Path | None = None,
+        variant: str | None = None,
         program: ExportedDecode | None = None,
     ) -> Self:
         """Reads a model directory, or fetches one from the hub by name; None is the default model of the package.
@@ -71,7 +72,7 @@ class TokenPipeline:
         Args and errors: see `loading.load_model`, and the class.
         """
         check_batch_size(batch_size)
-        return cls(load_model(directory, dtype, strict, lora=lora), batch_size, program)
+        return cls(load_model(directory, dtype, strict, lora=lora, variant=variant), batch_size, program)
 
     def to(self, device: Any) -> Self:
         """This pipeline, for scripts of diffusers. JAX chooses the device, by JAX_PLATFORMS.
@@ -179,6 +180,10 @@ class TokenPipeline:
         """Tokens of a picture of `size` (width, height), None for the model's square; `at_once` fit into memory. -> (H, W)"""
         width, height = canvas_size(size, self.model, at_once, free_memory())
         return height // self.model.vq.config.factor, width // self.model.vq.config.factor
+
+    def _check_room(self, order, sizes, decoded) -> None:
+        """Errors: SettingsError when the pictures of a call do not fit into memory; sizes: see `check_results`."""
+        check_results(sizes, decoded, order.num_images, host_memory())
 
     def _negative(self, prompt) -> EncodedText:
         try:

@@ -3,6 +3,7 @@
 Axes    as in `editmgt_jax.config`
 """
 
+import math
 import numbers
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from editmgt_jax.declarations import SettingsError
 
 COPIES = 2  # of a batch, under guidance
 LIVE = 3  # arrays of one kind at once
+PAINTED = 12  # bytes of a pixel that is decoded, until all are
+KEPT = 4  # bytes of a pixel of a result
 
 
 def canvas_size(
@@ -62,11 +65,33 @@ def check_memory(size: tuple[int, int], pictures: int, mgt: MGTConfig, vq: VQCon
         )
 
 
+def check_results(
+    sizes: Sequence[tuple[int, int]], decoded: Sequence[tuple[int, int]], num_images: int, free: int | None
+) -> None:
+    """Errors: SettingsError when the pictures of a call need more of the host's memory than is `free` (bytes; None is unknown).
+
+    Args:
+      sizes, decoded: (width, height) of each result's pictures, and as they are decoded; num_images: of each result.
+    """
+    needed = num_images * (KEPT * sum(map(math.prod, sizes)) + PAINTED * sum(map(math.prod, decoded)))
+    if free is not None and needed > free:
+        width, height = max(sizes, key=math.prod)
+        raise SettingsError(
+            f"num_images must be such that all pictures fit into memory; {num_images * len(sizes)} of up to {width} x {height} "
+            f"pixels need about {needed / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free"
+        )
+
+
 def free_memory() -> int | None:
     """Bytes that the first device can still give; None where nothing says so."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    return host_memory()
+
+
+def host_memory() -> int | None:
+    """Bytes that this machine can still give; None where nothing says so."""
     try:
         with open("/proc/meminfo") as file:
             found = dict(line.split(":", 1) for line in file)

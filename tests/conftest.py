@@ -30,6 +30,8 @@ from editmgt_jax.pipeline import EditPipeline  # noqa: E402
 from editmgt_jax.weights import presets  # noqa: E402
 from editmgt_jax.weights.random_model import make_random  # noqa: E402
 
+pytest_plugins = ["pods"]  # fixtures of tests of launch/
+
 
 @pytest.fixture
 def exact_types():
@@ -58,3 +60,9 @@ def with_llm(tmp_path_factory):
 @pytest.fixture(scope="session")
 def pipe(tiny_model):
     return EditPipeline.from_pretrained(tiny_model)
+
+
+@pytest.fixture
+def lora():
+    """A random LoRA of the tiny model. -> (config, module, parameters, tree)"""
+    return tiny.random_lora()

@@ -1,6 +1,7 @@
 """Tokenising and loading: what is written comes back, in the same order for any number of hosts, however often stopped."""
 
 import json
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,12 @@ def test_a_stop_changes_nothing(folder, workers):
     second.set_state(state)
     after = take(second, 13 if not workers else 5)
     assert all(same(one, other) for one, other in zip(before + after, whole, strict=False))
+    if workers:
+        for process in multiprocessing.active_children():
+            process.kill()
+        with pytest.raises(DataError, match="a process that reads data ahead died.*data.workers") as died:
+            take(second, 1000)
+        assert died.value.transient
 
 
 def test_a_state_of_other_batches_is_refused(folder):

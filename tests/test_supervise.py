@@ -52,35 +52,32 @@ def test_a_long_life_starts_the_count_anew(tmp_path):
     assert supervise(mortal(tmp_path, 5), max_restarts=1, first_wait=0.01, healthy=0.0) == 0
 
 
-def test_sigterm_goes_to_the_child_and_ends_the_supervision(tmp_path):
+def supervised(tmp_path, on_sigterm) -> subprocess.Popen:
+    """A supervisor whose child waits, and does this when it gets SIGTERM; as soon as it would."""
     child = (
-        "import signal, sys, time, pathlib\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+        "import pathlib, signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: ({on_sigterm}, sys.exit(0)))\n"
         f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
         "time.sleep(60)\n"
     )
-    command = [sys.executable, "-m", "editmgt_jax.cli", "supervise", "--", sys.executable, "-c", child]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "editmgt_jax.cli", "supervise", "--", sys.executable, "-c", child]
+    )
     while not (tmp_path / "ready").exists():
         assert process.poll() is None
         time.sleep(0.05)
+    return process
+
+
+def test_sigterm_goes_to_the_child_and_ends_the_supervision(tmp_path):
+    process = supervised(tmp_path, "None")
     process.terminate()
     assert process.wait(30) == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a child that its parent died")
 def test_the_child_of_a_killed_supervisor_ends(tmp_path):
-    child = (
-        "import os, pathlib, signal, sys, time\n"
-        f"signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(tmp_path / 'asked')!r}).touch(), sys.exit(0)))\n"
-        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
-        "time.sleep(60)\n"
-    )
-    command = [sys.executable, "-m", "editmgt_jax.cli", "supervise", "--", sys.executable, "-c", child]
-    process = subprocess.Popen(command)
-    while not (tmp_path / "ready").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
+    process = supervised(tmp_path, f"pathlib.Path({str(tmp_path / 'asked')!r}).touch()")
     process.kill()
     process.wait()
     for _ in range(600):

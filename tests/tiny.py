@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, SchedulerConfig, VQConfig
+from editmgt_jax.config import CLIPTextConfig, Gemma2Config, LoRAConfig, MGTConfig, SchedulerConfig, VQConfig
 from editmgt_jax.models.clip_text import CLIPText
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.models.prompts import PromptTokenizer, train_tokenizer
 from editmgt_jax.models.vq import VQModel
+from editmgt_jax.weights.components import abstract_params, make_module
 from editmgt_jax.weights.conversion import save_component
+from editmgt_jax.weights.lora import abstract_lora
 
 SENTENCES = ["make the car red", "remove the tree", "add a small blue bird", "turn it into a sketch"]
 MGT_CONFIG = MGTConfig(
@@ -99,6 +101,20 @@ def small_presets() -> dict:
     )
     folders = ("vqvae", "text_encoder", "scheduler")
     return {"tiny": small, "tiny-base": {"transformer": base} | {name: small[name] for name in folders}}
+
+
+def random_lora() -> tuple:
+    """A random LoRA of the tiny model. -> (config, module, parameters, tree)"""
+    config, mgt = LoRAConfig(r=3, lora_alpha=6.0), make_module(MGT_CONFIG)
+    params = random_params(lambda key: mgt.init(key, method=_touch)["params"])
+    dice = np.random.default_rng(0)
+    shapes = abstract_lora(config, mgt.config, abstract_params(mgt))
+    return config, mgt, params, jax.tree.map(lambda leaf: dice.standard_normal(leaf.shape, np.float32), shapes)
+
+
+def _touch(module):
+    condition = module.condition(jnp.zeros((1, 1, 24)), jnp.zeros((1, 20)), jnp.zeros((1, 5)))
+    return module(jnp.zeros((1, 4, 4), jnp.int32), 0.0, condition)
 
 
 def random_params(init, spread: float = 1.0):

@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
         codebook_size=2048,
         vocab_size=2056,
     )
-    config.model.text.update(hidden_size=256, projection_dim=256, max_position_embeddings=32)
+    config.model.text.update(hidden_size=256, projection_dim=256, num_attention_heads=4, max_position_embeddings=32)
     config.model.scheduler.update(  # chosen on pairs of the training split
         default_steps=1, default_hold_threshold=0.0, default_layers=(2, 3, 4, 6), default_signal="image_to_text"
     )

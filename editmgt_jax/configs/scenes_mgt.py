@@ -55,8 +55,8 @@ def _transformer() -> dict:
         attention_head_dim=32,
         num_attention_heads=6,
         axes_dims_rope=(4, 14, 14),
-        joint_attention_dim=128,
-        pooled_projection_dim=128,
+        joint_attention_dim=192,  # the width: released classes read no other without a connector
+        pooled_projection_dim=192,
         codebook_size=1024,
         vocab_size=1032,
         downsample=True,
@@ -69,11 +69,11 @@ def _transformer() -> dict:
 def _text_encoder() -> dict:
     """The text encoder that is trained along; its vocabulary is the tokenizer's."""
     return dict(
-        hidden_size=128,
+        hidden_size=192,
         intermediate_size=512,
-        projection_dim=128,
+        projection_dim=192,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=6,
         max_position_embeddings=24,
         hidden_act="gelu",
     )

@@ -86,7 +86,16 @@ class Batches:
                     flags.FLAGS.mark_as_parsed()
                 dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
             self._iterator = iter(dataset)
-        batch = next(self._iterator)
+        try:
+            batch = next(self._iterator)
+        except RuntimeError as error:
+            if not str(error).startswith("Worker process was terminated"):
+                raise
+            raise DataError(
+                "a process that reads data ahead died, as when the machine has no memory left: the same command goes on from the "
+                "last checkpoint; take fewer data.workers if it comes again",
+                transient=True,
+            ) from error
         self._step += 1
         return batch
 

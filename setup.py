@@ -8,6 +8,8 @@ PREPARE = ["apache-beam>=2.70", "pyarrow>=18.0", "tensorflow-datasets>=4.9.9", "
 ABLATE = ["pyarrow>=18.0", "vl-convert-python>=1.7", "optuna>=4.0"]
 # An HTTP server.
 SERVE = ["starlette>=1.0", "uvicorn>=0.30", "python-multipart>=0.0.20", "prometheus-client>=0.20"]
+# A page for browsers on it.
+PAGE = [*SERVE, "gradio>=6.0,<7"]
 
 setup(
     name="editmgt_jax",
@@ -19,7 +21,7 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["editmgt_jax", "editmgt_jax.*"]),
     include_package_data=True,
-    package_data={"editmgt_jax": ["assets/**/*"]},
+    package_data={"editmgt_jax": ["assets/**/*", "serving/page.css"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",
@@ -51,7 +53,7 @@ setup(
             "scikit-learn>=1.5",
             *PREPARE,
             *ABLATE,
-            *SERVE,
+            *PAGE,
             "httpx2>=2.0",  # of starlette's test client
             "openai>=2.0",
         ],
@@ -61,6 +63,7 @@ setup(
         "ablate": ABLATE,
         "serve": SERVE,
         "wandb": ["wandb>=0.20"],
+        "page": PAGE,
         # The PyTorch implementations that the parity tests compare with.
         "parity": ["torch>=2.6", "diffusers>=0.35"],
         "tpu": ["jax[tpu]"],

@@ -155,6 +155,14 @@ def new_folder(output: str | Path, *sources: str | Path) -> Iterator[Path]:
             raise _naming(error, output, temporary) from error
 
 
+@contextlib.contextmanager
+def temporary_folder(path: str | Path) -> Iterator[Path]:
+    """A private folder with a name like that of `path`, which is removed when the block ends."""
+    with _pending(Path(path)) as temporary:
+        temporary.mkdir(mode=0o700)
+        yield temporary
+
+
 def copy_files(source: str | Path, target: str | Path, left_out: Callable[[Path], bool] = lambda _: False) -> None:
     """Copies every file with the folders around it, links as what they point to. Copies of what is read-only can be written.
 

@@ -49,6 +49,7 @@ NEEDS = {
     "benchmarks/decode_steps.py": "an hour",
     "benchmarks/serving.py": "minutes; tests/test_serving.py asks a server",
     "editmgt serve": "a signal to end; tests/test_serving.py starts it",
+    "RESULT": "a file of the page; tests/test_recipes.py repeats one",
     "benchmarks/loading.py": "a full-size model",
     "make-random": "the disk space of a full-size model",
     "campaigns/kill.py": "an hour; tests/test_processes.py runs a short campaign",

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "configs": {"weights", "training", "ablation"},
     "pipeline": {*BASE, "models", "images", "sampling", "weights"},
     "report": {*BASE},
-    "serving": {*BASE, "images", "pipeline"},
+    "serving": {*BASE, "images", "sampling", "weights", "pipeline"},
     "evaluation": {*BASE, "report", "models", "images", "sampling", "weights", "data", "pipeline"},
     "ablation": {
         *BASE,

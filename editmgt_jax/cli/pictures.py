@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from editmgt_jax.cli import shared
+from editmgt_jax.declarations import SETTINGS, SettingsError
 
 STAGES = ("load", "text", "tokenize", "compile", "decode", "paint", "save")
 
@@ -17,7 +18,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 def _add_edit(commands):
     command = shared.add_command(commands, "edit", edit, "edit a picture")
     command.add_argument("--image", required=True, metavar="IN", help="picture to edit")
-    command.add_argument("--instruction", required=True, metavar="TEXT", help="instruction, such as 'make the car red'")
+    command.add_argument("--instruction", metavar="TEXT", help="instruction, such as 'make the car red'")
+    text = "repeat the edit of a picture that the page of `editmgt serve` gave, with its instruction, seed, mask and settings"
+    command.add_argument("--from", dest="recipe", metavar="PNG", help=text)
     command.add_argument("--mask", metavar="PICTURE", help="picture of the image's size; white may change")
     text = "hide what may change from the model, too, as the released code does with a mask"
     command.add_argument("--released-mask", action="store_true", help=text)
@@ -96,15 +99,47 @@ def _add_making(command, needs_model=False, composites=True):
 
 
 def edit(args: argparse.Namespace) -> None:
-    """Edits a picture."""
+    """Edits a picture. Errors: SettingsError, ImageError, RecipeError."""
     from editmgt_jax import images
 
+    if args.recipe is not None:
+        return _repeat(args)
+    if args.instruction is None:
+        raise SettingsError("an edit needs --instruction, or --from a picture whose edit is to be repeated")
     outputs = _check_outputs(args)
     image = images.load(args.image, keep_profile=True)
     mask = None if args.mask is None else images.load_mask(args.mask, image.size)
     _check_sizes(outputs, image.size)
     inputs = {"mask": mask, "query": args.query, "composite": args.composite, "released_mask": args.released_mask}
     _make_pictures(args, outputs, lambda pipe, **more: pipe(image, args.instruction, **inputs, **more), image)
+
+
+# What a recipe holds, and its flags are left out: their defaults.
+_OF_RECIPE = {
+    **{"instruction": None, "mask": None, "query": None, "negative_prompt": None, "seed": 0, "num_images": 1},
+    **{"composite": True, "released_mask": False},
+    **dict.fromkeys(setting.name for setting in SETTINGS if setting.about != "result"),
+}
+
+
+def _repeat(args) -> None:
+    """Edits a picture by the recipe in a result."""
+    given = [name for name, default in _OF_RECIPE.items() if getattr(args, name) != default]
+    if given:
+        raise SettingsError(f"--from repeats an edit as it was: leave --{given[0].replace('_', '-')} out")
+    from editmgt_jax import images
+    from editmgt_jax.pipeline.recipes import read_recipe
+
+    outputs = _check_outputs(args)
+    images.check_distinct([args.output], [args.recipe])
+    recipe, image = read_recipe(args.recipe), images.load(args.image, keep_profile=True)
+    _check_sizes(outputs, image.size)
+
+    def make(pipe, **options):
+        recipe.check(pipe, image)
+        return pipe(image, **recipe.call, **{name: options[name] for name in ("record", "progress")})
+
+    _make_pictures(args, outputs, make, image)
 
 
 def generate(args: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
-"""`editmgt serve`: edits over HTTP."""
+"""`editmgt serve`: edits over HTTP, and a page for browsers."""
 
 import argparse
+import importlib
 import ipaddress
 from pathlib import Path
 
@@ -14,6 +15,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         commands, "serve", serve, "serve edits over HTTP; needs pip install 'editmgt_jax[serve]'"
     )
     command.add_argument("--model", metavar="DIR", help="model directory or hub name (default: the default model)")
+    command.add_argument(
+        "--page", action="store_true", help="a page for browsers, too; needs pip install 'editmgt_jax[page]'"
+    )
     command.add_argument("--name", help="name of the model for clients (default: the directory's)")
     command.add_argument("--dtype", type=shared.dtype, help="of the weights; default as stored")
     command.add_argument(
@@ -40,10 +44,14 @@ def serve(args: argparse.Namespace) -> None:
     if not 0 <= args.port <= 65535:
         raise UserError(f"--port must be from 0 to 65535; got {args.port}")
     sizes = [_size(text) for text in args.warm.split(",")] if args.warm else []
+    extra = "page" if args.page else "serve"
     try:
         from editmgt_jax.serving.run import run
+
+        if args.page:
+            importlib.import_module("editmgt_jax.serving.page")
     except ImportError as error:
-        raise UserError(f"serving needs {error.name}: pip install 'editmgt_jax[serve]'") from error
+        raise UserError(f"serving needs {error.name}: pip install 'editmgt_jax[{extra}]'") from error
     from editmgt_jax.cli import surroundings
     from editmgt_jax.serving.limits import Limits
 
@@ -58,6 +66,7 @@ def serve(args: argparse.Namespace) -> None:
         keys=keys,
         warm=sizes,
         limits=Limits(batch=args.batch_size, queue=args.queue, request_seconds=args.timeout),
+        with_page=args.page,
     )
 
 

@@ -21,7 +21,7 @@ from editmgt_jax.images.geometry import (
     working_size,
 )
 from editmgt_jax.images.profiles import from_srgb, to_srgb
-from editmgt_jax.images.reading import load, load_mask
+from editmgt_jax.images.reading import load, load_mask, read_notes
 from editmgt_jax.images.sources import Readable
 from editmgt_jax.images.writing import ANIMATED, FORMATS, check_distinct, check_output, check_size_of, save, save_steps
 
@@ -48,6 +48,7 @@ __all__ = [
     "mask_to_pixels",
     "overlay",
     "padding_mask",
+    "read_notes",
     "save",
     "save_steps",
     "strip",

@@ -43,6 +43,12 @@ def load(source: Readable, name: str = "the image", keep_profile: bool = False) 
     return image if keep_profile else profiles.to_srgb(image)
 
 
+def read_notes(source: Readable) -> dict[str, str]:
+    """The texts in a PNG by their keys, as `save` writes them; none of other pictures. Errors: FileNotFoundError, ImageError."""
+    image, _ = open_source(source, "the picture")
+    return {str(key): str(text) for key, text in (getattr(image, "text", None) or {}).items()}
+
+
 def load_mask(source: Readable, size: tuple[int, int], may_be_empty: bool = False) -> np.ndarray:
     """A mask, as `load` takes it -> bool [Y X], True = may change; its size must be the image's `size`.
 

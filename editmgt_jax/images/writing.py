@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from editmgt_jax.files import replacing
 from editmgt_jax.images.drawing import strip
@@ -95,16 +95,28 @@ def check_output(path: str | Path, formats: Mapping[str, str] | None = None) -> 
         raise ImageError(reason if "cannot write" in reason else f"cannot write {name}: {reason}") from error
 
 
-def save(image: Image.Image, path: str | Path) -> None:
-    """Writes a picture; the file appears only once complete. Errors: ImageError; OSError naming the file."""
+def save(image: Image.Image, path: str | Path, notes: Mapping[str, str] | None = None) -> None:
+    """Writes a picture; the file appears only once complete.
+
+    Args:
+      notes: texts by their keys, for PNG alone; see `read_notes`.
+    Errors: ImageError; OSError naming the file.
+    """
     path = Path(path)
     check_size_of(path, image.size)
     check_output(path)
     kind = FORMATS[path.suffix.lower()]
     if kind in WITHOUT_PROFILES:
         image = to_srgb(image)
+    options = dict(OPTIONS.get(kind, {}))
+    if notes:
+        if kind != "PNG":
+            raise ImageError(f"only .png has notes; got {shown(path)}")
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        for key, text in notes.items():
+            options["pnginfo"].add_itxt(key, text)
     buffer = io.BytesIO()
-    image.save(buffer, format=kind, **OPTIONS.get(kind, {}), icc_profile=image.info.get(KEY))
+    image.save(buffer, format=kind, **options, icc_profile=image.info.get(KEY))
     _write(buffer, path)
 
 

@@ -7,9 +7,10 @@ import hmac
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -204,7 +205,7 @@ class Guard:
             status = message.get("status", status)
             await send(message)
 
-        route = scope["path"] if scope["path"] in ROUTES else "other"
+        route = scope["path"] if scope["path"] in ROUTES else "other" if scope["path"].startswith("/v1/") else "page"
         try:
             self._check_key(scope)
             scope = {**scope, "app": self.app}  # then a router raises what it has no route for
@@ -219,17 +220,20 @@ class Guard:
         finally:
             seconds = time.monotonic() - started
             self.server.metrics.answered(route, status, seconds)
-            log.info("%s %s %d %.2f s", scope["method"], route, status, seconds)
+            level = logging.DEBUG if route == "page" and status < 400 else logging.INFO
+            log.log(level, "%s %s %d %.2f s", scope["method"], route, status, seconds)
 
     def _check_key(self, scope):
         if not self.server.keys or scope["path"] == "/healthz":
             return
-        header = dict(scope["headers"]).get(b"authorization", b"")
-        kind, _, key = header.partition(b" ")
-        known = [hmac.compare_digest(key.strip(), one.encode()) for one in self.server.keys]
-        if kind.lower() != b"bearer" or not any(known):
+        key = _key_of(dict(scope["headers"]).get(b"authorization", b""))
+        known = [hmac.compare_digest(key, one.encode()) for one in self.server.keys]
+        if not any(known):
             raise ApiError(
-                401, "the header Authorization must be 'Bearer KEY', with a key of this server", code="invalid_api_key"
+                401,
+                "the header Authorization must be 'Bearer KEY', with a key of this server",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": 'Basic realm="editmgt: the password is a key"'},  # a browser asks for it
             )
 
     def _bounded(self, scope, receive):
@@ -248,6 +252,17 @@ class Guard:
             return message
 
         return bounded
+
+
+def _key_of(header: bytes) -> bytes:
+    """The key that a header Authorization brings: of an API's client, or as the password of a browser."""
+    kind, _, key = header.partition(b" ")
+    if kind.lower() == b"bearer":
+        return key.strip()
+    if kind.lower() == b"basic":
+        with contextlib.suppress(ValueError):
+            return base64.b64decode(key.strip(), validate=True).partition(b":")[2]
+    return b""
 
 
 def _too_large(most):
@@ -273,8 +288,17 @@ def _answer_to(error) -> Response:
 ROUTES = ("/v1/images/edits", "/v1/images/generations", "/v1/models", "/healthz", "/metrics")
 
 
-def make_app(server: Server) -> ASGIApp:
-    """The whole application."""
+class Page(Protocol):
+    """The page that browsers see, see `page.Page`."""
+
+    app: Starlette
+
+    def close(self) -> None:
+        """Ends the connections that browsers keep open."""
+
+
+def make_app(server: Server, page: Page | None = None) -> ASGIApp:
+    """The whole application. With a page, it has all paths that are no route's and not below /v1."""
     routes = [
         Route("/v1/images/edits", server.edits, methods=["POST"]),
         Route("/v1/images/generations", server.generations, methods=["POST"]),
@@ -286,8 +310,14 @@ def make_app(server: Server) -> ASGIApp:
 
     @contextlib.asynccontextmanager
     async def lifespan(app):
-        yield
-        server.engine.close()
-        await run_in_threadpool(server.engine.join)
+        async with contextlib.nullcontext() if page is None else page.app.router.lifespan_context(page.app):
+            yield
+            server.engine.close()
+            await run_in_threadpool(server.engine.join)
 
-    return Guard(Router(routes, lifespan=lifespan), server)
+    async def other(scope, receive, send):
+        if page is None or scope["path"].startswith("/v1/"):
+            raise HTTPException(404)
+        await page.app(scope, receive, send)
+
+    return Guard(Router(routes, default=other, lifespan=lifespan), server)

@@ -236,7 +236,7 @@ def _size(text, own) -> tuple[int, int] | None:
 
 def _picture(data, name, limits) -> Image.Image:
     """A picture of a request. Errors: ApiError, from its header where it is too large."""
-    _check_header(data, name, limits)
+    check_header(data, name, limits)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -246,14 +246,15 @@ def _picture(data, name, limits) -> Image.Image:
 
 
 def _mask(data, size, limits):
-    _check_header(data, "mask", limits)
+    check_header(data, "mask", limits)
     try:
         return images.load_mask(data, size)
     except ImageError as error:
         raise bad(str(error), "mask", "invalid_mask") from None
 
 
-def _check_header(data, name, limits):
+def check_header(data: Any, name: str, limits: Limits) -> None:
+    """Checks the bytes of a picture without decoding it. Errors: ApiError for what is none, or too large."""
     if not isinstance(data, bytes):
         raise bad(f"{name} must be a file", name)
     try:

@@ -4,14 +4,17 @@ import contextlib
 import logging
 import signal
 import sys
+import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import uvicorn
 from jax.typing import DTypeLike
 from PIL import Image
 
 from editmgt_jax.batching import power_of_two
+from editmgt_jax.files import temporary_folder
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.serving.app import Server, make_app
 from editmgt_jax.serving.engine import Engine
@@ -23,9 +26,9 @@ GRACE = 30  # seconds for answers that are under way when the server ends
 class _Uvicorn(uvicorn.Server):
     """Answers what waits at once when a signal comes; what runs is finished."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine):
+    def __init__(self, config: uvicorn.Config, close: Sequence[Callable[[], None]]):
         super().__init__(config)
-        self._engine = engine
+        self._close = close
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -39,7 +42,8 @@ class _Uvicorn(uvicorn.Server):
 
     def handle_exit(self, sig, frame) -> None:
         """Called with the signal."""
-        self._engine.close()
+        for close in self._close:
+            close()
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets=None) -> None:
@@ -61,13 +65,16 @@ def run(
     keys: Sequence[str] = (),
     warm: Sequence[tuple[int, int]] = (),
     limits: Limits | None = None,
+    with_page: bool = False,
 ) -> None:
     """Loads a model directory (None: the default), compiles for pictures of the sizes `warm`, and serves.
 
     Args:
-      name: of the model, for clients; keys: see `app.Server`; warm: widths and heights.
-    Errors: those of loading.
+      name: of the model, for clients; keys: see `app.Server`; warm: widths and heights; with_page: whether browsers get a page.
+    Errors: those of loading; ImportError without gradio for a page.
     """
+    if with_page:
+        from editmgt_jax.serving.page import Page
     limits = limits or Limits()
     warnings.simplefilter("ignore", UserWarning)  # notes on pictures are nothing for the log
     pipe = EditPipeline.from_pretrained(model, dtype=dtype, batch_size=limits.batch)
@@ -75,18 +82,21 @@ def run(
         compile_for(pipe, size)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("editmgt.serve").setLevel(logging.INFO)
-    engine = Engine(pipe, limits)
-    app = make_app(Server(engine, name, keys))
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE,
-    )
-    _Uvicorn(config, engine).run()
+    server = Server(Engine(pipe, limits), name, keys)
+    with contextlib.ExitStack() as stack:
+        page = None
+        if with_page:
+            page = Page(server, stack.enter_context(temporary_folder(Path(tempfile.gettempdir(), "editmgt-page"))))
+        config = uvicorn.Config(
+            make_app(server, page),
+            host=host,
+            port=port,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE,
+        )
+        _Uvicorn(config, [server.engine.close] + ([page.close] if page else [])).run()
 
 
 def compile_for(pipe: EditPipeline, size: tuple[int, int]) -> None:

@@ -363,7 +363,9 @@ def test_convert_released_takes_a_run(folder, trainer, capfd):
 def test_evaluate_calls_the_protocol(monkeypatch, folder):
     calls = []
 
-    def evaluate_scenes(model, output, gallery, count, batch_size, seed, split, objects, workdir, **settings):
+    def evaluate_scenes(
+        model, output, gallery, count, batch_size, seeds, split, objects, workdir, size, lpips, **settings
+    ):
         calls.append((model, count, split, settings))
 
     monkeypatch.setattr("editmgt_jax.evaluation.protocols.scenes.evaluate_scenes", evaluate_scenes)

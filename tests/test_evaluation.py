@@ -1,6 +1,7 @@
 """Measures by hand, the verdicts on known pictures, and the protocol on a tiny model."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -37,6 +38,15 @@ def test_measures_by_hand():
     assert metrics.nearest(b[0], np.stack([a[0], b[0] + 0.1]), top[0]) == 1
     ids, other = np.array([[[1, 2], [3, 4]]]), np.array([[[1, 9], [3, 9]]])
     assert metrics.share_changed(ids, other, top) == pytest.approx(0.5)
+
+
+def test_gradient_energy_by_hand():
+    pixels = np.zeros((2, 3, 3, 3))
+    pixels[0, 1, 1] = 0.5
+    centre = np.zeros((2, 3, 3), bool)
+    centre[0, 1, 1] = True
+    np.testing.assert_allclose(metrics.gradient_energy(pixels, centre), [0.25, np.nan])  # four neighbours, all 0.5 away
+    np.testing.assert_allclose(metrics.gradient_energy(pixels, np.ones_like(centre)), [0.25 * 4 / 12, 0])
 
 
 def test_iou_and_its_best_threshold():
@@ -80,8 +90,34 @@ def test_figures_of_a_perfect_edit(pairs):
     encoded = Encoded(ids, changed, pairs.source, pairs.target)
     figures = scenes.score_edits(pairs, changed, pairs.target, encoded)
     assert np.nanmax(figures["l1_inside"]) == 0 and np.nanmax(figures["changed_outside"]) == 0
+    new = np.isin(pairs.categories, ("add", "replace"))
+    assert (figures["gradient_share"][new] == 1).all() and np.isnan(figures["gradient_share"][~new]).all()
     leaking = scenes.score_edits(pairs, np.ones_like(ids), pairs.target, encoded)
     assert np.nanmin(leaking["changed_outside"]) == 1
+
+
+def test_only_the_inside_is_perceived(pairs):
+    """A stand-in for LPIPS, whose distance is the largest difference."""
+    network = types.SimpleNamespace(distance=lambda one, other: np.abs(one - other).max())
+    edited = np.where(pairs.mask[..., None], pairs.target, 1 - pairs.target)
+    assert (scenes.lpips_inside(pairs, edited, network) == 0).all()
+    edited[:] = np.where(pairs.mask[..., None], np.clip(pairs.target - 0.25, 0, 1), edited)
+    found = scenes.lpips_inside(pairs, edited, network)
+    assert found.max() == pytest.approx(0.25) and (found > 0.05).all()
+
+
+def test_pictures_of_another_size_are_resized_for_the_model_and_back(model, pairs):
+    pipe = EditPipeline.from_pretrained(model)
+    native, larger = Runner(pipe, 8, seed=0), Runner(pipe, 8, seed=0, size=64)
+    smooth = np.repeat(np.repeat(pairs.source[:8], 2, axis=1), 2, axis=2)
+    ids = larger.ids(smooth)
+    assert ids.shape == (8, 8, 8) and larger.with_seed(3).size == 64
+    painted = larger.decode(ids)
+    assert painted.shape == (8, 64, 64, 3)
+    rough = painted.reshape(8, 32, 2, 32, 2, 3).mean(axis=(2, 4))
+    exact = native.decode(ids)
+    assert np.corrcoef(rough.ravel(), exact.ravel())[0, 1] > 0.95  # noise of single pixels, which resizing softens
+    assert np.corrcoef(rough[:, ::-1].ravel(), exact.ravel())[0, 1] < 0.5
 
 
 def test_a_pair_is_edited_alike_in_any_batch(model, pairs):
@@ -96,13 +132,15 @@ def test_a_pair_is_edited_alike_in_any_batch(model, pairs):
 def test_protocol_on_a_tiny_model(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(scenes, "SELECTION_PAIRS", 10)
     report, gallery = tmp_path / "report.json", tmp_path / "gallery.png"
-    options = {"count": 14, "batch_size": 8, "split": "train", "steps": 2, "layers": [0, 1]}
+    options = {"count": 14, "batch_size": 8, "split": "train", "steps": 2, "layers": [0, 1], "seeds": (0, 5)}
     scenes.evaluate_scenes(model, report, gallery, workdir=tmp_path / "run", **options)
     printed = capsys.readouterr().out
     assert "without region hold" in printed and "recognised" in printed
     found = json.loads(report.read_text())
-    assert found["split"] == "train" and found["settings"]["steps"] == 2
+    assert found["split"] == "train" and found["seeds"] == [0, 5] and found["settings"]["steps"] == 2
     free, held = found["results"]["free"], found["results"]["held"]
+    low, high = found["intervals"]["free"]["l1_inside"]
+    assert low < free["all"]["l1_inside"] < high and {"gradient_share", "vq_gradient_share"} <= free["all"].keys()
     assert free["all"]["pairs"] == 14 and all(free[category]["pairs"] == 2 for category in CATEGORIES)
     assert free["local"]["pairs"] == 10
     assert held["all"]["changed_outside"] <= free["all"]["changed_outside"]

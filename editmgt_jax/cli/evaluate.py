@@ -26,17 +26,14 @@ def _add_scenes(protocols) -> None:
     command.add_argument("--gallery", metavar="FILE.png", help="where to draw successes and failures")
     command.add_argument("--workdir", metavar="RUN", help="where to write the outcome of every scene, and the pictures")
     command.add_argument("--count", type=shared.positive, default=500, help="number of scenes (default 500)")
-    judge = command.add_mutually_exclusive_group()
-    judge.add_argument("--judge", metavar="MODEL", help="judge behind OPENAI_BASE_URL, with the key OPENAI_API_KEY")
-    judge.add_argument("--judged", metavar="PATH", help="judged files in the benchmark's form")
-    command.add_argument("--prompts", metavar="FILE.json", help="the benchmark's own prompts, {name: text}")
-    command.add_argument(
-        "--judge-workers", type=shared.positive, default=8, metavar="N", help="questions at once (default 8)"
-    )
     command.add_argument("--split", default="heldout", help="heldout (default), or train for the choice of settings")
     command.add_argument("--objects", default="rich", help="core, all or rich (default): that of the model's training")
     command.add_argument("--batch-size", type=shared.positive, help="scenes at once (default 4 on CPUs, else 32)")
-    command.add_argument("--seed", type=shared.seed, default=0)
+    text = "seeds of the edits (default 0); figures are means over them"
+    command.add_argument("--seed", type=shared.seed, nargs="+", default=[0], dest="seeds", metavar="N", help=text)
+    text = "side of the scenes in pixels (default: the model's own); they are resized for the model, and its edits back"
+    command.add_argument("--size", type=shared.positive, metavar="PIXELS", help=text)
+    command.add_argument("--lpips", metavar="FILE", help="weights that `editmgt convert lpips` wrote, for lpips_inside")
     shared.add_settings(command)
 
 
@@ -50,7 +47,19 @@ def evaluate_scenes(args: argparse.Namespace) -> None:
     shared.use_disk_cache()
     from editmgt_jax.evaluation.protocols import scenes
 
-    names = ("model", "output", "gallery", "count", "batch_size", "seed", "split", "objects", "workdir")
+    names = (
+        "model",
+        "output",
+        "gallery",
+        "count",
+        "batch_size",
+        "seeds",
+        "split",
+        "objects",
+        "workdir",
+        "size",
+        "lpips",
+    )
     scenes.evaluate_scenes(**{name: getattr(args, name) for name in names}, **shared.settings_of(args))
 
 

@@ -25,6 +25,18 @@ def psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> np.ndarray:
     return -10 * np.log10(np.maximum(error, 1e-10))
 
 
+def gradient_energy(pictures: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Mean squared difference of neighbours in [B Y X 3], of which either is inside the mask bool [B Y X]; NaN without any. -> [B]"""
+    total, count = np.zeros(len(pictures)), np.zeros(len(pictures))
+    for axis in (1, 2):
+        squared = np.square(np.diff(pictures, axis=axis)).mean(axis=-1)
+        first, second = (np.take(where, np.arange(where.shape[axis] - 1) + shift, axis=axis) for shift in (0, 1))
+        near = first | second
+        total += (squared * near).sum(axis=(1, 2))
+        count += near.sum(axis=(1, 2))
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
 def nearer_to_target(edited: np.ndarray, source: np.ndarray, target: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Whether the edited region is nearer (squared error) to the target's than to the source's. -> bool [B]"""
 

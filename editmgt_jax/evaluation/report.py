@@ -28,7 +28,14 @@ def table(report: dict) -> str:
         for group, values in groups.items():
             cells = (f"{values[name]:19.4f}" if name in values else f"{'':19}" for name in names)
             lines.append(f"{group:12}{values['pairs']:6d}" + "".join(cells))
+            if group == "all":
+                lines.append(f"{'95 % interval':18}" + "".join(_interval(report["intervals"][mode], n) for n in names))
     return "\n".join(lines)
+
+
+def _interval(intervals: dict, name: str) -> str:
+    low_high = "{:.3f} .. {:.3f}".format(*intervals[name]) if name in intervals else ""
+    return f"{low_high:>19}"
 
 
 def benchmark(summary: dict) -> str:

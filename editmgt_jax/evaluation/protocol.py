@@ -56,6 +56,7 @@ class Protocol(abc.ABC):
     clip: ClassVar[str | None] = None  # the CLIP that the reference uses, by its name on the hub
     dino: ClassVar[str | None] = None
     structure: ClassVar[str | None] = None
+    lpips: ClassVar[str | None] = None  # a network of `models.lpips`
     judged: ClassVar[bool] = False
     directions: ClassVar[dict[str, int]] = {}  # 1: more is better, -1: less is better, by metric
     resizes: ClassVar[bool] = True  # whether the reference resizes an edited picture of another size
@@ -69,8 +70,8 @@ class Protocol(abc.ABC):
         """The figures of one edited picture, {metric: float}; other values are kept in its outcome. Errors: Unreadable."""
 
     def wanted(self) -> dict[str, str | None]:
-        """{part of `Models`: the model of the reference, by its name on the hub}."""
-        return {"clip": self.clip, "dino": self.dino, "structure": self.structure}
+        """{part of `Models`: the model of the reference, by its name on the hub, for LPIPS its network}."""
+        return {"clip": self.clip, "dino": self.dino, "structure": self.structure, "lpips": self.lpips}
 
     def prepare(self, example: Example, outputs: Path) -> None:  # noqa: B027
         """Writes what the official layout has beside an edited picture. Nothing by default."""

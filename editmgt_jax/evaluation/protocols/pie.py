@@ -54,7 +54,7 @@ class Pie(Protocol):
     name, version, examples = "pie", "1", 700
     title = "PIE-Bench, outside of the mask against the source"
     reference = "PnP Inversion, evaluation/evaluate.py; with and without its border rule"
-    clip, structure, resizes = "openai/clip-vit-large-patch14", "facebook/dino-vitb8", False
+    clip, structure, lpips, resizes = "openai/clip-vit-large-patch14", "facebook/dino-vitb8", "squeezenet", False
     directions = DIRECTIONS | {
         "structure_distance": -1,
         "clip_similarity_target_image": 1,

@@ -129,6 +129,44 @@ def test_prompts_of_a_file(tmp_path, monkeypatch):
         read_prompts(path)
 
 
+MODULE = """import os
+os.abort()
+_context_no_delimit = \"\"\"You judge.\"\"\"
+_prompts_0shot_two_image_edit_rule = "Two pictures."
+_prompts_0shot_tie_rule_SC = "Did it: <instruction>?"
+_prompts_0shot_rule_PQ = "Natural?"
+"""
+
+
+def test_the_official_module_of_prompts_is_read_and_not_run(tmp_path, monkeypatch):
+    path = tmp_path / "data" / "viescore" / "vie_prompts.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(MODULE)
+    expected = {"semantics": "You judge.\nTwo pictures.\nDid it: <instruction>?", "quality": "You judge.\nNatural?"}
+    assert read_prompts(path) == open_protocol("gedit_step1x").prompts(tmp_path) == expected
+    path.write_text(MODULE.replace("_rule_PQ", "_rule_XY"))
+    with pytest.raises(UserError, match="lacks _prompts_0shot_rule_PQ"):
+        read_prompts(path)
+    path.write_text("prompt = 'cut off")
+    with pytest.raises(UserError, match="no Python") as error:
+        read_prompts(path)
+    assert "\n" not in str(error.value)
+
+
+def test_prompts_of_the_data_are_taken_unless_a_file_is_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:1")
+    data = made.gedit(tmp_path / "data", {"style_change": 1})
+    (data / "vie_prompts.py").write_text(MODULE)
+    made.save(made.picture(0), tmp_path / "outputs" / "stray.png")
+    given = tmp_path / "prompts.json"
+    given.write_text('{"semantics": "S", "quality": "Q"}')
+    judges = make_judge(tmp_path), make_judge(tmp_path, prompts=given)
+    for number, judge in enumerate(judges):
+        found = evaluate("gedit_step1x", data, tmp_path / str(number), judge, tmp_path / "outputs")
+        assert judge.variant in found["models"]["judge"] and "house" not in judge.variant
+    assert judges[0].prompt("quality", {}) == "You judge.\nNatural?" and judges[1].prompt("quality", {}) == "Q"
+
+
 # ---- GEdit-Bench
 
 

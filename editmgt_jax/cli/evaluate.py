@@ -83,7 +83,11 @@ def _add_benchmark(protocols, name: str, entry: Entry) -> None:
     judge = command.add_mutually_exclusive_group()
     judge.add_argument("--judge", metavar="MODEL", help="judge behind OPENAI_BASE_URL, with the key OPENAI_API_KEY")
     judge.add_argument("--judged", metavar="PATH", help="judged files in the benchmark's form")
-    command.add_argument("--prompts", metavar="FILE.json", help="the benchmark's own prompts, {name: text}")
+    command.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="the benchmark's own prompts: JSON {name: text}, or vie_prompts.py of GEdit-Bench",
+    )
     command.add_argument(
         "--judge-workers", type=shared.positive, default=8, metavar="N", help="questions at once (default 8)"
     )

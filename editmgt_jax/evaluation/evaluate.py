@@ -27,6 +27,7 @@ from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation import editing, outcomes, published
 from editmgt_jax.evaluation.examples import Example, Skipped, Unreadable, read_picture
 from editmgt_jax.evaluation.features import Models
+from editmgt_jax.evaluation.judge import Judge
 from editmgt_jax.evaluation.leakage import leakage
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection, Traces
 from editmgt_jax.files import claim, read_json, write_json
@@ -78,6 +79,8 @@ def evaluate(
     entries = list(protocol.read(data, selection))[: selection.limit]
     if not any(isinstance(entry, Example) for entry in entries):
         raise UserError(f"{data} has no example of {protocol.name}: {Counter(entry.reason for entry in entries)}")
+    if isinstance(models.judge, Judge):
+        models.judge.adopt(protocol.prompts(data))
     with locks.held(workdir, "evaluate") if process[0] == 0 else contextlib.nullcontext():
         identity = _identity(protocol, data, outputs, editor, models, selection, model, entries)
         claim(workdir, outcomes.plain(identity), ["outputs"], IDENTITY)

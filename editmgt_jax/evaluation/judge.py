@@ -1,10 +1,11 @@
 """Scores from a model that looks at pictures, through an endpoint that speaks OpenAI's chat completions, or from judged files.
 
 The address is OPENAI_BASE_URL (such as http://localhost:8000/v1), the key OPENAI_API_KEY. Replies are cached on disk: an
-evaluation that is stopped goes on, and a second one costs nothing. Prompts come from a file; without one the protocol's own
-wording here is used, which is not the benchmark's, and the evaluation says so.
+evaluation that is stopped goes on, and a second one costs nothing. Prompts come from a file, else from the benchmark's data; without
+either the protocol's own wording here is used, which is not the benchmark's, and the evaluation says so.
 """
 
+import ast
 import base64
 import hashlib
 import io
@@ -29,6 +30,11 @@ RETRIES = 6
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds
 TIMEOUT = 120.0  # seconds for one reply
 MAX_TOKENS = 1400
+# The constants of VIEScore's module whose texts, one below the other, are GEdit-Bench's prompts.
+VIESCORE = {
+    "semantics": ("_context_no_delimit", "_prompts_0shot_two_image_edit_rule", "_prompts_0shot_tie_rule_SC"),
+    "quality": ("_context_no_delimit", "_prompts_0shot_rule_PQ"),
+}
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504}  # HTTP states that a repetition may change
 
 
@@ -40,7 +46,7 @@ class Judge:
     """A named model behind an endpoint, asked at temperature 0.
 
     Args:
-      cache: folder of replies; prompts: JSON file {name: text} of the benchmark's own prompts; workers: questions at once.
+      cache: folder of replies; prompts: file of the benchmark's own prompts, see `read_prompts`; workers: questions at once.
     Errors: UserError without an address, or for a file of prompts that is none.
     """
 
@@ -62,20 +68,25 @@ class Judge:
         self.where, self.cache, self.workers = model, Path(cache), workers
         self._retries, self._first_wait, self._timeout = retries, first_wait, timeout
         self._prompts = None if prompts is None else read_prompts(prompts)
-        digest = (
-            HOUSE
-            if prompts is None
-            else hashlib.sha256(json.dumps(self._prompts, sort_keys=True).encode()).hexdigest()[:12]
-        )
-        self.variant = f"temperature 0, prompts {digest}"
         self.asked = 0  # requests that went out
+
+    @property
+    def variant(self) -> str:
+        """How it is asked, for the summary of an evaluation."""
+        digest = hashlib.sha256(json.dumps(self._prompts, sort_keys=True).encode()).hexdigest()[:12]
+        return f"temperature 0, prompts {HOUSE if self._prompts is None else digest}"
+
+    def adopt(self, prompts: dict[str, str]) -> None:
+        """Takes the prompts of a benchmark's data, unless there are none or a file was given."""
+        if self._prompts is None and prompts:
+            self._prompts = prompts
 
     def prompt(self, name: str, house: dict[str, str]) -> str:
         """The text of a prompt: of the file, else of `house`. Errors: UserError naming the prompts that there are."""
         prompts = house if self._prompts is None else self._prompts
         if name not in prompts:
             raise UserError(
-                f"this benchmark needs the prompt {name!r}, from --prompts FILE.json; there are {sorted(prompts)}"
+                f"this benchmark needs the prompt {name!r}, from --prompts FILE; there are {sorted(prompts)}"
             )
         return prompts[name]
 
@@ -158,10 +169,12 @@ class Judged:
 
 
 def read_prompts(path: str | Path) -> dict[str, str]:
-    """Prompts of a JSON file {name: text}. Errors: UserError, FileNotFoundError."""
+    """Prompts of a JSON file {name: text}, or of VIEScore's module `vie_prompts.py`. Errors: UserError, FileNotFoundError."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"prompts are a JSON file; there is none at {path}")
+    if path.suffix == ".py":
+        return _viescore(path)
     try:
         found = parse_json(path.read_text())
     except ValueError as error:
@@ -169,6 +182,26 @@ def read_prompts(path: str | Path) -> dict[str, str]:
     if not (isinstance(found, dict) and all(isinstance(text, str) for text in found.values())):
         raise UserError(f"prompts are a JSON file of names and texts; {path} has other values")
     return found
+
+
+def _viescore(path) -> dict[str, str]:
+    """The prompts of a module's constants, put together as the scorers of GEdit-Bench do. The module is not run."""
+    try:
+        statements = ast.parse(path.read_text()).body
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{path} must be VIEScore's module of prompts; it is no Python: {error}") from error
+    texts = {
+        statement.targets[0].id: statement.value.value
+        for statement in statements
+        if isinstance(statement, ast.Assign)
+        and isinstance(statement.targets[0], ast.Name)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    }
+    wanted = {name for parts in VIESCORE.values() for name in parts}
+    if missing := sorted(wanted - set(texts)):
+        raise UserError(f"{path} must be VIEScore's module of prompts; it lacks {', '.join(missing)}")
+    return {name: "\n".join(texts[part] for part in parts) for name, parts in VIESCORE.items()}
 
 
 def _png(picture):

@@ -76,6 +76,10 @@ class Protocol(abc.ABC):
     def prepare(self, example: Example, outputs: Path) -> None:  # noqa: B027
         """Writes what the official layout has beside an edited picture. Nothing by default."""
 
+    def prompts(self, data: Path) -> dict[str, str]:
+        """The benchmark's own prompts for a judge, {name: text}, where its data has them. Errors: UserError."""
+        return {}
+
     def files_of(self, example: Example) -> list[str]:
         """The files of an example in the folder of outputs, by the official layout."""
         return [example.output]

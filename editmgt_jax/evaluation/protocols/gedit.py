@@ -5,6 +5,7 @@
 
 Data    DATA/**/*.parquet of stepfun-ai/GEdit-Bench: task_type, key, instruction, instruction_language, input_image,
         input_image_raw, Intersection_exist
+        for a judge vie_prompts.py of the official scorer, anywhere in DATA, or from --prompts
 Outputs OUTPUTS/fullset/GROUP/LANGUAGE/KEY.png
 Source  test_gedit_score.py and calculate_statistics.py of Step1X-Edit; eval/geditbench of EditMGT
 Rules   two questions: success and over-editing of source and edited picture; naturalness and artifacts of the edited one alone;
@@ -30,7 +31,7 @@ from editmgt_jax import images
 from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation import stats
 from editmgt_jax.evaluation.examples import Example, Skipped, Unreadable, parquet_entries, read_picture
-from editmgt_jax.evaluation.judge import Judge, Judged
+from editmgt_jax.evaluation.judge import Judge, Judged, read_prompts
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
 from editmgt_jax.files import replacing
 
@@ -131,6 +132,11 @@ class Step1X(Protocol):
                     "name": entry["key"],
                 },
             )
+
+    def prompts(self, data: Path) -> dict[str, str]:
+        """Those of VIEScore's module, which the official scorer has in its folder `viescore`."""
+        paths = sorted(data.rglob("vie_prompts.py"))
+        return read_prompts(paths[0]) if paths else {}
 
     def prepare(self, example: Example, outputs: Path) -> None:
         """Writes the source beside the edited picture, which the official scorer reads."""

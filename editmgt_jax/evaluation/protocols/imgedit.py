@@ -18,7 +18,7 @@ from PIL import Image
 
 from editmgt_jax.evaluation import stats
 from editmgt_jax.evaluation.examples import Example, Skipped, find_file, picture_bytes, read_picture
-from editmgt_jax.evaluation.judge import Judged
+from editmgt_jax.evaluation.judge import Judged, read_prompts
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
 from editmgt_jax.files import read_json, write_json
 
@@ -42,8 +42,6 @@ class ImgEdit(Protocol):
 
     def read(self, data: Path, selection: Selection) -> Iterable[Example | Skipped]:
         """See `Protocol.read`."""
-        prompts = data / "prompts.json"
-        texts = read_json(prompts, dict) if prompts.is_file() else {}
         for key, item in read_json(find_file(data, "basic_edit.json"), dict).items():
             places = [data / folder / item["id"] for folder in FOLDERS]
             yield Example(
@@ -52,8 +50,12 @@ class ImgEdit(Protocol):
                 instruction=item["prompt"],
                 output=f"{key}.png",
                 source=next((path for path in places if path.is_file()), places[0]),
-                facts={"prompts": texts},
             )
+
+    def prompts(self, data: Path) -> dict[str, str]:
+        """Those of prompts.json, by type of edit."""
+        path = data / "prompts.json"
+        return read_prompts(path) if path.is_file() else {}
 
     def score(self, example: Example, edited: Image.Image, given: Scoring) -> dict[str, Any]:
         """See `Protocol.score`."""
@@ -66,7 +68,7 @@ class ImgEdit(Protocol):
             if not isinstance(reply, str):
                 return {"score": None, "unparsed": 1.0, "notes": ["not among the judged files"]}
         else:
-            text = judge.prompt(example.group, example.facts["prompts"]).replace("<edit_prompt>", example.instruction)
+            text = judge.prompt(example.group, {}).replace("<edit_prompt>", example.instruction)
             reply = judge.ask(text, [read_picture(example.source, f"the source of {example.key}")[0], edited])
         marks = list(marks_of(reply).values())
         score = sum(marks) / len(marks) if marks else None

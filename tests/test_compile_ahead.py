@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -206,3 +209,24 @@ def test_a_small_run_compiles_for_tpus(tmp_path):
     assert cli.main(["compile-check", "--config", "stage2_finetune", *more, *small]) == 0
     (entry,) = json.loads(report.read_text())
     assert entry["fits"] and entry["milliseconds"]["ratio"] > 1 and "| v5e:4x4 | train | 1 |" in table.read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a child that its parent died")
+def test_a_compilation_ends_with_the_process_that_asked_for_it(tmp_path):
+    child = f"import os, pathlib, time; pathlib.Path({str(tmp_path / 'child')!r}).write_text(str(os.getpid())); time.sleep(60)"
+    parent = (
+        "import sys\nfrom editmgt_jax.training import compile_job\n"
+        f"compile_job.COMMAND = [sys.executable, '-c', {child!r}]\ncompile_job.compiled({{}})\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    started = tmp_path / "child"
+    while not (started.exists() and started.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    status = Path(f"/proc/{started.read_text()}/stat")
+    end = time.monotonic() + 30
+    while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < end
+        time.sleep(0.05)

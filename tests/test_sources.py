@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -238,3 +240,20 @@ def test_nothing_there(tmp_path):
 def test_category_names():
     assert category_name("Background change") == category_name("background-change") == "background_change"
     assert category_name("  ") == "edit"
+
+
+def test_a_file_of_one_row_group_is_read_within_some_twice_its_size(tmp_path):
+    """In a process of its own, where nothing else is in Arrow's memory."""
+    code = (
+        "import sys\nimport pyarrow as pa, pyarrow.parquet\n"
+        "from editmgt_jax.data.prepare.sources import open_source\n"
+        "(part,) = open_source(sys.argv[1])\n"
+        "assert sum(len(pair.source) for pair in part.read()) == 100 * 10**5\n"
+        "print(pa.default_memory_pool().max_memory())\n"
+    )
+    dice = np.random.default_rng(0)
+    pictures = {name: [dice.bytes(10**5) for _ in range(100)] for name in ("input_img", "output_img")}
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table(pictures | {"instruction": ["make it red"] * 100}), path)
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2.5 * path.stat().st_size

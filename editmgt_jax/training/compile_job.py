@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from editmgt_jax.training.compile_report import add_estimate, advice, out_of_memory
+from editmgt_jax.training.supervise import ending_with
 from editmgt_jax.training.topologies import Chip
 
 NAMES = ("train", "evaluate", "tokenize", "decode")
@@ -26,6 +27,7 @@ ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "XLA_FLAGS": "",  # are of this machine's own devices
 }
+COMMAND = [sys.executable, "-m", "editmgt_jax.training.compile_job"]
 _MARK = "COMPILED "  # before the line of JSON: libtpu prints, too
 
 
@@ -51,10 +53,12 @@ def check(
 
 
 def compiled(asked: dict, more: dict | None = None) -> dict:
-    """What a process of its own prints for `asked`."""
-    command = [sys.executable, "-m", "editmgt_jax.training.compile_job", json.dumps(asked)]
+    """What a process of its own prints for `asked`. It ends when this one does."""
     environment = os.environ | ENVIRONMENT | (more or {})
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    ending = ending_with(os.getpid())  # a compilation takes minutes and most of the memory
+    done = subprocess.run(
+        [*COMMAND, json.dumps(asked)], env=environment, capture_output=True, text=True, preexec_fn=ending
+    )
     lines = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
     if lines:
         return json.loads(lines[-1].removeprefix(_MARK))

@@ -30,7 +30,7 @@ def supervise(command: list[str], max_restarts: int = 100, first_wait: float = 1
     Errors: FileNotFoundError, PermissionError when the command cannot be started at all.
     """
     asked, child, deaths = [], None, 0
-    ending = _ending_with(os.getpid())
+    ending = ending_with(os.getpid())
 
     def pass_on(number, _frame):
         asked.append(number)
@@ -62,8 +62,8 @@ def supervise(command: list[str], max_restarts: int = 100, first_wait: float = 1
             signal.signal(number, handler)
 
 
-def _ending_with(parent: int) -> Callable[[], None] | None:
-    """What a child does before it becomes its command: it will get SIGTERM when its parent dies."""
+def ending_with(parent: int) -> Callable[[], None] | None:
+    """What a child does before it becomes its command, `preexec_fn`: it will get SIGTERM when its parent dies. Linux alone can."""
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: a forked child should do little

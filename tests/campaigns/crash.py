@@ -30,6 +30,20 @@ from editmgt_jax.training.runs import run_params  # noqa: E402
 
 EDITMGT = [sys.executable, "-m", "editmgt_jax.cli"]
 PATIENCE = 900  # seconds for a command that is left alone
+STAGES = ("records", "scores", "decodes", "search")  # folders of an ablation
+ABLATION = """
+from editmgt_jax.configs import ablate_layers
+
+def get_config():
+    config = ablate_layers.get_config()
+    config.model = {model!r}
+    config.examples.update(count=6, objects="core")
+    config.record.update(rates=(0.5,), steps=(0, 1), seeds=(0, 1), chunk=2, settings=dict(steps=2))
+    config.score.update(sets=("subsets",), signals=("text_to_image",), groups=("all",), windows=("each",), part=3)
+    config.decode.update(grid=dict(hold_threshold=(0.0, 0.5)), interventions=("bypass",), count=2, seeds=(0,), batch_size=2)
+    config.statistics.update(resamples=100, permutations=100)
+    return config
+"""
 TIMES = ("summary.html", "seconds")  # files that say how long something took
 
 
@@ -38,6 +52,16 @@ def files_of(output: Path) -> dict[str, str]:
     paths = [output] if output.is_file() else sorted(path for path in output.rglob("*") if path.is_file())
     names = {str(path.relative_to(output)): path for path in paths if path.name not in TIMES}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in names.items()}
+
+
+def report_of(output: Path) -> dict:
+    """A report without its times."""
+    return {name: value for name, value in json.loads(output.read_text()).items() if "second" not in name}
+
+
+def shared_of(output: Path) -> dict[str, str]:
+    """{file: hash of its bytes} of the stages of an ablation."""
+    return {name: found for name, found in files_of(output).items() if name.split("/")[0] in STAGES}
 
 
 def weights_of(run: Path) -> dict[str, str]:
@@ -82,6 +106,9 @@ def commands(home: Path) -> dict:
         "    config.checkpoint.every = 1\n"
         "    return config\n"
     )
+    reader = tiny.write_model(home / "reader", text_length=96)  # which takes the instructions of scenes
+    ablation = home / "configs" / "ablation.py"
+    ablation.write_text(ABLATION.format(model=str(reader)))
     run = home / "run"
     subprocess.run([*EDITMGT, "train", "--config", config, "--workdir", run], check=True)
     return {
@@ -90,6 +117,9 @@ def commands(home: Path) -> dict:
         "convert": (lambda out: ["convert", "orbax", model, out], "orbax", weights_of_orbax),
         "export": (lambda out: ["export", "--workdir", run, "--output", out], "exported", files_of),
         "edit": (lambda out: ["edit", "--model", model, "--image", home / "in.png", "--instruction", "make it red", "--output", out], "out.png", files_of),
+        "export-decode": (lambda out: ["export-decode", "--model", model, "--output", out], "decode.bin", files_of),
+        "evaluate": (lambda out: ["evaluate", "scenes", "--model", reader, "--count", 4, "--output", out], "report.json", report_of),
+        "ablate": (lambda out: ["ablate", "run", "--config", ablation, "--workdir", out], "ablation", shared_of),
         "train": (lambda out: ["train", "--config", config, "--workdir", out], "run", weights_of),
     }  # fmt: skip
 

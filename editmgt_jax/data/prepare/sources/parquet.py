@@ -22,6 +22,7 @@ from editmgt_jax.data.prepare.sources.parts import (
 from editmgt_jax.files import parse_json
 
 PAIRS_AT_ONCE = 8  # pairs whose pictures are in memory together
+_BUFFER = 1 << 20  # bytes that are read at once: else a whole row group, which may be the whole file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class ParquetPart(Part):
 
         read, stem = 0, self.name.rpartition(":")[0]
         try:
-            with pyarrow.parquet.ParquetFile(self.path) as file:
+            with pyarrow.parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=_BUFFER) as file:
                 names = [column for _, column in self.columns]
                 for batch in file.iter_batches(PAIRS_AT_ONCE, row_groups=[self.group], columns=names):
                     columns = {

@@ -14,7 +14,7 @@ import pytest
 
 from editmgt_jax import cli
 from editmgt_jax.cli import compile_cache
-from editmgt_jax.errors import UserError, one_line
+from editmgt_jax.errors import TRANSIENT, UserError, one_line
 
 PYTHON = [sys.executable, "-c"]
 PREAMBLE = "import os, sys, time\nfrom editmgt_jax import cli, files\nfrom editmgt_jax.cli import surroundings\n"
@@ -101,6 +101,34 @@ def test_versions_and_errors_are_one_line(capsys):
             ended.value.code == 2 and text.count("\n") == 1 and text.startswith("editmgt") and text[:-1].isprintable()
         )
     assert one_line("a\nb\x00\udce9é") == "a\\nb\\x00\\udce9é"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        np._core._exceptions._ArrayMemoryError((10**9,), np.dtype("f4")),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nstack"),
+    ],
+    ids=["python", "numpy", "jax"],
+)
+def test_memory_that_does_not_suffice_is_told_in_a_line(monkeypatch, capsys, error):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr("editmgt_jax.cli.models.inspect", fail)
+    assert cli.main(["inspect", "model"]) == TRANSIENT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("editmgt: error: there is not enough memory (") and line.endswith("or free memory")
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    def fail(_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: RESOURCE")
+
+    monkeypatch.setattr("editmgt_jax.cli.models.inspect", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        cli.main(["inspect", "model"])
 
 
 def test_warnings_of_other_packages_are_not_shown(capsys):

@@ -70,9 +70,23 @@ def _run(argv) -> int:
             args.end_job(code)
             return code
         except Exception as defect:
-            args.end_job(1, defect)
-            raise
+            if (error := _out_of_memory(defect)) is None:
+                args.end_job(1, defect)
+                raise
+            code = _failed(error)
+            args.end_job(code)
+            return code
     return 0
+
+
+def _out_of_memory(error: Exception) -> EditMGTError | None:
+    """An error of the host's memory or of a device's, as one for users; None for others. A restart may find more."""
+    of_device = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in str(error)
+    if not (of_device or isinstance(error, MemoryError)):
+        return None
+    first_line = next(iter(str(error).strip().splitlines()), "nothing more is known")
+    advice = "take fewer or smaller pictures, smaller batches or a smaller model, or free memory"
+    return EditMGTError(f"there is not enough memory ({first_line}): {advice}", transient=True)
 
 
 def _failed(error) -> int:

@@ -156,7 +156,7 @@ def test_a_file_system_that_stutters_is_asked_again(tmp_path, monkeypatch, capfd
 
 def test_parameters_are_those_of_the_best_step_and_damage_is_seen(tmp_path):
     write(tmp_path)  # the first has the higher accuracy
-    params, _ = restore_params(tmp_path / "checkpoints")
+    params, *_ = restore_params(tmp_path / "checkpoints")
     assert params["kernel"][0, 0] == 2.0 and restore_params(tmp_path / "checkpoints", 4)[0]["bias"][0] == 4.0
     (tmp_path / "checkpoints" / "4" / "_CHECKPOINT_METADATA").write_text("{")
     assert restore_params(tmp_path / "checkpoints")[0]["kernel"][0, 0] == 2.0

@@ -69,7 +69,18 @@ def test_a_trained_editor_is_exported_and_edits(vq_run, tmp_path, monkeypatch):
     config.model.scheduler.update(default_steps=3, default_layers=(0,), default_hold_threshold=0.0)
     train(config, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    export(tmp_path / "run", tmp_path / "model", dtype=np.float16, verify=True)
+    export(tmp_path / "run", tmp_path / "model", dtype=np.float16, verify=True, licence="mit")
+    card, index = (tmp_path / "model" / name for name in ("README.md", "model_index.json"))
+    for said in (
+        'license: "mit"',
+        "# model",
+        "scenes of 32 px",
+        "| samples a step | 8 |",
+        "--output MODEL",
+        "| loss | ",
+    ):
+        assert said in card.read_text()
+    assert json.loads(index.read_text())["editmgt"] == ["editmgt_jax", "Transformer2DModel"]
     pipe = EditPipeline.from_pretrained(tmp_path / "model")
     average = run_params(tmp_path / "run", average=True)["mgt"]
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), average, pipe.model.mgt_params)

@@ -65,13 +65,14 @@ def _add_export(commands) -> None:
     command.add_argument("--workdir", required=True, metavar="RUN")
     command.add_argument("--output", required=True, metavar="DIR", help="new folder")
     shared.add_exported(command)
+    command.add_argument("--licence", default="", metavar="NAME", help="for the model card, such as apache-2.0")
 
 
 def export(args: argparse.Namespace) -> None:
     """Writes a training run as a model directory or a LoRA."""
     from editmgt_jax.training.export import export as write_model
 
-    write_model(args.workdir, args.output, args.step, args.dtype, args.raw, merged=args.merge)
+    write_model(args.workdir, args.output, args.step, args.dtype, args.raw, merged=args.merge, licence=args.licence)
 
 
 def _step_range(text) -> tuple[int, int]:

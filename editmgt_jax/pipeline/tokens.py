@@ -5,7 +5,7 @@ Axes    as in `editmgt_jax.config`
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,8 @@ from editmgt_jax.sampling.orders import (
 from editmgt_jax.sampling.programs import check_batch_size, check_process, run_decode
 from editmgt_jax.sampling.request import make_request
 from editmgt_jax.sampling.settings import Settings
+from editmgt_jax.weights import hub
+from editmgt_jax.weights.hub import HubOptions
 from editmgt_jax.weights.loading import LoadedModel, load_model
 
 
@@ -66,13 +68,44 @@ class TokenPipeline:
         lora: str | Path | None = None,
         variant: str | None = None,
         program: ExportedDecode | None = None,
+        **fetching: Unpack[HubOptions],
     ) -> Self:
         """Reads a model directory, or fetches one from the hub by name; None is the default model of the package.
 
         Args and errors: see `loading.load_model`, and the class.
         """
         check_batch_size(batch_size)
-        return cls(load_model(directory, dtype, strict, lora=lora, variant=variant), batch_size, program)
+        return cls(load_model(directory, dtype, strict, lora=lora, variant=variant, **fetching), batch_size, program)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes the model directory that this pipeline was read from, in the types it has there, with a model index and a card.
+
+        Errors: FileExistsError; UserError for a model with a LoRA, or that was not read from a directory.
+        """
+        hub.save(self._own_directory(), directory)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        token: str | bool | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str = hub.MESSAGE,
+    ) -> str:
+        """Publishes what `save_pretrained` writes. -> address of the commit
+
+        Args and errors: see `weights.hub.push`, and `save_pretrained`.
+        """
+        publishing = {"token": token, "private": private, "revision": revision, "message": commit_message}
+        return hub.push(self._own_directory(), name, **publishing)
+
+    def _own_directory(self) -> Path:
+        if self.model.directory is None:
+            raise UserError("this model was not read from a directory: there is none to save")
+        if self.model.lora_params is not None:
+            raise UserError("a model with a LoRA is saved by `editmgt convert merge`, or without it")
+        return self.model.directory
 
     def to(self, device: Any) -> Self:
         """This pipeline, for scripts of diffusers. JAX chooses the device, by JAX_PLATFORMS.

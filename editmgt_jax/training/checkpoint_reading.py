@@ -16,12 +16,12 @@ from editmgt_jax.weights.trees import CheckpointError, check_name
 _READS, _BETWEEN_READS = 10, 0.3  # of a run that goes on; seconds
 
 
-def restore_params(directory: str | Path, step: int | None = None, average: bool = False) -> tuple[Params, dict]:
+def restore_params(directory: str | Path, step: int | None = None, average: bool = False) -> tuple[Params, dict, int]:
     """Reads only the parameters (or their moving average) of a run's checkpoint, as host arrays. The run may go on meanwhile.
 
     Args:
       step: which; None is the best by the metric that the run was monitored by, or the latest if none has it.
-    Returns: (parameters, identity of the run; see `Checkpoints`)
+    Returns: (parameters, identity of the run, see `Checkpoints`; the step)
     Errors: CheckpointError, also for a damaged one, and when a run deletes its checkpoints faster than they can be read.
     """
     directory = Path(directory)
@@ -38,7 +38,7 @@ def restore_params(directory: str | Path, step: int | None = None, average: bool
             chosen = step
             try:
                 chosen = _best(checkpointer) if step is None else step
-                return _read_params(checkpointer, chosen, "ema" if average else "params")
+                return *_read_params(checkpointer, chosen, "ema" if average else "params"), chosen
             except Exception as error:  # noqa: BLE001  (damaged files raise many kinds)
                 if not (directory.parent / locks.NOTE).exists():
                     raise CheckpointError(

@@ -17,6 +17,7 @@ from editmgt_jax.training.goodput import Ledger
 from editmgt_jax.training.optimizer import learning_rate
 from editmgt_jax.training.tracking import Tracker
 
+METRICS = "metrics.jsonl"
 # Peak dense bfloat16 FLOP/s of a device, by how jax calls it.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
@@ -64,7 +65,7 @@ class MetricsWriter:
             return
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        self._path = directory / "metrics.jsonl"
+        self._path = directory / METRICS
         keep_lines(self._path, resume_step)
         self._trackers = [tracking.TensorBoard(directory, resume_step), *trackers]
 

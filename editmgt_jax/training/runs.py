@@ -79,8 +79,8 @@ def run_params(workdir: str | Path, average: bool, step: int | None = None) -> P
     return read_run(workdir, average, step)[0]
 
 
-def read_run(workdir: str | Path, average: bool, step: int | None = None) -> tuple[Params, dict]:
-    """-> (what `run_params` gives, what its states mean nothing without, such as the model that a LoRA adapts)
+def read_run(workdir: str | Path, average: bool, step: int | None = None) -> tuple[Params, dict, int]:
+    """-> (what `run_params` gives, what its states mean nothing without, such as the model that a LoRA adapts, the step)
 
     Errors: CheckpointError.
     """

@@ -6,10 +6,9 @@ Source  the released diffusers layout: `editmgt` or `transformer`, `vqvae`, `tex
 
 import dataclasses
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +27,10 @@ from editmgt_jax.weights import lora as adapters
 from editmgt_jax.weights.components import COMPONENTS, MGT_FOLDERS, abstract_params, make_module, text_components
 from editmgt_jax.weights.conversion import check_weights, load_params
 from editmgt_jax.weights.files import check_variant
+from editmgt_jax.weights.hub import HubOptions, fetch
 
 DEFAULT_MODEL = Path(__file__).parents[1] / "assets" / "default"
 NATIVE_UNITS = 32  # units a side of the square that a model was trained on, unless its files say otherwise
-HUB_NAME = r"\w([\w.-]*\w)?/\w([\w.-]*\w)?"
-HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,6 +44,7 @@ class LoadedModel:
     text: TextEncoder
     scheduler: SchedulerConfig
     lora_params: Any = None  # of the LoRA that `mgt.lora` describes
+    directory: Path | None = None  # that it was read from
     is_editor: bool = False  # whether its directory calls it one, and not a text-to-image model
 
     def __post_init__(self):
@@ -77,6 +76,7 @@ def load_model(
     check_only: bool = False,
     lora: str | Path | None = None,
     variant: str | None = None,
+    **hub: Unpack[HubOptions],
 ) -> LoadedModel:
     """Reads a model directory, one tensor at a time and straight to its device.
 
@@ -90,10 +90,11 @@ def load_model(
       lora: folder of a LoRA, as PEFT or `editmgt export` writes it, that adapts the transformer; it is not merged.
       variant: of weight files, such as 'fp16' of model.fp16.safetensors, where a component has it. By default the files without
         a variant, or the only variant.
+      hub: how a model is fetched, see `HubOptions`.
     Errors: FileNotFoundError, WeightsError, UserError, naming the file.
     """
     dtypes, reading = _dtypes(dtype), {"strict": strict, "check_only": check_only, "variant": variant}
-    directory, mgt_directory = find_model(directory)
+    directory, mgt_directory = find_model(directory, **hub)
     check_variant(directory, variant)
     mgt_config = MGTConfig.from_json(mgt_directory / "config.json")
     text = load_text(directory, mgt_config, dtypes, reading)
@@ -112,6 +113,7 @@ def load_model(
         text=text,
         scheduler=SchedulerConfig.from_json(directory / "scheduler" / "scheduler_config.json"),
         lora_params=lora_params,
+        directory=directory,
         is_editor=mgt_directory.name == MGT_FOLDERS[0],
     )
 
@@ -140,11 +142,14 @@ def _check_dtype(value) -> None:
     dtype_name(name)
 
 
-def find_model(directory: str | Path | None = None) -> tuple[Path, Path]:
-    """-> (model directory, its folder with the transformer). Errors: FileNotFoundError saying what was looked for."""
+def find_model(directory: str | Path | None = None, **hub: Unpack[HubOptions]) -> tuple[Path, Path]:
+    """-> (model directory, its folder with the transformer). Errors: FileNotFoundError saying what was looked for.
+
+    hub: see `HubOptions`; they matter for a name on the hub alone.
+    """
     if directory is None and not DEFAULT_MODEL.is_dir():
         raise FileNotFoundError(f"this installation has no default model at {DEFAULT_MODEL}: name a model directory")
-    directory = DEFAULT_MODEL if directory is None else _local(directory)
+    directory = DEFAULT_MODEL if directory is None else _local(directory, **hub)
     for name in MGT_FOLDERS:
         if (directory / name).is_dir():
             return directory, directory / name
@@ -152,31 +157,11 @@ def find_model(directory: str | Path | None = None) -> tuple[Path, Path]:
     raise FileNotFoundError(f"a model directory has a folder {' or '.join(MGT_FOLDERS)}; {directory} has {found}")
 
 
-def _local(directory) -> Path:
+def _local(directory, **hub) -> Path:
     """A folder that exists as it is; a name on the Hugging Face hub as the folder its files were fetched to."""
     if not isinstance(directory, (str, os.PathLike)) or not isinstance(os.fspath(directory), str):
         raise UserError(f"a model must be the path of a folder, or a name on the hub; got {directory!r}")
-    path = Path(directory)
-    if path.is_dir():
-        return path
-    if (
-        not isinstance(directory, str)
-        or not re.fullmatch(HUB_NAME, directory)
-        or "--" in directory
-        or ".." in directory
-    ):
-        raise FileNotFoundError(
-            f"a model must be a local folder or a name on the hub such as WeiChow/EditMGT; there is no folder {path}"
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(directory, allow_patterns=HUB_FILES))
-    except Exception as error:  # noqa: BLE001  (its HTTP library, its parser and itself raise many kinds)
-        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise FileNotFoundError(
-            f"there is no folder {directory}, and it cannot be fetched from the Hugging Face hub: {first_line}"
-        ) from error
+    return Path(directory) if Path(directory).is_dir() else fetch(str(directory), **hub)
 
 
 def load_mgt(directory: str | Path, dtype: DTypeLike = jnp.float32, **reading: Any) -> tuple[MGT, Any]:

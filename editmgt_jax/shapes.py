@@ -6,9 +6,9 @@ The letters are those of `editmgt_jax.config`; a size that appears twice in a ca
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int, Key, UInt8, UInt32
+from jaxtyping import Bool, Float, Int, Key, Shaped, UInt8, UInt32
 
-__all__ = ["Array", "Bool", "Float", "Int", "Key", "Scalar", "UInt8", "UInt32"]
+__all__ = ["Array", "Bool", "Float", "Int", "Key", "Scalar", "Shaped", "UInt8", "UInt32"]
 
 Array = jax.Array | np.ndarray  # of the device, traced, or of the host
 Scalar = float | np.floating | Float[Array, ""]  # a number, or a traced one

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from editmgt_jax.config import MGTConfig, SchedulerConfig, VQConfig
 from editmgt_jax.models import layers
+from editmgt_jax.models.cells import Downsample, Upsample, from_cells, to_cells
 from editmgt_jax.models.layers import GroupNorm
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.models.vq import VQModel
@@ -78,6 +80,35 @@ def test_remat_changes_no_value(params, remat):
 def test_logits_follow_the_grid(params):
     assert _logits(params, True).shape == (BATCH, *GRID, 16)
     assert _logits(params, True, grid=(8, 2)).shape == (BATCH, 8, 2, 16)
+
+
+def test_logits_by_place_in_a_cell_are_those_of_the_grid(params):
+    model, (text, tokens, reference) = MGT(CONFIG), _inputs()
+
+    def forward(module):
+        return module(tokens, 2.0, module.condition(*text, reference, 1.0), by_cell=True)[0]
+
+    by_cell = np.asarray(jax.jit(partial(model.apply, method=forward))({"params": params}))
+    grid = np.asarray(_logits(params, True))
+    for row in range(GRID[0]):
+        for column in range(GRID[1]):
+            place, cell = 2 * (row % 2) + column % 2, row // 2 * (GRID[1] // 2) + column // 2
+            np.testing.assert_allclose(by_cell[place, :, cell], grid[:, row, column], atol=1e-6)
+    places = to_cells(tokens, 2)
+    np.testing.assert_array_equal(from_cells(places[..., None], (2, 3))[..., 0], tokens)
+    assert places[1, 0, 2] == tokens[0, 0, 5]
+
+
+def test_both_convolutions_of_cells_are_the_textbook_ones():
+    x = jax.random.normal(jax.random.key(0), (BATCH, 4, 6, 3))
+    cells = jnp.stack([x[:, row::2, column::2].reshape(BATCH, 6, 3) for row in (0, 1) for column in (0, 1)])
+    kernel = jax.random.normal(jax.random.key(1), (2, 2, 3, 3))
+    expected = nn.Conv(3, (2, 2), (2, 2), padding="VALID", use_bias=False).apply({"params": {"kernel": kernel}}, x)
+    found = Downsample(jnp.float32).apply({"params": {"kernel": kernel}}, cells)
+    np.testing.assert_allclose(found, expected.reshape(BATCH, 6, 3), atol=1e-5)
+    up = Upsample(jnp.float32).apply({"params": {"kernel": kernel.transpose(2, 0, 1, 3).reshape(3, 12)}}, found)
+    transposed = jax.lax.conv_transpose(expected, kernel[::-1, ::-1], (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    np.testing.assert_allclose(from_cells(up, (2, 3)), transposed, atol=1e-5)
 
 
 def test_weighted_attention_averages_the_full_map(params):

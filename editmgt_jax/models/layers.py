@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from editmgt_jax.shapes import Array, Float
+from editmgt_jax.shapes import Array, Float, Shaped
 
 SINUSOID_WIDTH = 256
 
@@ -44,7 +44,7 @@ def rms_normed(x: Float[Array, "*axes D"], scale: Float[Array, "..."], epsilon: 
     return (normed * scale).astype(x.dtype)
 
 
-def along_channels(parameter: Float[Array, " C"], x: Float[Array, "..."]) -> Float[Array, "... C"]:
+def along_channels(parameter: Shaped[Array, " C"], x: Shaped[Array, "..."]) -> Shaped[Array, "... C"]:
     """A parameter with one number for each channel, with as many axes as `x` has."""
     return parameter.reshape(*(1,) * (x.ndim - 1), -1)
 

@@ -30,6 +30,7 @@ from editmgt_jax.models.blocks import (
     spread,
     spread_grid,
 )
+from editmgt_jax.models.cells import Downsample, Upsample, from_cells, spread_cells, to_cells
 from editmgt_jax.models.layers import RMSNorm, TokenEmbedding, TwoLayerMLP, rotary_table, sinusoid
 from editmgt_jax.shapes import Array, Float, Int, Scalar
 
@@ -92,7 +93,7 @@ class MGT(nn.Module):
         self.token_conv = dense(width)
         if config.downsample:
             self.down_norm = RMSNorm()
-            self.down_conv = nn.Conv(width, (2, 2), (2, 2), padding="VALID", use_bias=False, dtype=self.dtype)
+            self.down_conv = Downsample(self.dtype)
         self.project_in_norm = RMSNorm()
         self.project_in = dense(width)
 
@@ -107,21 +108,23 @@ class MGT(nn.Module):
         self.project_out = dense(width)
         if config.upsample:
             self.up_norm = RMSNorm()
-            self.up_conv = dense(4 * width)  # a 2x2 stride-2 transposed conv is a linear map to 2 x 2 cells
+            self.up_conv = Upsample(self.dtype)
         self.head_conv = dense(width)
         self.head_norm = RMSNorm()
+        exact = self.head_precision != "default"
         self.head_logits = nn.Dense(
-            config.codebook_size, use_bias=False, dtype=jnp.float32, precision=self.head_precision
+            config.codebook_size,
+            use_bias=False,
+            dtype=jnp.float32 if exact else self.dtype,
+            precision=self.head_precision,
         )
 
     def _trunk_tokens(self, tokens):
         """[B H W] int32 ids -> [B N D]; image and reference go through the same weights."""
-        x = spread_grid(self.token_embedding(spread_grid(tokens)))
-        x = spread_grid(self.token_conv(self.token_norm(x)))
-        if self.config.downsample:
-            x = spread_grid(self.down_conv(self.down_norm(x)))
-        x = x.reshape(x.shape[0], -1, x.shape[-1])
-        return spread(self.project_in(self.project_in_norm(x)))
+        x = spread_cells(self.token_embedding(spread_cells(to_cells(tokens, self.config.stride))))
+        x = spread_cells(self.token_conv(self.token_norm(x)))
+        x = self.down_conv(self.down_norm(x)) if self.config.downsample else x[0]
+        return spread(self.project_in(self.project_in_norm(spread(x))))
 
     def _check_grid(self, name, tokens):
         if tokens.ndim != 3 or any(side % self.config.stride or not side for side in tokens.shape[1:]):
@@ -203,7 +206,8 @@ class MGT(nn.Module):
         text_weights: Float[Array, "live R T"] | None = None,
         layers: tuple[int, ...] = (),
         probe: Probe = NO_PROBE,
-    ) -> tuple[Float[Array, "B H W C"], Float[Array, "live J *axes"] | None]:
+        by_cell: bool = False,
+    ) -> tuple[Float[Array, "..."], Float[Array, "live J *axes"] | None]:
         """One forward pass.
 
         Args:
@@ -214,8 +218,9 @@ class MGT(nn.Module):
             belong to the last B' samples (the conditional half under guidance).
           layers: static block numbers, 0 .. num_blocks-1, double-stream first; needed when `text_weights` are given.
           probe: what else research wants of every block.
+          by_cell: whether logits are [E B N C], tokens by their place in a cell (`cells.to_cells`), which costs less.
         Returns:
-          logits [B H W C] float32 and attention [B' J R N] float32 (None without text_weights), or the
+          logits [B H W C] float32, or in `dtype` where `head_precision` is 'default', and attention [B' J R N] float32 (None without text_weights), or the
           probe's signals [B' J F A' R N].
         Errors: UserError for a grid that the trunk does not divide; ValueError for layers, weights or a reference that do not fit.
         """
@@ -247,20 +252,19 @@ class MGT(nn.Module):
         wanted = jnp.isin(jnp.arange(config.num_blocks), jnp.array(layers, jnp.int32))
         visual = jnp.concatenate([image, condition.reference], axis=1)
         sequence, attention = self._blocks(condition.text, visual, Visit(wanted, probe.interventions), shared)
-        logits = self._head(sequence[:, num_text : num_text + num_image], grid)
+        logits = self._head(sequence[:, num_text : num_text + num_image], grid, by_cell)
         if text_weights is not None:
             attention = attention[jnp.array(layers, jnp.int32)].swapaxes(0, 1)  # [B' J R N]
         return logits, attention
 
-    def _head(self, x, grid):
-        """[B N D] -> logits [B H W C] float32."""
-        batch, (rows, columns), width = x.shape[0], grid, self.config.width
-        x = spread_grid(self.project_out(self.project_out_norm(x)).reshape(batch, rows, columns, width))
-        if self.config.upsample:
-            x = spread_grid(self.up_conv(self.up_norm(x))).reshape(batch, rows, columns, 2, 2, width)
-            x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * rows, 2 * columns, width)
-        x = spread_grid(self.head_norm(self.head_conv(spread_grid(x))))
-        return spread_grid(self.head_logits(x.astype(jnp.float32)))
+    def _head(self, x, grid, by_cell):
+        """[B N D] -> logits [B H W C], or [E B N C]; `grid` is that of the cells."""
+        x = spread(self.project_out(self.project_out_norm(x)))
+        x = spread_cells(self.up_conv(self.up_norm(x)) if self.config.upsample else x[None])
+        spread_out = spread_cells if by_cell else spread_grid
+        x = x if by_cell else spread_grid(from_cells(x, grid))
+        x = spread_out(self.head_norm(self.head_conv(x)))
+        return spread_out(self.head_logits(x))
 
 
 def _is_one(strength) -> bool:

@@ -74,9 +74,10 @@ def _norm_backward(lengths, kept, gradients):
     x, shift, scale = kept
     of_out, of_x = gradients
     inputs = {"x": x, "of_out": of_out, "of_x": of_x}
-    sums = {"dshift": shift, "dscale": scale}
+    sums, name = {"dshift": shift, "dscale": scale}, "modulated_norm_backward"
+    # In place of `of_x`: a loop over blocks that carries it would else copy it.
     return tuple(
-        _call(_norm_backward_kernel, "modulated_norm_backward", inputs, {"scale": scale}, {"dx": x}, sums, lengths)
+        _call(_norm_backward_kernel, name, inputs, {"scale": scale}, {"dx": x}, sums, lengths, in_place={2: 0})
     )
 
 
@@ -152,11 +153,12 @@ def _add(sums, part, first):
         sums[...] += part
 
 
-def _call(kernel, name, inputs, vectors, outputs, sums, lengths):
+def _call(kernel, name, inputs, vectors, outputs, sums, lengths, in_place=None):
     """A kernel over (sample, tile of positions). -> arrays like `outputs` and like `sums`
 
     Args:
       inputs, outputs: {name: [B S D]}; vectors, sums: {name: [B G D]}, of which a tile sees that of its segment.
+      in_place: {number of an input: number of the output that takes its memory}.
     """
     x = next(iter(inputs.values()))
     batch, length, width = x.shape
@@ -186,8 +188,12 @@ def _call(kernel, name, inputs, vectors, outputs, sums, lengths):
             out_specs=[of_tile] * len(outputs) + [of_segment] * len(sums),
             out_shape=shapes,
             compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=64 * 2**20
+                dimension_semantics=("parallel", "arbitrary"),
+                vmem_limit_bytes=64 * 2**20,
+                # What a scan kept is read where it lies, and not copied out of its stack first.
+                allow_input_fusion=[True] * len(inputs) + [False] * len(vectors),
             ),
+            input_output_aliases=in_place or {},
             cost_estimate=pl.CostEstimate(
                 flops=10 * x.size,
                 bytes_accessed=sum(one.size * one.dtype.itemsize for one in (*inputs.values(), *shapes)),

@@ -168,10 +168,11 @@ class _Walk:
                 for each in inner:
                     if each.opcode in COLLECTIVES:
                         self._count_collective(each, times)
-        if one.find(r'custom_call_target="([^"]+)"') == _KERNEL:
-            kernel = one.find(r"([\w\-]+?)(?:\.\d+)* =") or "?"
-            cost.kernels[kernel] += times
-            cost.kernel_bytes[kernel] += times * (one.bytes + self._argument_bytes(one, computation))
+        kernel, inside = self._kernel(one, computation)
+        if kernel is not None:
+            name = kernel.find(r"([\w\-]+?)(?:\.\d+)* =") or "?"
+            cost.kernels[name] += times
+            cost.kernel_bytes[name] += times * (kernel.bytes + self._argument_bytes(kernel, inside))
         elif one.cycles:
             source = one.find(r'source_file="[^"]*?([\w]+\.py)" source_line=\d+')
             line = one.find(r"source_line=(\d+)")
@@ -184,6 +185,15 @@ class _Walk:
         self.cost.collectives[kind] += times
         self.cost.collective_bytes[kind] += one.bytes * times
         self.cost.moved[kind, one.operation, one.shape] += one.bytes * times
+
+    def _kernel(self, one, computation):
+        """-> the kernel that an instruction runs, alone or with what was fused into its reading, and the computation it is in"""
+        inside = [one]
+        if one.opcode == "fusion":
+            computation = one.find(r"calls=%?([\w\.\-]+)")
+            inside = self.found.get(computation, ())
+        kernels = (each for each in inside if each.find(r'custom_call_target="([^"]+)"') == _KERNEL)
+        return next(kernels, None), computation
 
     def _argument_bytes(self, one, computation):
         if computation not in self.sizes:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from editmgt_jax.models.layers import constrain
+from editmgt_jax.models.layers import along_channels
 from editmgt_jax.training.config import TrainConfig
 from editmgt_jax.training.state import Metric, Metrics, Params, TrainState
 from editmgt_jax.training.tasks.protocol import Task
@@ -87,10 +87,10 @@ def mean(metric: Metric) -> jax.Array:
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """logits [B L C], targets [B L] int32 -> [B L] float32."""
-    logits = constrain(logits, "batch", "length", None).astype(jnp.float32)
+    """logits [... C], targets [...] int32 -> [...] float32."""
+    logits = logits.astype(jnp.float32)
     # A sum over the codebook, not a gather: its gradient fuses with the softmax's, where a gather's is a scatter.
-    chosen = jnp.arange(logits.shape[-1])[None, None] == targets[..., None]  # [B L C]
+    chosen = along_channels(jnp.arange(logits.shape[-1]), logits) == targets[..., None]  # [... C]
     picked = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
     return jax.nn.logsumexp(logits, axis=-1) - picked
 

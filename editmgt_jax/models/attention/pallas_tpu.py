@@ -288,7 +288,10 @@ def _call(kernel, name, scalars, inputs, prepared, outputs, scratch, tiling, pro
             ),
             out_shape=shapes,
             compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=96 * 2**20
+                dimension_semantics=("parallel", "parallel", "arbitrary"),
+                vmem_limit_bytes=96 * 2**20,
+                # What a scan kept is read where it lies, and not copied out of its stack first.
+                allow_input_fusion=[False, *(name == "out" for name, (several, _) in inputs.items() for _ in several)],
             ),
             cost_estimate=pl.CostEstimate(
                 flops=2 * products * size * tiling.width,

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from editmgt_jax.config import LoRAConfig, MGTConfig, SchedulerConfig, micro_conditions
 from editmgt_jax.errors import UserError
 from editmgt_jax.files import copy_files
+from editmgt_jax.models.cells import to_cells
 from editmgt_jax.models.flops import forward_flops
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.models.prompts import PromptTokenizers
@@ -296,10 +297,13 @@ class MGTTask(Task):
 
         def forward(mgt):
             condition = mgt.condition(states, pooled, part["micro"], part.get("source"), 1.0)
-            return mgt(part["hidden"], time, condition)[0]
+            return mgt(part["hidden"], time, condition, by_cell=True)[0]
 
-        logits = self.mgt.apply(self.variables(params, frozen), method=forward)
-        logits = logits.reshape(len(states), -1, logits.shape[-1])
+        logits = self.mgt.apply(self.variables(params, frozen), method=forward)  # [E B N C]
+        grid, stride = part["hidden"].shape[1:], self.mgt_config.stride
+        part = part | {
+            name: to_cells(part[name].reshape(-1, *grid), stride) for name in ("target", "mask", "changed", "weights")
+        }
         loss = jnp.sum(cross_entropy(logits, part["target"]) * part["weights"])
         share = jnp.float32(len(states) / self.config.batch_size)  # 1 over all parts
         return loss, {"loss": (loss, share)} | self._accuracies(logits, part)
@@ -307,7 +311,7 @@ class MGTTask(Task):
     def _accuracies(self, logits, part) -> dict:
         """Over hidden tokens of samples with their instruction."""
         right = jnp.argmax(logits, axis=-1) == part["target"]
-        informed = part["mask"] & part["informed"][:, None]
+        informed = part["mask"] & part["informed"][None, :, None]  # of the axes E B N
 
         def share(where):
             return (right & where).sum(dtype=jnp.float32), where.sum(dtype=jnp.float32)
@@ -317,7 +321,7 @@ class MGTTask(Task):
             changed = part["changed"]
             metrics |= {"accuracy_changed": share(informed & changed), "accuracy_kept": share(informed & ~changed)}
             metrics["changed"] = changed.sum(dtype=jnp.float32), jnp.float32(changed.size)
-        number = jnp.clip((part["rate"] * _RATE_BINS).astype(jnp.int32), 0, _RATE_BINS - 1)[:, None]
+        number = jnp.clip((part["rate"] * _RATE_BINS).astype(jnp.int32), 0, _RATE_BINS - 1)[None, :, None]
         for i in range(_RATE_BINS):
             name = f"accuracy/rate_{i / _RATE_BINS:g}_{(i + 1) / _RATE_BINS:g}"
             metrics[name] = share(informed & (number == i))

@@ -58,6 +58,19 @@ def test_a_loop_counts_as_often_as_it_runs():
     assert ("add", "while/add", "bf16[4,8]", "blocks.py:7") in cost.by_operation and not cost.unknown
 
 
+def test_a_kernel_that_reads_a_stack_counts_with_what_it_reads_of_it():
+    slicing = """%slicing (p: bf16[9,4,8], i: s32[]) -> bf16[4,8] {
+  %slice.2 = bf16[4,8]{1,0} fusion(%p, %i), kind=kLoop, calls=%often
+  ROOT %fused_attention.4 = bf16[4,8]{1,0} custom-call(%slice.2), custom_call_target="tpu_custom_call"
+}
+
+ENTRY"""
+    one = '  %first = f32[2]{0} fusion(%p), kind=kLoop, calls=%often, backend_config={"estimated_cycles":"100"}'
+    read = "  %first = bf16[4,8]{1,0} fusion(%stack, %i), kind=kCustom, calls=%slicing"
+    cost = hlo_cost.read(TEXT.replace("ENTRY", slicing).replace(one, read))
+    assert cost.kernels == {"fused_attention": 4} and cost.kernel_bytes == {"fused_attention": 4 * (64 + 64)}
+
+
 def test_a_branch_counts_by_its_share():
     assert hlo_cost.read(TEXT, branch_share=0.25).cycles == 100 + 3 * 7 + 225
 

@@ -6,12 +6,15 @@ from editmgt_jax.errors import UserError
 # of the few tokens that a device has here, each such product is too small to use the chip.
 _WHOLE_PRODUCTS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
+# Kernels read what a scan kept where it lies, if both fit into the fast memory that a fusion may have, by default 16 MiB.
+_FUSIONS = {"xla_tpu_scoped_vmem_limit_kib": "32768"}
+
 # A preset is {platform: {option: value}}; platforms that it does not name get none.
 PRESETS = {
     "none": {},
-    "default": {"tpu": _WHOLE_PRODUCTS},
+    "default": {"tpu": _WHOLE_PRODUCTS | _FUSIONS},
     # For slices on which the compiler (libtpu 0.0.42.1) ends with an internal error about an all-reduce-scatter, as v5e:2x2.
-    "no_reduce_scatter": {"tpu": _WHOLE_PRODUCTS | {"xla_tpu_enable_all_reduce_scatter_fusion": "false"}},
+    "no_reduce_scatter": {"tpu": _WHOLE_PRODUCTS | _FUSIONS | {"xla_tpu_enable_all_reduce_scatter_fusion": "false"}},
 }
 
 

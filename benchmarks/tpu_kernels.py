@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from editmgt_jax.training.compile_job import ENVIRONMENT
-from editmgt_jax.training.kernel_cost import TILE, Shape, compile_kernels, dump_environment, schedules
+from editmgt_jax.training.kernel_cost import Shape, compile_kernels, dump_environment, schedules
 from editmgt_jax.training.topologies import Chip
 
 
@@ -40,13 +40,14 @@ def main() -> None:
             sys.exit(done.stderr[-4000:])
         chip = Chip.of(args.topology)
         print(f"{args.topology}, {shape}; {done.stdout.strip()} bytes")
-        for name, schedule in schedules(Path(folder), -(-shape.length // TILE)).items():
+        for name, schedule in schedules(Path(folder), shape).items():
             products = 5 if "backward" in name else 2
             flops = 2 * products * shape.batch * shape.heads * shape.length**2 * shape.width
             units = " ".join(f"{unit} {share:.0%}" for unit, share in schedule.busy.items() if share > 0.02)
+            steps = shape.steps(name)
             print(
-                f"{name}: {schedule.bundles:.0f} bundles x {shape.steps} steps = "
-                f"{schedule.bundles * shape.steps / chip.clock * 1e3:.3f} ms; ideal {flops / chip.rate * 1e3:.3f} ms; {units}"
+                f"{name}: {schedule.bundles:.0f} bundles x {steps} steps = "
+                f"{schedule.bundles * steps / chip.clock * 1e3:.3f} ms; ideal {flops / chip.rate * 1e3:.3f} ms; {units}"
             )
 
 

@@ -80,11 +80,9 @@ def main(asked: dict) -> dict:
 
         # The cost of a call is that of one sample and head, times both.
         shape = kernel_cost.Shape(*asked["kernels"])
-        one = shape._replace(batch=1)
-        kernel_cost.compile_kernels(asked["topology"], one)
-        tiles = shape.steps // (shape.batch * shape.heads)
-        found = kernel_cost.schedules(Path(asked["folder"]), tiles)
-        return {"cycles": {name: schedule.bundles * shape.steps for name, schedule in found.items()}}
+        kernel_cost.compile_kernels(asked["topology"], shape._replace(batch=1))
+        found = kernel_cost.schedules(Path(asked["folder"]), shape)
+        return {"cycles": {name: schedule.bundles * shape.steps(name) for name, schedule in found.items()}}
     from editmgt_jax.errors import UserError
     from editmgt_jax.training.compile_ahead import Ahead, compile_program
     from editmgt_jax.training.config_files import load_config

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from editmgt_jax.models import attention
+from editmgt_jax.models.attention.pallas_tpu import PARTS, tile_of
 from editmgt_jax.training.topologies import devices_of
 
-FORWARD, BACKWARD = "fused_attention", "fused_attention_backward"
-TILE = 256  # queries of a grid step at the lengths that full-size models have
 _SKIPPED = 40  # bundles; a shorter region that a branch leaves out is not worth a thought
 
 
@@ -37,10 +36,15 @@ class Shape(NamedTuple):
         """S."""
         return self.text + self.image + self.reference
 
-    @property
-    def steps(self) -> int:
+    def tiles(self, kernel: str) -> int:
+        """Grid steps of a head. Double-stream blocks call kernels whose names end in `PARTS`, single-stream blocks others."""
+        parts = (self.text, self.image + self.reference) if kernel.endswith(PARTS) else (self.length,)
+        tile, _ = tile_of(parts, (self.text + self.image,) if self.biased else ())
+        return -(-self.length // tile)
+
+    def steps(self, kernel: str) -> int:
         """Grid steps of a call."""
-        return self.batch * self.heads * -(-self.length // TILE)
+        return self.batch * self.heads * self.tiles(kernel)
 
 
 class Schedule(NamedTuple):
@@ -56,7 +60,8 @@ def dump_environment(folder: str | Path) -> dict[str, str]:
 
 
 def compile_kernels(topology: str, shape: Shape, prepared: bool = True, backward: bool = True) -> int:
-    """Compiles attention and its gradient for one chip. -> bytes of temporaries
+    """Compiles attention and its gradient for one chip, as single-stream and as double-stream blocks call it. -> bytes of
+    temporaries
 
     Args:
       prepared: whether norm and rotation are inside; backward: whether the gradient is compiled too.
@@ -66,35 +71,39 @@ def compile_kernels(topology: str, shape: Shape, prepared: bool = True, backward
     def array(*sizes, dtype=shape.dtype):
         return jax.ShapeDtypeStruct(sizes, dtype, sharding=SingleDeviceSharding(device))
 
-    groups = (shape.text + shape.image, shape.reference)
-    qkv = [array(shape.batch, shape.length, shape.heads, shape.width)] * 3
-    scales, angles = jnp.ones((2, shape.width)), jnp.zeros((shape.length, shape.width // 2))
-    norms = (shape.text, shape.length - shape.text)
-    preparation = attention.Preparation(scales, scales, angles, angles, norms) if prepared else None
+    groups, width = (shape.text + shape.image, shape.reference), shape.width
 
     def total(q, k, v, strength):
         bias = attention.strength_bias(strength if shape.biased else None, groups)
-        out = attention.attend(q, k, v, bias, groups, "pallas_tpu", preparation)
-        return out.astype(jnp.float32).sum() if backward else out
+        norms = tuple(x.shape[1] for x in q)
+        scales, angles = jnp.ones((len(q), width)), jnp.zeros((shape.length, width // 2))
+        preparation = attention.Preparation(scales, scales, angles, angles, norms) if prepared else None
+        q, k, v = (x if len(x) > 1 else x[0] for x in (q, k, v))
+        out, _ = attention.attend_and_read(q, k, v, bias, groups, "pallas_tpu", preparation, None)
+        return sum(x.astype(jnp.float32).sum() for x in jax.tree.leaves(out)) if backward else out
 
-    program = jax.grad(total, (0, 1, 2)) if backward else total
-    compiled = jax.jit(program).lower(*qkv, array(1, dtype=jnp.float32)).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    temporaries = 0
+    for parts in ((shape.length,), (shape.text, shape.image + shape.reference)):
+        qkv = [tuple(array(shape.batch, part, shape.heads, width) for part in parts)] * 3
+        program = jax.jit(jax.grad(total, (0, 1, 2)) if backward else total)
+        compiled = program.lower(*qkv, array(1, dtype=jnp.float32)).compile()
+        temporaries = max(temporaries, compiled.memory_analysis().temp_size_in_bytes)
+    return temporaries
 
 
-def schedules(folder: Path, tiles: int) -> dict[str, Schedule]:
+def schedules(folder: Path, shape: Shape) -> dict[str, Schedule]:
     """{kernel: schedule} of a dump.
 
     Args:
-      tiles: grid steps of a head. What a branch leaves out runs with one of them: keys are moved and prepared with the first
+      shape: of the attention that was compiled. What a branch leaves out runs with one of them: keys are moved and prepared with the first
         tile, and their gradients written with the last.
     """
     found = {}
     for path in sorted(folder.glob("*-final_bundles.txt")):
-        name = re.search(r"fused_attention(_backward)?(?=[.-])", path.name)
+        name = re.search(rf"fused_attention(_backward)?({PARTS})?(?=[.-])", path.name)
         if name is None or "schedule-analysis" in path.name:
             continue
-        total, seldom = _regions(path.read_text())
+        (total, seldom), tiles = _regions(path.read_text()), shape.tiles(name.group())
         found[name.group()] = Schedule(total - seldom * (tiles - 1) / tiles, _busy(path, name.group()))
     return found
 

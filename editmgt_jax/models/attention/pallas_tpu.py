@@ -29,7 +29,9 @@ from editmgt_jax.models.attention.preparation import ATTENTION, Preparation, Rea
 from editmgt_jax.shapes import Array, Float
 
 NO_WEIGHT = -1e30  # as in `editmgt_jax.models.attention`, of keys that fill up a block
-TILES = (256, 128)  # queries at a time, the dearest first
+TILES = (768, 384, 256, 128)  # queries at a time, the best first
+_UNEVEN = 256  # where none of them fits
+PARTS = "_parts"  # the end of the names of kernels whose queries and keys come in parts
 
 
 def attend(
@@ -126,7 +128,7 @@ def _attend(q, k, v, group_bias, prepared, weights, wanted, start, static):
     parts, bounds = tuple(x.shape[1] for x in q), _bounds(lengths)
     bounds = () if group_bias is None else bounds
     length, keys = sum(parts), sum(x.shape[1] for x in k)
-    tile, even = _tile(parts, bounds)
+    tile, even = tile_of(parts, bounds)
     queries, filled = _up(length, tile), _up(keys, LANES)
     if group_bias is None:
         group_bias = jnp.zeros((1, 1, keys), jnp.float32) if filled > keys else None
@@ -160,14 +162,15 @@ def _bounds(lengths) -> tuple[int, ...]:
     return tuple(int(bound) for bound in np.cumsum(lengths)[:-1])
 
 
-def _tile(parts, bounds) -> tuple[int, bool]:
-    """-> (queries at a time, whether each tile lies in one group and one part); a tile never lies in two of several parts."""
+def tile_of(parts: tuple[int, ...], bounds: tuple[int, ...]) -> tuple[int, bool]:
+    """Of queries in parts of these lengths, whose biases change at these positions. -> (queries at a time, whether each tile lies
+    in one group and one part); a tile never lies in two of several parts."""
     even = [tile for tile in TILES if not any(edge % tile for edge in (*bounds, *parts))]
     if even:
         return even[0], True
     if len(parts) > 1:
         return next(tile for tile in TILES if not any(part % tile for part in parts)), False
-    return min(TILES[0], _up(sum(parts), 16)), False
+    return min(_UNEVEN, _up(sum(parts), 16)), False
 
 
 def _up(size: int, multiple: int) -> int:
@@ -272,6 +275,8 @@ def _call(kernel, name, scalars, inputs, prepared, outputs, scratch, tiling, pro
     scratch = scratch | ({"ready": of_head} if prepared else {}) | ({"values": of_head} if len(k) > 1 else {})
     counts = {"scalars": 1} | {name: len(arrays) for name, (arrays, _) in (inputs | outputs).items()}
     counts |= dict.fromkeys(scratch, 1)
+
+    name += PARTS if len(k) > 1 else ""
 
     def body(*refs):
         kernel(_named(refs, counts), tiling)

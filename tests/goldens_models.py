@@ -22,7 +22,8 @@ from editmgt_jax.sampling.edit import decode_edit, guided_model
 from editmgt_jax.sampling.masking import training_time
 from editmgt_jax.sampling.request import make_request
 from editmgt_jax.sampling.settings import Settings
-from editmgt_jax.training.step import cross_entropy, loss_weights
+from editmgt_jax.training.cross_entropy import cross_entropy
+from editmgt_jax.training.step import loss_weights
 from editmgt_jax.weights import conversion
 from editmgt_jax.weights.loading import load_mgt, load_vq
 
@@ -108,7 +109,7 @@ def check_training_step(directory: Path) -> Iterator[Result]:
             time = training_time(golden["mask_prob"], "released")
             logits = model.apply({"params": params}, golden["input_token_ids"], time, condition)[0]
             targets, mask = (x.reshape(batch, -1) for x in (golden["target_token_ids"], golden["mask"]))
-            losses = cross_entropy(logits.reshape(batch, -1, logits.shape[-1]), targets)
+            losses, _ = cross_entropy(logits.reshape(batch, -1, logits.shape[-1]), targets)
             return (losses * loss_weights(mask)).sum()
 
         value, gradients = jax.jit(jax.value_and_grad(loss))(params)

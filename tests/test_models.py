@@ -107,7 +107,9 @@ def test_both_convolutions_of_cells_are_the_textbook_ones():
     found = Downsample(jnp.float32).apply({"params": {"kernel": kernel}}, cells)
     np.testing.assert_allclose(found, expected.reshape(BATCH, 6, 3), atol=1e-5)
     up = Upsample(jnp.float32).apply({"params": {"kernel": kernel.transpose(2, 0, 1, 3).reshape(3, 12)}}, found)
-    transposed = jax.lax.conv_transpose(expected, kernel[::-1, ::-1], (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    transposed = jax.lax.conv_transpose(
+        expected, kernel[::-1, ::-1], (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
     np.testing.assert_allclose(from_cells(up, (2, 3)), transposed, atol=1e-5)
 
 

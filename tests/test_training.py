@@ -22,11 +22,12 @@ from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.training import inputs
 from editmgt_jax.training.config import Optimizer
 from editmgt_jax.training.config_files import ConfigError, checked
+from editmgt_jax.training.cross_entropy import cross_entropy
 from editmgt_jax.training.export import export
 from editmgt_jax.training.initialise import copy_friendly
 from editmgt_jax.training.optimizer import decay_mask, learning_rate
 from editmgt_jax.training.runs import best_params, run_params
-from editmgt_jax.training.step import cross_entropy, loss_weights
+from editmgt_jax.training.step import loss_weights
 from editmgt_jax.training.token_job import tokenize_scenes
 from editmgt_jax.weights.components import DIFFUSERS_NAME
 from editmgt_jax.weights.loading import load_vq
@@ -186,7 +187,7 @@ def test_the_loss_counts_masked_positions_only():
     each = np.log([1 + np.exp(-2.0), 2.0, 1 + np.exp(-3.0)])
 
     def loss(*args):
-        return (cross_entropy(logits, targets) * loss_weights(mask, *args)).sum()
+        return (cross_entropy(logits, targets)[0] * loss_weights(mask, *args)).sum()
 
     np.testing.assert_allclose(loss(), each.mean(), rtol=1e-6)
     np.testing.assert_allclose(loss(None, "sample"), (each[:2].mean() + each[2]) / 2, rtol=1e-6)

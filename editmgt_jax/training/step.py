@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from editmgt_jax.models.layers import along_channels
 from editmgt_jax.training.config import TrainConfig
 from editmgt_jax.training.state import Metric, Metrics, Params, TrainState
 from editmgt_jax.training.tasks.protocol import Task
@@ -84,15 +83,6 @@ def mean(metric: Metric) -> jax.Array:
     """Of all observations of a metric; 0 where there are none."""
     total, count = metric
     return total / jnp.maximum(count, 1e-9)
-
-
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """logits [... C], targets [...] int32 -> [...] float32."""
-    logits = logits.astype(jnp.float32)
-    # A sum over the codebook, not a gather: its gradient fuses with the softmax's, where a gather's is a scatter.
-    chosen = along_channels(jnp.arange(logits.shape[-1]), logits) == targets[..., None]  # [... C]
-    picked = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
-    return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
 def loss_weights(mask: jax.Array, weights: jax.Array | None = None, over: str = "batch") -> jax.Array:

@@ -28,11 +28,12 @@ from editmgt_jax.training import inputs
 from editmgt_jax.training.checkpoint import fingerprint
 from editmgt_jax.training.conditioning import TrainedText, text_of
 from editmgt_jax.training.config import MGTRun
+from editmgt_jax.training.cross_entropy import cross_entropy
 from editmgt_jax.training.initialise import copy_friendly
 from editmgt_jax.training.runs import best_params, is_run, run_config
 from editmgt_jax.training.sharding import MGT_RULES, Put
 from editmgt_jax.training.state import Metrics, Params
-from editmgt_jax.training.step import accumulate, cross_entropy, loss_weights
+from editmgt_jax.training.step import accumulate, loss_weights
 from editmgt_jax.training.tasks.protocol import Task
 from editmgt_jax.weights.components import companion_folders
 from editmgt_jax.weights.conversion import save_component
@@ -304,13 +305,14 @@ class MGTTask(Task):
         part = part | {
             name: to_cells(part[name].reshape(-1, *grid), stride) for name in ("target", "mask", "changed", "weights")
         }
-        loss = jnp.sum(cross_entropy(logits, part["target"]) * part["weights"])
+        losses, likeliest = cross_entropy(logits, part["target"])
+        loss = jnp.sum(losses * part["weights"])
         share = jnp.float32(len(states) / self.config.batch_size)  # 1 over all parts
-        return loss, {"loss": (loss, share)} | self._accuracies(logits, part)
+        return loss, {"loss": (loss, share)} | self._accuracies(likeliest, part)
 
-    def _accuracies(self, logits, part) -> dict:
+    def _accuracies(self, likeliest, part) -> dict:
         """Over hidden tokens of samples with their instruction."""
-        right = jnp.argmax(logits, axis=-1) == part["target"]
+        right = likeliest == part["target"]
         informed = part["mask"] & part["informed"][None, :, None]  # of the axes E B N
 
         def share(where):

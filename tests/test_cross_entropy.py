@@ -30,9 +30,7 @@ def test_loss_and_gradient_are_those_of_the_textbook(dtype):
     gradient = jax.grad(lambda x: (cross_entropy(x, targets)[0] * weights).sum())(logits)
     assert gradient.dtype == dtype
     expected = (shares - hot) * np.asarray(weights)[..., None]
-    np.testing.assert_allclose(
-        np.asarray(gradient, np.float64), expected, atol=1e-6 if dtype == jnp.float32 else 5e-3
-    )
+    np.testing.assert_allclose(np.asarray(gradient, np.float64), expected, atol=1e-6 if dtype == jnp.float32 else 5e-3)
 
 
 def test_the_kernel_reads_what_the_plain_form_reads():

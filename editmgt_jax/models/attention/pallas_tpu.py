@@ -227,7 +227,7 @@ def _forward(q, k, v, prepared, group_bias, weights, scalars, tiling):
     if group_bias is not None:
         inputs["bias"] = _bias(group_bias[:, :, None], tiling)  # [1 or B, Q, 1, S']
     if weights is not None:
-        block = pl.BlockSpec((None, weights.shape[1], tiling.tile), lambda b, h, i, *_: (b, 0, i))
+        block = pl.BlockSpec((None, weights.shape[1], tiling.tile), lambda b, h, i, _: (b, 0, i))
         inputs["text_weights"] = (weights,), (block,)
         shape = (batch, tiling.heads, weights.shape[1], keys)
         outputs["read"] = (jax.ShapeDtypeStruct(shape, jnp.float32),), (_of_head(*shape[2:]),)
@@ -250,25 +250,25 @@ def _backward(q, k, v, prepared, group_bias, scalars, out, lse, gradient, tiling
     sums = pltpu.VMEM((sum(x.shape[1] for x in k), tiling.width), jnp.float32)
     scratch = {"dk_sum": sums, "dv_sum": sums}
     name = "fused_attention_backward"
-    found = _call(backward_kernel, name, scalars, inputs, prepared, outputs, scratch, tiling, products=5)
+    kept = ("q", "k", "v", "out")
+    found = _call(backward_kernel, name, scalars, inputs, prepared, outputs, scratch, tiling, 5, read_in_place=kept)
     return found["dq"], found["dk"], found["dv"], {name: found[f"d{name}"][0].sum(axis=(0, 1)) for name in scales}
 
 
-_PARTS = ("q", "k", "v", "out", "gradient", "dq", "dk", "dv")  # what a kernel gets as tuples of blocks
+_TUPLES = ("q", "k", "v", "out", "gradient", "dq", "dk", "dv")  # what a kernel gets as tuples of blocks
 
 
-def _call(kernel, name, scalars, inputs, prepared, outputs, scratch, tiling, products):
+def _call(kernel, name, scalars, inputs, prepared, outputs, scratch, tiling, products, read_in_place=()):
     """A kernel over (sample, head, tile of queries); its blocks are those of named inputs, outputs and scratch.
 
     Args:
       inputs, outputs: {name: (arrays or shapes, their blocks)}; products: how many of [tile K S'] it computes.
+      read_in_place: inputs that a scan kept; they are not copied out of its stack first.
     Returns: {name: arrays}.
     """
     (q, _), (k, _) = inputs["q"], inputs["k"]
     batch, length, keys = len(q[0]), sum(tiling.parts), sum(x.shape[1] for x in k)
     size = batch * tiling.heads * length * keys
-    kept = ("q", "k", "v", "out") if "out" in inputs else ()  # by the forward pass, for the backward pass
-    ahead = int("bias" in inputs)  # whose blocks depend on the scalars; nothing fuses into kernels with such blocks
     moved = [x for arrays, _ in (*inputs.values(), *outputs.values()) for x in arrays]
     inputs |= {table: ((x,), (_table(table, x, tiling),)) for table, x in prepared.items()}
     of_head = pltpu.VMEM((keys, tiling.width), k[0].dtype)
@@ -287,12 +287,9 @@ def _call(kernel, name, scalars, inputs, prepared, outputs, scratch, tiling, pro
         return pl.pallas_call(
             body,
             grid_spec=pltpu.PrefetchScalarGridSpec(
-                num_scalar_prefetch=ahead,
+                num_scalar_prefetch=1,
                 grid=(batch, tiling.heads, tiling.tiles(length)),
-                in_specs=[
-                    *([] if ahead else [pl.BlockSpec(memory_space=pltpu.SMEM)]),
-                    *(block for _, several in inputs.values() for block in several),
-                ],
+                in_specs=[block for _, several in inputs.values() for block in several],
                 out_specs=blocks,
                 scratch_shapes=list(scratch.values()),
             ),
@@ -300,8 +297,7 @@ def _call(kernel, name, scalars, inputs, prepared, outputs, scratch, tiling, pro
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "parallel", "arbitrary"),
                 vmem_limit_bytes=96 * 2**20,
-                # What a scan kept is read where it lies, and not copied out of its stack first.
-                allow_input_fusion=[False, *(name in kept for name, (several, _) in inputs.items() for _ in several)],
+                allow_input_fusion=[False, *(name in read_in_place for name, (x, _) in inputs.items() for _ in x)],
             ),
             cost_estimate=pl.CostEstimate(
                 flops=2 * products * size * tiling.width,
@@ -327,7 +323,7 @@ def _named(refs, counts) -> SimpleNamespace:
     named, rest = {}, list(refs)
     for name, count in counts.items():
         taken, rest = tuple(rest[:count]), rest[count:]
-        named[name] = taken if name in _PARTS else taken[0]
+        named[name] = taken if name in _TUPLES else taken[0]
     return SimpleNamespace(**named)
 
 
@@ -343,33 +339,33 @@ def _tiles(tiling):
 
     def of_part(first, count):
         return pl.BlockSpec(
-            (None, tiling.tile, tiling.width), lambda b, h, i, *_: (b, jnp.clip(i - first, 0, count - 1), h)
+            (None, tiling.tile, tiling.width), lambda b, h, i, _: (b, jnp.clip(i - first, 0, count - 1), h)
         )
 
     if len(tiling.parts) == 1:
-        return (pl.BlockSpec((None, tiling.tile, tiling.width), lambda b, h, i, *_: (b, i, h)),)
+        return (pl.BlockSpec((None, tiling.tile, tiling.width), lambda b, h, i, _: (b, i, h)),)
     bounds = np.cumsum((0, *tiling.parts)) // tiling.tile
     return tuple(of_part(int(a), int(b - a)) for a, b in zip(bounds[:-1], bounds[1:], strict=True))
 
 
 def _heads(tiling, parts):
-    return tuple(pl.BlockSpec((None, x.shape[1], tiling.width), lambda b, h, i, *_: (b, 0, h)) for x in parts)
+    return tuple(pl.BlockSpec((None, x.shape[1], tiling.width), lambda b, h, i, _: (b, 0, h)) for x in parts)
 
 
 def _table(name, x, tiling):
     """Of angles of the tile's queries, or all of a table."""
     if name in ("q_cos", "q_sin"):
-        return pl.BlockSpec((tiling.tile, tiling.width), lambda b, h, i, *_: (i, 0))
-    return pl.BlockSpec(x.shape, lambda b, h, i, *_: (0, 0))
+        return pl.BlockSpec((tiling.tile, tiling.width), lambda b, h, i, _: (i, 0))
+    return pl.BlockSpec(x.shape, lambda b, h, i, _: (0, 0))
 
 
 def _of_head(*shape):
     """Of an array [B A ...]."""
-    return pl.BlockSpec((None, None, *shape), lambda b, h, i, *_: (b, h, *[0] * len(shape)))
+    return pl.BlockSpec((None, None, *shape), lambda b, h, i, _: (b, h, *[0] * len(shape)))
 
 
 def _statistics(tiling):
-    return pl.BlockSpec((None, None, None, 1, tiling.tile), lambda b, h, i, *_: (b, h, i, 0, 0))
+    return pl.BlockSpec((None, None, None, 1, tiling.tile), lambda b, h, i, _: (b, h, i, 0, 0))
 
 
 def _bias(biases, tiling):

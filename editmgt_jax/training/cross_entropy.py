@@ -39,8 +39,8 @@ def _forward(logits, targets):
 
 def _backward(kept, gradients):
     logits, targets, total = kept
-    codes = along_channels(jnp.arange(logits.shape[-1]), logits)
-    difference = jnp.exp(logits.astype(jnp.float32) - total[..., None]) - (codes == targets[..., None])
+    hot = along_channels(jnp.arange(logits.shape[-1]), logits) == targets[..., None]
+    difference = jnp.exp(logits.astype(jnp.float32) - total[..., None]) - hot.astype(jnp.float32)
     return (gradients[0][..., None] * difference).astype(logits.dtype), None
 
 

@@ -7,7 +7,7 @@ from editmgt_jax.errors import UserError
 _WHOLE_PRODUCTS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 # Kernels read what a scan kept where it lies, if both fit into the fast memory that a fusion may have, by default 16 MiB.
-_FUSIONS = {"xla_tpu_scoped_vmem_limit_kib": "49152"}
+_FUSIONS = {"xla_tpu_scoped_vmem_limit_kib": "32768"}
 
 # A preset is {platform: {option: value}}; platforms that it does not name get none.
 PRESETS = {

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from editmgt_jax.models import attention
-from editmgt_jax.models.attention.pallas_tpu import PARTS, tile_of
+from editmgt_jax.models.attention.pallas_tpu import PARTS, backward_tile, tile_of
 from editmgt_jax.training.topologies import devices_of
 
 _SKIPPED = 40  # bundles; a shorter region that a branch leaves out is not worth a thought
@@ -40,7 +40,7 @@ class Shape(NamedTuple):
         """Grid steps of a head. Double-stream blocks call kernels whose names end in `PARTS`, single-stream blocks others."""
         parts = (self.text, self.image + self.reference) if kernel.endswith(PARTS) else (self.length,)
         tile, _ = tile_of(parts, (self.text + self.image,) if self.biased else ())
-        return -(-self.length // tile)
+        return -(-self.length // (backward_tile(tile) if "backward" in kernel else tile))
 
     def steps(self, kernel: str) -> int:
         """Grid steps of a call."""

@@ -31,6 +31,7 @@ from editmgt_jax.shapes import Array, Float
 NO_WEIGHT = -1e30  # as in `editmgt_jax.models.attention`, of keys that fill up a block
 TILES = (768, 384, 256, 128)  # queries at a time, the best first
 _UNEVEN = 256  # where none of them fits
+_BACKWARD = 384  # at most so many in the backward pass, which else leaves no fast memory to read kept arrays in place
 PARTS = "_parts"  # the end of the names of kernels whose queries and keys come in parts
 
 
@@ -173,6 +174,11 @@ def tile_of(parts: tuple[int, ...], bounds: tuple[int, ...]) -> tuple[int, bool]
     return min(_UNEVEN, _up(sum(parts), 16)), False
 
 
+def backward_tile(tile: int) -> int:
+    """Queries at a time in the backward pass, of a forward pass with so many."""
+    return tile if tile <= _BACKWARD else max(one for one in TILES if one <= _BACKWARD and not tile % one)
+
+
 def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
@@ -237,6 +243,8 @@ def _forward(q, k, v, prepared, group_bias, weights, scalars, tiling):
 
 def _backward(q, k, v, prepared, group_bias, scalars, out, lse, gradient, tiling):
     """-> gradients of q, k, v, and of the scales by name"""
+    smaller = backward_tile(tiling.tile)
+    tiling, lse = dataclasses.replace(tiling, tile=smaller), lse.reshape(*lse.shape[:2], -1, 1, smaller)
     tiles, heads = _tiles(tiling), _heads(tiling, k)
     inputs = {"q": (q, tiles), "k": (k, heads), "v": (v, heads)}
     inputs |= {"out": (out, tiles), "gradient": (gradient, tiles), "lse": ((lse,), (_statistics(tiling),))}

@@ -156,7 +156,7 @@ def test_programs_are_named(capsys):
 
 
 def test_a_compiler_that_dies_is_told(monkeypatch):
-    monkeypatch.setattr(compile_job.sys, "executable", "false")
+    monkeypatch.setattr(compile_job, "COMMAND", ["false"])
     assert "ended with code 1" in compile_job.check("stage2_finetune", [], "v5e:4x4")["error"]
 
 
@@ -226,7 +226,11 @@ def test_a_small_run_compiles_for_tpus(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a child that its parent died")
 def test_a_compilation_ends_with_the_process_that_asked_for_it(tmp_path):
-    child = f"import os, pathlib, time; pathlib.Path({str(tmp_path / 'child')!r}).write_text(str(os.getpid())); time.sleep(60)"
+    child = (
+        "import os, pathlib, sys, time\nfrom editmgt_jax.training import compile_job\n"
+        f"compile_job.main = lambda _: pathlib.Path({str(tmp_path / 'child')!r}).write_text(str(os.getpid())) + time.sleep(60)\n"
+        "compile_job.run(sys.argv[1])\n"
+    )
     parent = (
         "import sys\nfrom editmgt_jax.training import compile_job\n"
         f"compile_job.COMMAND = [sys.executable, '-c', {child!r}]\ncompile_job.compiled({{}})\n"

@@ -55,10 +55,9 @@ def check(
 def compiled(asked: dict, more: dict | None = None) -> dict:
     """What a process of its own prints for `asked`. It ends when this one does."""
     environment = os.environ | ENVIRONMENT | (more or {})
-    ending = ending_with(os.getpid())  # a compilation takes minutes and most of the memory
-    done = subprocess.run(
-        [*COMMAND, json.dumps(asked)], env=environment, capture_output=True, text=True, preexec_fn=ending
-    )
+    # The process asks for its end itself: what runs between fork and exec is not safe beside jax's threads.
+    command = [*COMMAND, json.dumps(asked | {"parent": os.getpid()})]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
     if lines:
         return json.loads(lines[-1].removeprefix(_MARK))
@@ -105,5 +104,14 @@ def main(asked: dict) -> dict:
         return {"error": text, "advice": more}
 
 
+def run(asked: str) -> None:
+    """What a process of its own does: prints `main` of what is asked, in JSON, and ends when the process that asked does."""
+    values = json.loads(asked)
+    ending = ending_with(values.pop("parent", os.getppid()))
+    if ending is not None:
+        ending()
+    print(_MARK + json.dumps(main(values)), flush=True)
+
+
 if __name__ == "__main__":
-    print(_MARK + json.dumps(main(json.loads(sys.argv[1]))), flush=True)
+    run(sys.argv[1])

@@ -63,7 +63,8 @@ def supervise(command: list[str], max_restarts: int = 100, first_wait: float = 1
 
 
 def ending_with(parent: int) -> Callable[[], None] | None:
-    """What a child does before it becomes its command, `preexec_fn`: it will get SIGTERM when its parent dies. Linux alone can."""
+    """What a child does to get SIGTERM when its parent dies, as its first act or before it becomes its command (`preexec_fn`,
+    where no other thread of the parent holds locks). Linux alone can."""
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: a forked child should do little

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -196,8 +197,12 @@ def test_decodes_go_on_with_the_same_bytes(swept):
     assert {path.name: path.read_bytes() for path in (folder / decode.FOLDER).iterdir()} == before
 
 
-def test_the_sections_of_a_report(swept):
+def test_the_sections_of_a_report(swept, tmp_path):
     config, folder = swept
+    shutil.copytree(folder / decode.FOLDER, tmp_path / decode.FOLDER)
+    next((tmp_path / decode.FOLDER).glob("part-*1.parquet")).unlink()
+    with pytest.raises(UserError, match="of 54 decodes are in .* go on with"):
+        sweeps.sections(config, tmp_path)
     titles = [section.title for section in sweeps.sections(config, folder)]
     assert titles == ["Success against leakage", "Causal against read-out"]
 

@@ -11,9 +11,11 @@ from PIL import Image
 from editmgt_jax.report import figures
 
 STYLE = """
-:root { --ink: #1d2530; --quiet: #6b7480; --grid: #dfe3e8; --paper: #ffffff; --mark: #f1f4f7; }
+:root { --ink: #1d2530; --quiet: #6b7480; --grid: #dfe3e8; --paper: #ffffff; --mark: #f1f4f7;
+  --shade: rgba(0, 0, 0, .22); }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e8ee; --quiet: #97a1ad; --grid: #333b45; --paper: #14181d; --mark: #1f252c; }
+  :root { --ink: #e4e8ee; --quiet: #97a1ad; --grid: #333b45; --paper: #14181d; --mark: #1f252c;
+    --shade: rgba(255, 255, 255, .25); }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 860px; padding: 1.2rem; background: var(--paper); color: var(--ink);
@@ -21,15 +23,21 @@ body { margin: 0 auto; max-width: 860px; padding: 1.2rem; background: var(--pape
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 figure { margin: 1rem 0; overflow-x: auto; }
 figure svg { width: 100%; min-width: 560px; height: auto; display: block; }
-figcaption { color: var(--quiet); font-size: .9rem; }
+figcaption { color: var(--quiet); font-size: .9rem; position: sticky; left: 0; }
 .scroll { overflow-x: auto; }
+figure, .scroll { background:  /* a shade at the side to which there is more */
+  linear-gradient(to right, var(--paper) 40%, transparent) left / 36px 100% no-repeat local,
+  linear-gradient(to left, var(--paper) 40%, transparent) right / 36px 100% no-repeat local,
+  linear-gradient(to right, var(--shade), transparent) left / 12px 100% no-repeat scroll,
+  linear-gradient(to left, var(--shade), transparent) right / 12px 100% no-repeat scroll; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid var(--grid); white-space: nowrap; }
-th { font-weight: 600; } tr:first-child td { background: var(--mark); }
+th { font-weight: 600; } .base td { background: var(--mark); }
+@media (max-width: 600px) { th:first-child, td:first-child { white-space: normal; min-width: 7rem; } }
 code { background: var(--mark); padding: .1rem .3rem; border-radius: 3px; }
 pre { background: var(--mark); padding: .7rem; overflow-x: auto; } pre code { padding: 0; }
 img { max-width: 100%; height: auto; }
-.pixels { image-rendering: pixelated; }
+.pixels { image-rendering: pixelated; max-width: none; }
 .row { display: flex; flex-wrap: wrap; gap: .6rem; }
 .row figure { margin: 0; }
 """
@@ -48,10 +56,11 @@ class Code(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Lines of cells."""
+    """Lines of cells; `based`: the first line is what the others are compared with."""
 
     heads: Sequence[str]
     cells: Sequence[Sequence[str]]
+    based: bool = False
 
 
 class Figure(NamedTuple):
@@ -109,8 +118,9 @@ def _html_of(part: Part) -> str:
         return f"<pre><code>{html.escape(part.text)}</code></pre>"
     if isinstance(part, Table):
         heads = "".join(f"<th>{html.escape(head)}</th>" for head in part.heads)
-        lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in part.cells)
-        body = "".join(f"<tr>{line}</tr>" for line in lines)
+        lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in part.cells]
+        marks = [' class="base"' if part.based and number == 0 else "" for number in range(len(lines))]
+        body = "".join(f"<tr{mark}>{line}</tr>" for mark, line in zip(marks, lines, strict=True))
         return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
     if isinstance(part, Row):
         return f'<p>{html.escape(part.text)}</p>\n<div class="row">{"".join(map(_html_of, part.pictures))}</div>'

@@ -240,7 +240,7 @@ def _table(summary) -> Table:
     for one in summary["rivals"]:
         figures_of = (told(one["odd"]), told(one["difference"]), f"{one['q']:.2g}", f"{one['p']:.2g}")
         lines.append((one["role"], one["set"], *figures_of, _view_words(one)))
-    return Table(heads, lines)
+    return Table(heads, lines, based=True)
 
 
 def methods(config: AblationConfig, manifest: Manifest, summary: dict) -> list:

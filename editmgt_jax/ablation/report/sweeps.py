@@ -9,6 +9,7 @@ from editmgt_jax.ablation import decode, statistics
 from editmgt_jax.ablation.choices import View
 from editmgt_jax.ablation.config import AblationConfig
 from editmgt_jax.ablation.score import read_table
+from editmgt_jax.errors import UserError
 from editmgt_jax.report import figures
 from editmgt_jax.report.page import Figure, Section, Table, Text
 
@@ -21,7 +22,7 @@ def has_decodes(workdir: Path) -> bool:
 
 
 class Decodes:
-    """The tables of decodes, means over seeds."""
+    """The tables of decodes, means over seeds. Errors: UserError when some are missing."""
 
     def __init__(self, workdir: Path, config: AblationConfig):
         folder, self.how = workdir / decode.FOLDER, config.statistics
@@ -29,6 +30,9 @@ class Decodes:
         self.variants = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         tables = [read_table(path) for path in sorted(folder.glob("part-*.parquet"))]
         self.columns = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+        wanted = len(self.variants) * config.decode.count * len(config.decode.seeds)
+        if (found := len(self.columns["variant"])) != wanted:
+            raise UserError(f"{found} of {wanted} decodes are in {folder}: go on with `editmgt ablate decode`")
 
     def values(self, variant: int, name: str) -> np.ndarray:
         """One measure of each example. -> [n]"""
@@ -78,7 +82,9 @@ def _settings(found: Decodes) -> Section:
     caption = "Success against leakage (share of the ids outside the edit that are not the source's), with 95 % intervals; labels: "
     caption += f"{next(iter(json.loads(found.variants[1]['settings'])))}."
     spec = figures.crosses(points, "leakage", "success", joined=True)
-    return Section("Success against leakage", [Figure(spec, caption), Table(("settings", "success", "leakage"), lines)])
+    return Section(
+        "Success against leakage", [Figure(spec, caption), Table(("settings", "success", "leakage"), lines, based=True)]
+    )
 
 
 def _causal(found: Decodes, values_of_blocks) -> Section:

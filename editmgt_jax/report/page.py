@@ -39,7 +39,7 @@ pre { background: var(--mark); padding: .7rem; overflow-x: auto; } pre code { pa
 img { max-width: 100%; height: auto; }
 .pixels { image-rendering: pixelated; max-width: none; }
 .row { display: flex; flex-wrap: wrap; gap: .6rem; }
-.row figure { margin: 0; }
+.row figure { margin: 0; width: calc(50% - .3rem); max-width: 240px; }
 """
 
 

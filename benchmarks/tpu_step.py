@@ -4,18 +4,17 @@
     python benchmarks/tpu_step.py --config configs/stage2_finetune.py --samples 4
     python benchmarks/tpu_step.py --config configs/stage2_finetune.py --samples 4 --config.model.remat=full
 
-The same as `editmgt compile-check --states`, with the batch as samples a chip, and more operations by their cost. `--blocks 2 2`
+The same as `editmgt compile-check --states`, with the batch as samples a device, and more operations by their cost. `--blocks 2 2`
 compiles fewer blocks of each kind: the time of a block follows from the difference of two depths.
 """
 
 import argparse
 import json
-import math
 from pathlib import Path
 
 from editmgt_jax.training.compile_job import check
 from editmgt_jax.training.compile_report import describe
-from editmgt_jax.training.topologies import CHIPS
+from editmgt_jax.training.topologies import CHIPS, device_count
 
 
 def main() -> None:
@@ -24,14 +23,13 @@ def main() -> None:
     parser.add_argument("--topology", default="v5e:4x4")
     parser.add_argument("--slices", type=int, default=1)
     parser.add_argument("--program", default="train", help="train, evaluate, tokenize or decode")
-    parser.add_argument("--samples", type=int, default=4, help="samples a chip (default 4)")
+    parser.add_argument("--samples", type=int, default=4, help="samples a device (default 4)")
     parser.add_argument("--blocks", type=int, nargs=2, metavar=("DOUBLE", "SINGLE"), help="fewer blocks")
     parser.add_argument("--text-ids", action="store_true", help="steps encode the text with the frozen encoders")
     parser.add_argument("--top", type=int, default=25, help="operations to print (default 25)")
     parser.add_argument("--json", help="write all figures")
     args, overrides = parser.parse_known_args()
-    chips = math.prod(int(side) for side in args.topology.partition(":")[2].split("x")) * args.slices
-    overrides.append(f"--config.batch_size={args.samples * chips}")
+    overrides.append(f"--config.batch_size={args.samples * device_count(args.topology) * args.slices}")
     for name, count in zip(("num_layers", "num_single_layers"), args.blocks or (), strict=False):
         overrides.append(f"--config.model.mgt.{name}={count}")
     entry = check(args.config, overrides, args.topology, args.slices, args.program, not args.text_ids)

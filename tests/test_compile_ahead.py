@@ -126,7 +126,7 @@ def test_estimates_add_instructions_and_kernels():
     assert times["instructions"] == pytest.approx(1.0) and times["kernels"] == pytest.approx(0.1 + 0.2)
     assert times["ratio"] == pytest.approx(1.3) and entry["fits"]
     assert not add_estimate(_entry(memory={"arguments": 0, "peak": 17 * GIB}), CHIPS["v5e"])["fits"]
-    assert "estimate 1.3 ms" in describe(entry) and "4 samples a chip; fits" in describe(entry)
+    assert "estimate 1.3 ms" in describe(entry) and "4 samples a device; fits" in describe(entry)
     assert "all-gather: 3 calls, 1.00 GiB (parameters and gradients alone: 1.00)" in describe(entry)
     header, _, line = markdown([entry]).splitlines()
     assert header.count("|") == line.count("|") and "| 1.30 |" in line
@@ -140,7 +140,7 @@ def test_what_does_not_fit_gets_advice():
     assert needed == int(33.4 * GIB) and out_of_memory("INTERNAL: something else") is None
     chip = CHIPS["v5e"]
     assert advice(needed, GIB, chip, 64, 16, "products", 16) == [
-        "keep less for the backward pass: model.remat='full'", "batch_size=16, 1 a chip",
+        "keep less for the backward pass: model.remat='full'", "batch_size=16, 1 a device",
         "or accumulate=3, with the batch as it is",
     ]  # fmt: skip
     assert "mesh.context" in advice(needed, GIB, chip, 16, 16, "full", 16)[0]
@@ -198,7 +198,7 @@ def test_the_table_is_filled_row_by_row(three_rows, tmp_path, capsys):
 
 def test_rows_are_distinct_and_their_configs_are_read():
     rows = compile_table.rows()
-    assert len({row.name for row in rows}) == len(rows) and {row.slices for row in rows} == {1, 2}
+    assert len({row.name for row in rows}) == len(rows) and {row.slices for row in rows} == {1, 2, 4}
     for row in rows:
         config = load_config(row.config, [f"--config.{one}" for one in row.overrides])
         assert config.batch_size % config.mesh.fsdp == 0

@@ -48,14 +48,16 @@ def advice(needed: int, arguments: int, chip: Chip, batch: int, share: int, rema
     """
     found, room = [], chip.memory - arguments
     if room <= 0:
-        return [f"the state alone needs {arguments / GIB:.1f} GiB a chip: spread it over more (mesh.fsdp, now {fsdp})"]
+        return [
+            f"the state alone needs {arguments / GIB:.1f} GiB a device: spread it over more (mesh.fsdp, now {fsdp})"
+        ]
     if remat in ("none", "dots", "products"):
         following = {"none": "products", "dots": "products", "products": "full"}[remat]
         found.append(f"keep less for the backward pass: model.remat={following!r}")
     times = -(-(needed - arguments) // room)
     if batch // share > 1:
         smaller = max(1, batch // share // times)
-        found.append(f"batch_size={smaller * share}, {smaller} a chip")
+        found.append(f"batch_size={smaller * share}, {smaller} a device")
         found.append(f"or accumulate={times}, with the batch as it is")
     else:
         found.append("spread positions over chips: mesh.context=2 or more")
@@ -73,12 +75,12 @@ def describe(entry: dict) -> str:
         return "\n".join([f"{name}: {entry['error']}", *(f"  advice: {one}" for one in entry.get("advice", ()))])
     memory, times = entry["memory"], entry["milliseconds"]
     lines = [
-        f"{name}: {entry['samples'] / entry['devices']:g} samples a chip; {'fits' if entry['fits'] else 'DOES NOT FIT'}: "
+        f"{name}: {entry['samples'] / entry['devices']:g} samples a device; {'fits' if entry['fits'] else 'DOES NOT FIT'}: "
         + ", ".join(f"{kind} {size / GIB:.2f} GiB" for kind, size in memory.items())
         + f"; compiled in {entry['seconds']['compile']:.0f} s",
         f"  estimate {times['total']:.1f} ms: instructions {times['instructions']:.1f}, kernels {times['kernels']:.1f}"
         + (f"; ideal {times['ideal']:.1f} ms, ratio {times['ratio']:.2f}" if times["ideal"] else "")
-        + (f"; frozen encoders {entry['frozen_flops'] / 1e12:.1f} TFLOP a chip" if entry["frozen_flops"] else ""),
+        + (f"; frozen encoders {entry['frozen_flops'] / 1e12:.1f} TFLOP a device" if entry["frozen_flops"] else ""),
     ]
     for kind, moved in sorted(entry["collectives"].items()):
         bound = entry["bound"].get(kind)
@@ -100,7 +102,7 @@ def markdown(entries: list[dict]) -> str:
     head = [
         "Topology",
         "Program",
-        "Samples a chip",
+        "Samples a device",
         "Arguments",
         "Peak",
         "Estimate",

@@ -1,16 +1,17 @@
 """TPU chips, and topologies of them that are not there."""
 
 import dataclasses
+import math
 
 from editmgt_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A generation of TPUs.
+    """A generation of TPUs, and what one of its devices has: the chip, or half of it where it has two devices.
 
     Attributes:
-      clock: Hz; rate: FLOP/s of bfloat16 products; memory: bytes; bandwidth: bytes/s of that memory.
+      clock: Hz; rate: FLOP/s of bfloat16 products; memory: bytes; bandwidth: bytes/s of that memory; devices: of a chip.
     """
 
     name: str
@@ -18,6 +19,7 @@ class Chip:
     rate: float
     memory: int
     bandwidth: float
+    devices: int = 1
 
     @staticmethod
     def of(topology: str) -> "Chip":
@@ -33,12 +35,20 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 1.05e9, 275e12, 32 * 2**30, 1.2e12),
+        Chip("v4", 1.05e9, 275e12 / 2, 32 * 2**30 // 2, 1.2e12 / 2, devices=2),
         Chip("v5e", 1.5e9, 197e12, 16 * 2**30, 0.82e12),
         Chip("v5p", 1.75e9, 459e12, 95 * 2**30, 2.77e12),
         Chip("v6e", 1.75e9, 918e12, 32 * 2**30, 1.64e12),
+        # The clock follows from the rate: 4 matrix units of 256 x 256 a device.
+        Chip("tpu7x", 2.2e9, 2307e12 / 2, 192 * 2**30 // 2, 7.4e12 / 2, devices=2),
     )
 }
+
+
+def device_count(topology: str) -> int:
+    """Devices of a slice, by the name of its topology alone."""
+    sides = topology.partition(":")[2].split("x")
+    return Chip.of(topology).devices * math.prod(int(side) for side in sides)
 
 
 def devices_of(topology: str, slices: int = 1) -> list:

@@ -166,12 +166,10 @@ def _bounds(lengths) -> tuple[int, ...]:
 def tile_of(parts: tuple[int, ...], bounds: tuple[int, ...]) -> tuple[int, bool]:
     """Of queries in parts of these lengths, whose biases change at these positions. -> (queries at a time, whether each tile lies
     in one group and one part); a tile never lies in two of several parts."""
-    even = [tile for tile in TILES if not any(edge % tile for edge in (*bounds, *parts))]
-    if even:
-        return even[0], True
-    if len(parts) > 1:
-        return next(tile for tile in TILES if not any(part % tile for part in parts)), False
-    return min(_UNEVEN, _up(sum(parts), 16)), False
+    fitting = next((tile for tile in TILES if not any(part % tile for part in parts)), None)
+    if fitting is None:
+        return min(_UNEVEN, _up(sum(parts), 16)), False
+    return fitting, not any(bound % fitting for bound in bounds)
 
 
 def backward_tile(tile: int) -> int:

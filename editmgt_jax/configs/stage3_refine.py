@@ -4,8 +4,9 @@ Data    as in stage 2, of the chosen pairs: data/best, data/best_heldout. Mixed 
         --config.data.tokens=data/best:3,data/edits
 Run     editmgt train --config configs/stage3_refine.py --workdir runs/stage3 --distributed
         editmgt export --workdir runs/stage3 --output models/editmgt
-Needs   1 000 steps of 256: on 64 TPU v5e 0.15 h at 40 % of their peak, of which nothing is measured yet;
-        `python benchmarks/stages.py --config configs/stage3_refine.py` prints FLOPs, hours and the state's memory on other chips
+Needs   1 000 steps of 256: 5 min on 64 TPU v5e if a step takes the 304 ms that their compiler estimates
+        for 4 samples a chip (docs/tpu.md); no TPU has run it.
+        `python benchmarks/stages.py --config configs/stage3_refine.py` prints FLOPs, hours at 40 % of the peak and the state's memory on other chips
 """
 
 from ml_collections import ConfigDict

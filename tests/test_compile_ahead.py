@@ -185,11 +185,11 @@ def three_rows(monkeypatch):
 def test_the_table_is_filled_row_by_row(three_rows, tmp_path, capsys):
     command = ["compile-check", "--all", "--rows", str(tmp_path / "rows"), "--markdown", str(tmp_path / "page.md")]
     assert cli.main(command) == 0
-    first, died, third = (row.name for row in compile_table.rows())
+    first, _, third = (row.name for row in compile_table.rows())
     assert sorted(path.stem for path in (tmp_path / "rows").iterdir()) == sorted([first, third])
     assert "the compiler ended with code -6" in capsys.readouterr().out
     page = (tmp_path / "page.md").read_text()
-    assert page.endswith("1 rows are not compiled yet.\n") and "### `stage2_finetune`, decode" in page
+    assert page.endswith("Rows that are not compiled yet: 1.\n") and "### `stage2_finetune`, decode" in page
     assert cli.main(command) == 0 and len(three_rows) == 4 and three_rows[1] == three_rows[3]
     assert (tmp_path / "page.md").read_text().endswith("All rows are there.\n")
     assert cli.main(["compile-check", "--all", "--config", "stage2_finetune"]) != 0

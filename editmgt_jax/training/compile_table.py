@@ -101,5 +101,5 @@ def tables(folder: str | Path) -> str:
         else:
             missing += 1
     parts = [f"### `{config}`, {program}\n\n{markdown(entries)}" for (config, program), entries in found.items()]
-    last = f"{missing} rows are not compiled yet." if missing else "All rows are there."
+    last = f"Rows that are not compiled yet: {missing}." if missing else "All rows are there."
     return "\n".join([*parts, f"{last}\n"])

@@ -90,6 +90,15 @@ def system_errors(path: str | Path) -> Iterator[None]:
         raise
 
 
+def check_writable(path: str | Path) -> None:
+    """Whether a file can be written, before the work whose result it takes. Errors: OSError naming it."""
+    if Path(path).is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"?")  # so that a full disk is found
+        temporary.unlink()
+
+
 def remove_pending() -> None:
     """Removes what this process is writing, for one that ends in the middle."""
     for path in list(_PENDING):

@@ -30,6 +30,14 @@ def changed(file, tmp_path, **fields):
     return path
 
 
+def test_a_place_or_a_batch_that_cannot_be_is_told_before_work(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("editmgt_jax.pipeline.tokens.make_request", None)  # which would be work
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        pipe.export_decode(tmp_path)
+    with pytest.raises(UserError, match="batch must be an integer of at least 1 and at most 1024"):
+        pipe.export_decode(tmp_path / "a", batch=10**9)
+
+
 def test_it_gives_the_same_tokens(pipe, tiny_model, file):
     other = EditPipeline.from_pretrained(tiny_model, program=ExportedDecode(file))
     for more in ({"seed": 3}, {"seed": 4, "hold_threshold": 0.3, "reference_strength": 0.5, "guidance_scale": 4.0}):

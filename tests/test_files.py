@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -171,6 +172,16 @@ def test_an_error_within_a_new_folder_names_the_file_once(tmp_path, monkeypatch)
         files.shutil.copyfile(tmp_path / "a.txt", temporary)
     for error in (copied, nested):
         assert str(error.value).count("cannot write") == 1 and ".tmp" not in str(error.value)
+
+
+def test_what_cannot_be_written_is_found_before(tmp_path):
+    (tmp_path / "a").write_text("before")
+    files.check_writable(tmp_path / "a")
+    files.check_writable(tmp_path / "b")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "before"
+    for path in (tmp_path, tmp_path / "a" / "b", tmp_path / "gone" / "b"):
+        with pytest.raises(OSError, match=re.escape(str(path))):
+            files.check_writable(path)
 
 
 def test_a_full_disk_is_told_from_a_library_s_words(tmp_path):

@@ -147,6 +147,14 @@ def test_a_full_disk_is_told(config, tmp_path, monkeypatch):
         train(config, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["job.json", "evaluation.json"])
+def test_another_job_s_folder_is_no_workdir(config, tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match=f"holds {name} of another job: name a new folder"):
+        train(config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_bucket_s_address_is_no_workdir(config):
     with pytest.raises(ValueError, match="the workdir must lie in a file system that this machine mounts"):
         train(config, "gs://bucket/run")

@@ -108,7 +108,7 @@ def test_more_pictures_than_memory_holds_are_refused_before_work(pipe, monkeypat
         pipe(picture(), INSTRUCTION, num_images=10, progress=stages.append)
     with pytest.raises(SettingsError, match="; 10 of up to 32 x 32"):
         pipe([picture()] * 5, INSTRUCTION, num_images=2, progress=stages.append)
-    with pytest.warns(UserWarning, match="editor"), pytest.raises(SettingsError, match="; 10 of up to 32 x 32"):
+    with pytest.raises(SettingsError, match="; 10 of up to 32 x 32"):
         pipe.generate(INSTRUCTION, (32, 32), num_images=10, progress=stages.append)
     assert "tokenize" not in stages
     monkeypatch.setattr("editmgt_jax.pipeline.tokens.host_memory", lambda: None)

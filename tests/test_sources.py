@@ -137,7 +137,16 @@ def test_scenes():
     assert [part.pairs for part in parts] == [256, 44]
     pair = next(dataclasses.replace(parts[1], pairs=1).read())
     assert pair.key == "scenes-5#256" and Image.open(io.BytesIO(pair.mask)).size == (32, 32)
-    for wrong in ("scenes:", "scenes:many", "scenes:0", "scenes:3:x"):
+    for wrong in (
+        "scenes:",
+        "scenes:many",
+        "scenes:0",
+        "scenes:3:x",
+        "scenes:²",
+        "scenes:" + "9" * 20,
+        "scenes:9" + "9" * 5000,
+        "scenes:3:4294967296",
+    ):
         with pytest.raises(SourceError, match="scenes:COUNT"):
             open_source(wrong)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from editmgt_jax.files import replacing
+from editmgt_jax.files import check_writable, replacing
 from editmgt_jax.images.drawing import strip
 from editmgt_jax.images.geometry import ImageError, size_text
 from editmgt_jax.images.profiles import KEY, to_srgb
@@ -85,9 +85,7 @@ def check_output(path: str | Path, formats: Mapping[str, str] | None = None) -> 
             raise ImageError(f"an output needs an existing folder; there is no {shown(path.parent)}: create it")
         if path.exists() and not path.is_file():
             raise ImageError(f"an output must be a file; {name} is a device, a pipe or a socket")
-        with replacing(path) as temporary:
-            temporary.write_bytes(b"?")  # so that a full disk is found
-            temporary.unlink()
+        check_writable(path)
     except (OSError, ValueError) as error:
         if isinstance(error, ImageError):
             raise

@@ -116,6 +116,7 @@ class EditPipeline(TokenPipeline):
         factor = self.model.vq.config.factor
         sizes = [(grid[1] * factor, grid[0] * factor)] * len(prompts)
         self._check_room(order, sizes, sizes)
+        self._note_editor(order)
         hidden = np.full(grid, self.mask_token_id, np.int32)
         jobs = [Job(text, self.query_weights(text)) for text in self.encode(prompts)]
         results = self._results([(order, Canvas(job, None, hidden, None)) for job in jobs])
@@ -206,8 +207,6 @@ class EditPipeline(TokenPipeline):
             if foreign := sorted(settings.keys() & NO_REFERENCE):
                 raise SettingsError(f"{foreign} are about a source image that the model attends to; there is none here")
             settings = settings | {"hold_threshold": 0.0}
-            if self.model.is_editor:
-                warnings.warn("this model is an editor: it was not trained to make pictures from text", stacklevel=4)
         check_process()
         settings = self.settings(**settings)
         check_call(seed, num_images, progress, composite=composite, released_mask=released_mask)
@@ -223,6 +222,10 @@ class EditPipeline(TokenPipeline):
             released_mask=released_mask,
             progress=progress,
         )
+
+    def _note_editor(self, order) -> None:
+        if not order.attends and self.model.is_editor:
+            warnings.warn("this model is an editor: it was not trained to make pictures from text", stacklevel=4)
 
     def _edit_order(self, settings, negative_prompt, progress, *, released_mask, **options) -> Order:
         order = self._order(settings, negative_prompt, progress, released_mask=released_mask, **options)
@@ -257,6 +260,7 @@ class EditPipeline(TokenPipeline):
         jobs, is_list = read_jobs(self.model.text, image, instruction, mask, query, sees_all=order.attends)
         sizes = [job.image.size for job in jobs]
         self._check_room(order, sizes, [self._working_size(size) for size in sizes])
+        self._note_editor(order)
         order.progress("tokenize")
         canvases = [
             (order, self._canvas(order, job, ids)) for job, ids in zip(jobs, self._source_ids(jobs), strict=True)

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from editmgt_jax import executables
 from editmgt_jax.declarations import check_integer
 from editmgt_jax.errors import UserError
+from editmgt_jax.files import check_writable
 from editmgt_jax.models import text as texts
 from editmgt_jax.models.blocks import Interventions
 from editmgt_jax.models.prompts import PromptError
@@ -39,6 +40,8 @@ from editmgt_jax.sampling.settings import Settings
 from editmgt_jax.weights import hub
 from editmgt_jax.weights.hub import HubOptions
 from editmgt_jax.weights.loading import LoadedModel, load_model
+
+MAX_BATCH = 1024  # pictures of an exported decode
 
 
 class TokenPipeline:
@@ -203,8 +206,9 @@ class TokenPipeline:
         platforms: of `exported.PLATFORMS`; settings: as in `__call__`. Those that are traced may differ when it is used.
         Errors: SettingsError, UserError, OSError.
         """
-        check_integer("batch", batch, 1)
-        text, ids = texts.stack([self.encode("")] * batch), np.zeros((batch, *self._grid(size)), np.int32)
+        check_integer("batch", batch, 1, MAX_BATCH)
+        check_writable(path)
+        text, ids = texts.stack([self.encode("")] * batch), np.zeros((batch, *self._grid(size, batch)), np.int32)
         parts = self.settings(**settings), self.model.scheduler, self.model.vq.config.factor
         request, static = make_request(*parts, text, text, keys=0, reference=ids)
         export_decode(path, self._mgt_variables, request, self.model.mgt, static, platforms)

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from editmgt_jax.files import mounted, read_json, write_json
+from editmgt_jax.errors import UserError
+from editmgt_jax.files import JOB, mounted, read_json, write_json
 from editmgt_jax.training import declare
 from editmgt_jax.training.checkpoint_reading import restore_params
 from editmgt_jax.training.config import MGTRun, TrainConfig, read_config
@@ -21,6 +22,13 @@ def is_run(folder: str | Path) -> bool:
 def is_begun(workdir: str | Path) -> bool:
     """Whether a folder is that of a run with a checkpoint, from which it goes on."""
     return is_run(workdir) and any(path.name.isdigit() for path in (Path(workdir) / CHECKPOINTS).iterdir())
+
+
+def check_not_another_s(workdir: Path) -> None:
+    """Errors: UserError for a folder that is no run's and that another command wrote: records, an ablation, an evaluation."""
+    theirs = [name for name in (JOB, "evaluation.json") if (workdir / name).is_file()]
+    if theirs and not is_run(workdir):
+        raise UserError(f"{workdir} holds {', '.join(theirs)} of another job: name a new folder for the run")
 
 
 def run_config(workdir: str | Path) -> TrainConfig:

@@ -52,6 +52,7 @@ def train(
     """
     workdir = mounted(workdir, "the workdir")
     check_name(workdir)
+    runs.check_not_another_s(workdir)
     processes.check_joined()
     ledger = Ledger(workdir if processes.is_first() else None)
     with (

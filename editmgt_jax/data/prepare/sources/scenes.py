@@ -2,12 +2,16 @@
 
 import dataclasses
 import io
+import re
 from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 
 from editmgt_jax.data.prepare.sources.parts import PART_PAIRS, Part, RawPair, SourceError, category_name
+from editmgt_jax.declarations import MAX_SEED
+
+MOST = 10**8  # scenes of a source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +41,16 @@ def scene_parts(rest: str, resolution: int) -> list[Part]:
     """Ranges of COUNT[:SEED] scenes, `resolution` pixels along a side. Errors: SourceError."""
     from editmgt_jax.data.scenes.source import SceneConfig
 
-    count, _, seed = rest.partition(":")
-    if not count.isdigit() or int(count) < 1 or not (seed or "0").isdigit():
-        raise SourceError(f"a source of scenes must be scenes:COUNT or scenes:COUNT:SEED; got scenes:{rest}")
-    config = SceneConfig(size=resolution, seed=int(seed or 0))
+    found = re.fullmatch(r"([0-9]{1,12})(?::([0-9]{1,12}))?", rest)
+    count, seed = (int(number or 0) for number in found.groups()) if found else (0, 0)
+    if not 1 <= count <= MOST or seed > MAX_SEED:
+        raise SourceError(
+            f"a source of scenes must be scenes:COUNT or scenes:COUNT:SEED, COUNT from 1 to {MOST}, SEED to {MAX_SEED}; got scenes:{rest}"
+        )
+    config = SceneConfig(size=resolution, seed=seed)
     return [
-        ScenePart(f"scenes {first}", min(PART_PAIRS, int(count) - first), config, first)
-        for first in range(0, int(count), PART_PAIRS)
+        ScenePart(f"scenes {first}", min(PART_PAIRS, count - first), config, first)
+        for first in range(0, count, PART_PAIRS)
     ]
 
 

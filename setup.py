@@ -56,6 +56,8 @@ setup(
             *PAGE,
             "httpx2>=2.0",  # of starlette's test client
             "openai>=2.0",
+            "nbclient>=0.10",
+            "ipykernel>=6.29",  # of the notebook
         ],
         "prepare": PREPARE,
         # Benchmarks: rows of an evaluation; CLIP and DINO are PyTorch models of transformers.

@@ -1,5 +1,6 @@
 """The HTTP API on a tiny model: OpenAI's routes, batches, limits, errors, what happens when it ends."""
 
+import asyncio
 import base64
 import io
 import json
@@ -16,7 +17,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from editmgt_jax import cli
-from editmgt_jax.serving import answers
+from editmgt_jax.pipeline import EditPipeline
+from editmgt_jax.serving import answers, requests
 from editmgt_jax.serving.app import Server, make_app
 from editmgt_jax.serving.engine import Engine, Work
 from editmgt_jax.serving.errors import ApiError
@@ -186,7 +188,9 @@ def test_bad_forms_and_pictures(client):
         400, client.post(EDITS, content=b"--x\r\ngarbage", headers={"content-type": "multipart/form-data; boundary=x"})
     )
     refused(400, client.post(EDITS, content=b"", headers={"content-type": "multipart/form-data"}))
-    refused(400, client.post("/v1/images/generations", content=b"{"), "invalid_json")
+    answer = client.post("/v1/images/generations", json={"prompt": "a car"})
+    refused(400, answer)
+    assert answer.json()["error"]["param"] == "model"
     refused(405, client.get(EDITS))
     refused(404, client.get("/v1/else"))
     refused(400, edit(client, prompt="car " * 500))
@@ -209,6 +213,27 @@ def test_requests_of_one_shape_go_together_and_keep_their_own(server, client, pi
     for seed in seeds:
         alone = pipe(picture(seed), INSTRUCTION, seed=seed, guidance_scale=1.0 + seed, steps=4)
         np.testing.assert_array_equal(found[seed], np.asarray(alone.images[0]))
+
+
+def test_pictures_from_text(tiny_model, tmp_path):
+    for part in tiny_model.iterdir():
+        (tmp_path / ("transformer" if part.name == "editmgt" else part.name)).symlink_to(part)
+    pipe = EditPipeline.from_pretrained(tmp_path)
+    with TestClient(make_app(Server(Engine(pipe, LIMITS), "tiny"))) as client:
+
+        def generate(**fields):
+            return client.post("/v1/images/generations", json={"prompt": INSTRUCTION} | fields)
+
+        answer = generate(n=2, seed=4, size="64x32", num_inference_steps=3, guidance_scale=3)
+        expected = pipe.generate(INSTRUCTION, (64, 32), num_images=2, seed=4, steps=3, guidance_scale=3.0)
+        for found, image in zip(pictures(answer), expected.images, strict=True):
+            np.testing.assert_array_equal(found, np.asarray(image))
+        assert answer.json()["size"] == "64x32"
+        bad = [{"prompt": ""}, {"n": 99}, {"size": "7x7"}, {"stream": True}, {"hold_threshold": 0.5}, {"image": "x"}]
+        for fields in bad:
+            assert generate(**fields).status_code == 400, fields
+        error = client.post("/v1/images/generations", content=b"{").json()["error"]
+        assert error["code"] == "invalid_json"
 
 
 class Slow:
@@ -247,6 +272,31 @@ def test_a_full_queue_a_client_that_goes_and_the_end():
     assert running.result(5) == 0
     engine.join(5)
     assert [call["seed"] for call in slow.seen] == [0]
+
+
+class Staying:
+    """A request whose client waits."""
+
+    async def is_disconnected(self):
+        return False
+
+
+def test_work_that_outlasts_the_end_of_the_server_is_answered_503():
+    slow = Slow()
+    server = Server(Engine(slow, Limits(wait_seconds=0)), "slow")
+    asked = requests.Asked(work(0).call, None, "png", 95, False, False, 0)
+
+    async def end():
+        answer = asyncio.create_task(server._result(Staying(), asked))
+        await asyncio.sleep(0.1)
+        server.engine.close()
+        answer.cancel()  # as uvicorn does when it has waited long enough
+        await answer
+
+    with pytest.raises(ApiError, match="shutting down") as error:
+        asyncio.run(end())
+    slow.go.set()
+    assert error.value.status == 503
 
 
 def test_what_was_cancelled_is_not_decoded_and_shapes_do_not_mix():

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from editmgt_jax.errors import EditMGTError
 from editmgt_jax.serving import answers
-from editmgt_jax.serving.engine import Engine, Work
+from editmgt_jax.serving.engine import Engine, Work, closing
 from editmgt_jax.serving.errors import ApiError, bad
 from editmgt_jax.serving.limits import Limits
 from editmgt_jax.serving.requests import Asked, read_edit, read_generation
@@ -53,7 +53,11 @@ class Server:
         return await self._answer(request, asked)
 
     async def generations(self, request: Request) -> Response:
-        """POST /v1/images/generations"""
+        """POST /v1/images/generations. Errors: ApiError for a model that edits only."""
+        if self.engine.pipe.model.is_editor:
+            raise bad(
+                f"the model {self.name!r} edits pictures, and makes none from text: use /v1/images/edits", "model"
+            )
         asked = await run_in_threadpool(read_generation, await self._json(request), self.name, self.limits)
         self.metrics.asked("generate", asked)
         return await self._answer(request, asked)
@@ -149,6 +153,10 @@ class Server:
             if gone.done():
                 raise ClientDisconnect
             raise ApiError(504, f"the edit took longer than {self.limits.request_seconds:g} s", code="timeout")
+        except asyncio.CancelledError:  # of a server that ends, and waits no longer
+            if self.engine.open:
+                raise
+            raise closing() from None
         finally:
             gone.cancel()
             answer.cancel()

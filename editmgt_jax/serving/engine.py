@@ -68,7 +68,7 @@ class Engine:
         """Adds a request. -> what `finish` returns. Cancelling it takes it out of the queue. Errors: ApiError 429, 503."""
         with self._changed:
             if not self._open:
-                raise _closing()
+                raise closing()
             if len(self._waiting) >= self.limits.queue:
                 seconds = max(1, round(len(self._waiting) * self._seconds))
                 raise ApiError(
@@ -88,7 +88,7 @@ class Engine:
             waiting, self._waiting = self._waiting, collections.deque()
             self._changed.notify()
         for work in waiting:
-            _settle(work.future, error=_closing())
+            _settle(work.future, error=closing())
 
     def join(self, seconds: float | None = None) -> None:
         """Waits until what runs is finished; the engine must be closed."""
@@ -148,7 +148,8 @@ def _settle(future, value=None, error=None):
         pass
 
 
-def _closing() -> ApiError:
+def closing() -> ApiError:
+    """What a request is answered with when the server ends."""
     return ApiError(
         503, "the server is shutting down: try another one", code="shutting_down", headers={"Retry-After": "10"}
     )

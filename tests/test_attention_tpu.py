@@ -64,6 +64,12 @@ def test_padded_text_of_several_lengths(lengths):
     _assert_equal(lengths, bias)
 
 
+def test_wide_tiles_and_narrower_ones_in_the_backward_pass():
+    lengths = (500, 268)  # a group ends inside of the tile
+    bias = attention.strength_bias(jnp.array([0.5]), lengths)
+    _assert_equal(lengths, bias, batch=1, heads=1, width=128)
+
+
 @pytest.mark.parametrize("heads, width", [(1, 128), (3, 64), (2, 200)])
 def test_heads_of_any_width(heads, width):
     _assert_equal((40, 30), attention.strength_bias(jnp.array([0.5]), (40, 30)), heads=heads, width=width)

@@ -14,7 +14,7 @@ from editmgt_jax.errors import UserError
 from editmgt_jax.training import compile_job, compile_table, compiler, hlo_cost, kernel_cost
 from editmgt_jax.training.compile_report import GIB, add_estimate, advice, describe, markdown, out_of_memory
 from editmgt_jax.training.config_files import load_config
-from editmgt_jax.training.topologies import CHIPS, Chip
+from editmgt_jax.training.topologies import CHIPS, Chip, device_count
 
 # Cycles: 100 once, 7 in each of 3 turns, 40 or 900 in the branches; a kernel in each turn; 3 gathers and one reduction.
 TEXT = """HloModule jit_step
@@ -95,11 +95,19 @@ def test_what_a_kernel_does_once_a_head_counts_so():
 def test_presets_of_compiler_options():
     assert compiler.options("default", "cpu") == {} == compiler.options("none", "tpu")
     assert "xla_jf_spmd_threshold_for_windowed_einsum_mib" in compiler.options("default", "tpu")
+    assert compiler.options("default", "tpu")["xla_tpu_scoped_vmem_limit_kib"] == "32768"
     more = compiler.options("no_reduce_scatter", "tpu").items() - compiler.options("default", "tpu").items()
     assert dict(more) == {"xla_tpu_enable_all_reduce_scatter_fusion": "false"}
     assert "windowed_einsum_mib=1000000" in compiler.describe("default", "tpu") and not compiler.describe("none", "tpu")
     with pytest.raises(UserError, match="compiler must be one of default, no_reduce_scatter, none; got 'fast'"):
         compiler.options("fast", "tpu")
+
+
+def test_devices_and_grid_steps_are_counted():
+    assert device_count("tpu7x:2x2x1") == 8 and device_count("v5e:4x4") == 16
+    shape = kernel_cost.Shape(2, 8, 128, 256, 1024, 1024, False)
+    steps = [shape.steps(f"fused_attention{end}") for end in ("", "_backward", "_parts", "_backward_parts")]
+    assert steps == [48, 96, 144, 144]  # as docs/tpu_ladder.md counts them
 
 
 def test_chips_are_named():

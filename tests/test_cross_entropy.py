@@ -8,7 +8,7 @@ import pytest
 from editmgt_jax.training.cross_entropy import cross_entropy, fused_statistics
 
 pytestmark = pytest.mark.usefixtures("exact_types")
-SHAPE = (2, 1, 128, 256)  # E B N C
+SHAPE = (2, 3, 256, 256)  # E B N C
 
 
 def _inputs(dtype):

@@ -29,7 +29,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--warm", metavar="WxH,...", help="sizes of pictures whose programs are compiled before the start"
     )
-    command.add_argument("--batch-size", type=shared.positive, default=8, help="pictures decoded at once (default 8)")
+    command.add_argument("--batch-size", type=shared.positive, help="pictures decoded at once (default 8, on CPUs 1)")
     command.add_argument("--queue", type=shared.positive, default=64, help="requests that may wait (default 64)")
     command.add_argument(
         "--timeout", type=shared.positive, default=300, metavar="SECONDS", help="of a request (default 300)"
@@ -65,7 +65,8 @@ def serve(args: argparse.Namespace) -> None:
         port=args.port,
         keys=keys,
         warm=sizes,
-        limits=Limits(batch=args.batch_size, queue=args.queue, request_seconds=args.timeout),
+        limits=Limits(queue=args.queue, request_seconds=args.timeout),
+        batch=args.batch_size,
         with_page=args.page,
     )
 

@@ -52,7 +52,7 @@ class MGT(nn.Module):
 
     Attributes:
       config: architecture.
-      dtype: compute dtype of the matrix products; parameters, norms, softmax and logits are float32.
+      dtype: compute dtype of the matrix products; parameters, norms, softmax and, but for `head_precision`, logits are float32.
       remat: which activations the backward pass keeps: 'none' (all), 'dots' (float32 results of products), 'products' (those
         that are dear, in `dtype`, and what fused attention needs) or 'full' (recompute everything).
       unroll: blocks in one turn of the scan. All of them is right for training small models on a CPU, which then need
@@ -207,7 +207,7 @@ class MGT(nn.Module):
         layers: tuple[int, ...] = (),
         probe: Probe = NO_PROBE,
         by_cell: bool = False,
-    ) -> tuple[Float[Array, "..."], Float[Array, "live J *axes"] | None]:
+    ) -> tuple[Float[Array, "B H W C"] | Float[Array, "E B N C"], Float[Array, "live J *axes"] | None]:
         """One forward pass.
 
         Args:

@@ -77,7 +77,7 @@ def _norm_backward(lengths, kept, gradients):
     sums, name = {"dshift": shift, "dscale": scale}, "modulated_norm_backward"
     # In place of `of_x`: a loop over blocks that carries it would else copy it.
     return tuple(
-        _call(_norm_backward_kernel, name, inputs, {"scale": scale}, {"dx": x}, sums, lengths, in_place={2: 0})
+        _call(_norm_backward_kernel, name, inputs, {"scale": scale}, {"dx": x}, sums, lengths, in_place={"of_x": "dx"})
     )
 
 
@@ -158,7 +158,7 @@ def _call(kernel, name, inputs, vectors, outputs, sums, lengths, in_place=None):
 
     Args:
       inputs, outputs: {name: [B S D]}; vectors, sums: {name: [B G D]}, of which a tile sees that of its segment.
-      in_place: {number of an input: number of the output that takes its memory}.
+      in_place: {input: the output that takes its memory}.
     """
     x = next(iter(inputs.values()))
     batch, length, width = x.shape
@@ -193,7 +193,9 @@ def _call(kernel, name, inputs, vectors, outputs, sums, lengths, in_place=None):
                 # What a scan kept is read where it lies, and not copied out of its stack first.
                 allow_input_fusion=[True] * len(inputs) + [False] * len(vectors),
             ),
-            input_output_aliases=in_place or {},
+            input_output_aliases={
+                list(inputs).index(one): list(outputs).index(other) for one, other in (in_place or {}).items()
+            },
             cost_estimate=pl.CostEstimate(
                 flops=10 * x.size,
                 bytes_accessed=sum(one.size * one.dtype.itemsize for one in (*inputs.values(), *shapes)),

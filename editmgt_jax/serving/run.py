@@ -1,6 +1,7 @@
 """One process that serves one model until a signal ends it."""
 
 import contextlib
+import dataclasses
 import logging
 import signal
 import sys
@@ -9,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import jax
 import uvicorn
 from jax.typing import DTypeLike
 from PIL import Image
@@ -65,17 +67,23 @@ def run(
     keys: Sequence[str] = (),
     warm: Sequence[tuple[int, int]] = (),
     limits: Limits | None = None,
+    batch: int | None = None,
     with_page: bool = False,
 ) -> None:
     """Loads a model directory (None: the default), compiles for pictures of the sizes `warm`, and serves.
 
     Args:
       name: of the model, for clients; keys: see `app.Server`; warm: widths and heights; with_page: whether browsers get a page.
+      batch: pictures decoded at once, in place of that of `limits`; None is 1 on CPUs, where more are no faster together and
+        where sums of another batch may be rounded otherwise.
     Errors: those of loading; ImportError without gradio for a page.
     """
     if with_page:
         from editmgt_jax.serving.page import Page
     limits = limits or Limits()
+    if batch is None and jax.default_backend() == "cpu":
+        batch = 1
+    limits = dataclasses.replace(limits, batch=batch or limits.batch)
     warnings.simplefilter("ignore", UserWarning)  # notes on pictures are nothing for the log
     pipe = EditPipeline.from_pretrained(model, dtype=dtype, batch_size=limits.batch)
     for size in warm:

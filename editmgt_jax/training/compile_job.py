@@ -49,6 +49,9 @@ def check(
         return entry | found
     kernels = [name for name in found["kernels"] if name.startswith("fused_attention")]
     cycles = _kernel_cycles(topology, found["attention"]) if kernels else {}
+    missing = sorted(set(kernels) - cycles.keys())
+    if missing:
+        return entry | {"error": f"the compiler gave no schedule of the kernels {', '.join(missing)}"}
     return add_estimate(entry | found | {"kernel_cycles": cycles}, chip)
 
 

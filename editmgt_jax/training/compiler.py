@@ -6,7 +6,7 @@ from editmgt_jax.errors import UserError
 # of the few tokens that a device has here, each such product is too small to use the chip.
 _WHOLE_PRODUCTS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
-# Kernels read what a scan kept where it lies, if both fit into the fast memory that a fusion may have, by default 16 MiB.
+# Kernels read what a scan kept where it lies, if they fit into the fast memory of a fusion: four fifths of this limit, by default 16 MiB.
 _FUSIONS = {"xla_tpu_scoped_vmem_limit_kib": "32768"}
 
 # A preset is {platform: {option: value}}; platforms that it does not name get none.

@@ -216,7 +216,11 @@ class MGTModel:
     )
     encoder_dtype: str = key("float32", "the dtype of the frozen encoders' matrices", FLOATS)
     dtype: str = key("float32", "the dtype of the transformer's products", one_of("float32", "bfloat16"))
-    head_precision: str = key("highest", "the precision of the product with the codebook", PRECISION)
+    head_precision: str = key(
+        "highest",
+        "the precision of the product with the codebook; under default its logits are in model.dtype",
+        PRECISION,
+    )
     timestep_convention: str = key(
         "released", "the meaning of the time that the transformer is given", one_of("released", "mask_rate"), FIXED
     )

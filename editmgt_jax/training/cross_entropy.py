@@ -1,8 +1,8 @@
-"""Cross-entropy over a codebook, and the likeliest code, of logits that are read once.
+"""Cross-entropy over a codebook, and the likeliest code.
 
 Axes    C codebook size; E B N as in `models/cells.py`
 
-In half precision on TPUs the forward pass is a kernel: XLA reads the logits twice there, and slowly, for its sums are along the
+In half precision on TPUs the forward pass is a kernel, which reads logits once: XLA reads the logits twice there, and slowly, for its sums are along the
 codebook. The gradient, softmax less the target, is left to XLA, which computes it while it reads the operands of products.
 """
 
@@ -50,16 +50,16 @@ cross_entropy.defvjp(_forward, _backward)
 def _statistics(logits, targets):
     """-> log-sum-exp, logit of the target, likeliest code; each [...]"""
     mesh = jax.sharding.get_abstract_mesh()
-    whole = mesh.empty or mesh.shape.get("context", 1) == 1
+    positions_whole = mesh.empty or mesh.shape.get("context", 1) == 1
     fits = logits.ndim == 4 and not logits.shape[2] % _TILE and not logits.shape[3] % _TILE
-    if logits.dtype.itemsize > 2 or not whole or not fits:
+    if logits.dtype.itemsize > 2 or not positions_whole or not fits:
         return _plain(logits, targets)
     return jax.lax.platform_dependent(logits, targets, tpu=_shared, default=_plain)
 
 
 def _plain(logits, targets):
     logits = logits.astype(jnp.float32)
-    # A sum over the codebook, not a gather: which of the devices has a code need not be known.
+    # A sum over the codebook: a gather is slow on TPUs.
     chosen = along_channels(jnp.arange(logits.shape[-1]), logits) == targets[..., None]
     picked = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
     return jax.nn.logsumexp(logits, axis=-1), picked, jnp.argmax(logits, axis=-1).astype(jnp.int32)

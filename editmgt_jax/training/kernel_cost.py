@@ -39,7 +39,7 @@ class Shape(NamedTuple):
     def tiles(self, kernel: str) -> int:
         """Grid steps of a head. Double-stream blocks call kernels whose names end in `PARTS`, single-stream blocks others."""
         parts = (self.text, self.image + self.reference) if kernel.endswith(PARTS) else (self.length,)
-        tile, _ = tile_of(parts, (self.text + self.image,) if self.biased else ())
+        tile = tile_of(parts)
         return -(-self.length // (backward_tile(tile) if "backward" in kernel else tile))
 
     def steps(self, kernel: str) -> int:

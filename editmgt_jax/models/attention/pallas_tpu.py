@@ -129,13 +129,14 @@ def _attend(q, k, v, group_bias, prepared, weights, wanted, start, static):
     parts, bounds = tuple(x.shape[1] for x in q), _bounds(lengths)
     bounds = () if group_bias is None else bounds
     length, keys = sum(parts), sum(x.shape[1] for x in k)
-    tile, even = tile_of(parts, bounds)
+    tile = tile_of(parts)
+    whole = not any(bound % tile for bound in bounds)
     queries, filled = _up(length, tile), _up(keys, LANES)
     if group_bias is None:
         group_bias = jnp.zeros((1, 1, keys), jnp.float32) if filled > keys else None
     if group_bias is not None:
         group_bias = jnp.pad(group_bias, ((0, 0), (0, 0), (0, filled - keys)), constant_values=NO_WEIGHT) * LOG2_E
-    tiling = Tiling(heads, _up(width, LANES), width, bounds, tile, even or not bounds)
+    tiling = Tiling(heads, _up(width, LANES), width, bounds, tile, whole)
     tiling = dataclasses.replace(tiling, parts=parts if len(parts) > 1 else (queries,))
     if norms is not None:
         tiling = dataclasses.replace(tiling, norm_bounds=_bounds(norms[0]), epsilon=norms[1])
@@ -163,13 +164,10 @@ def _bounds(lengths) -> tuple[int, ...]:
     return tuple(int(bound) for bound in np.cumsum(lengths)[:-1])
 
 
-def tile_of(parts: tuple[int, ...], bounds: tuple[int, ...]) -> tuple[int, bool]:
-    """Of queries in parts of these lengths, whose biases change at these positions. -> (queries at a time, whether each tile lies
-    in one group and one part); a tile never lies in two of several parts."""
-    fitting = next((tile for tile in TILES if not any(part % tile for part in parts)), None)
-    if fitting is None:
-        return min(_UNEVEN, _up(sum(parts), 16)), False
-    return fitting, not any(bound % fitting for bound in bounds)
+def tile_of(parts: tuple[int, ...]) -> int:
+    """Queries at a time, of parts of these lengths: the widest tile that lies in no two of them."""
+    fitting = (tile for tile in TILES if not any(part % tile for part in parts))
+    return next(fitting, min(_UNEVEN, _up(sum(parts), 16)))
 
 
 def backward_tile(tile: int) -> int:

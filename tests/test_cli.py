@@ -287,8 +287,8 @@ def test_train_gets_the_overridden_config(folder, trainer, config_file):
     overrides = ["--config.steps=20", "--config.model.block_out_channels=(3,4)", "--config.start_from=7"]
     overrides += ["--config.optimizer.learning_rate=1"]
     assert cli.main(["train", "--config", str(config_file), "--workdir", "run", *overrides]) == 0
-    ((name, config, workdir, profile),) = trainer
-    assert (name, workdir, profile) == ("train", "run", None)
+    ((name, config, workdir, profile, track),) = trainer
+    assert (name, workdir, profile, track) == ("train", "run", None, [])
     assert (config.steps, config.start_from, config.optimizer.learning_rate) == (20, "7", 1.0)
     assert config.model.architecture.block_out_channels == (3, 4)
 
@@ -348,7 +348,7 @@ def test_tokenize_and_export(folder, trainer, config_file):
     assert cli.main(["export", "--workdir", "run", "--output", "model", "--step", "7", "--raw", "--merge"]) == 0
     assert trainer[0][0] == "tokenize_scenes" and trainer[0][2:] == ("tokens", 64)
     assert trainer[1:] == [
-        ("export", "run", "model", None, "float16", False, False),
+        ("export", "run", "model", None, "float16", False, False, ""),
         ("export", "run", "model", 7, "float32", True, True),
     ]
 

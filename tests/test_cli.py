@@ -349,13 +349,13 @@ def test_tokenize_and_export(folder, trainer, config_file):
     assert trainer[0][0] == "tokenize_scenes" and trainer[0][2:] == ("tokens", 64)
     assert trainer[1:] == [
         ("export", "run", "model", None, "float16", False, False, ""),
-        ("export", "run", "model", 7, "float32", True, True),
+        ("export", "run", "model", 7, "float32", True, True, ""),
     ]
 
 
 def test_convert_released_takes_a_run(folder, trainer, capfd):
     assert cli.main("convert released run model --step 7 --raw --verify".split()) == 0
-    assert trainer == [("export", "run", "model", 7, "float32", True, True, False)]
+    assert trainer == [("export", "run", "model", 7, "float32", True, True, "", False)]
     assert cli.main("convert released other model --step 7".split()) == 2
     assert "other is not a training run" in capfd.readouterr().err
 

@@ -355,7 +355,7 @@ def test_tokenize_and_export(folder, trainer, config_file):
 
 def test_convert_released_takes_a_run(folder, trainer, capfd):
     assert cli.main("convert released run model --step 7 --raw --verify".split()) == 0
-    assert trainer == [("export", "run", "model", 7, "float32", True, True, "", False)]
+    assert trainer == [("export", "run", "model", 7, "float32", True, True, False)]
     assert cli.main("convert released other model --step 7".split()) == 2
     assert "other is not a training run" in capfd.readouterr().err
 

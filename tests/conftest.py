@@ -1,9 +1,11 @@
 """Every test sees eight CPU devices, whatever the machine has."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile far more than they compute: unoptimised programs take a third off their time. XLA_FLAGS can say otherwise.
@@ -31,6 +33,16 @@ from editmgt_jax.weights import presets  # noqa: E402
 from editmgt_jax.weights.random_model import make_random  # noqa: E402
 
 pytest_plugins = ["pods"]  # fixtures of tests of launch/
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Compiled programs are let go before they take all the maps of memory that Linux grants a process: 65 530, and then it crashes."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

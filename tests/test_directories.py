@@ -319,7 +319,9 @@ def test_a_name_that_is_neither_folder_nor_on_the_hub(monkeypatch):
         raise ConnectionError("no route to host\nand more")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
-    with pytest.raises(FileNotFoundError, match="cannot be fetched from the Hugging Face hub: no route to host and more$"):
+    with pytest.raises(
+        FileNotFoundError, match="cannot be fetched from the Hugging Face hub: no route to host and more$"
+    ):
         EditPipeline.from_pretrained("someone/something")
 
 

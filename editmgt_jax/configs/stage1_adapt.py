@@ -7,8 +7,9 @@ Data    captioned pictures, prepared as pairs of a picture with itself:
         and the same of other pictures for data/captions_heldout
 Start   editmgt convert editor MEISSONIC models/editmgt-base --llm-encoder GEMMA_2_2B
 Run     editmgt train --config configs/stage1_adapt.py --workdir runs/stage1 --distributed
-Needs   5 000 steps of 256: on 64 TPU v5e 0.4 h at 40 % of their peak, of which nothing is measured yet;
-        `python benchmarks/stages.py --config configs/stage1_adapt.py` prints FLOPs, hours and the state's memory on other chips
+Needs   5 000 steps of 256: 14 min on 64 TPU v5e if a step takes the 166 ms that their compiler estimates
+        for 4 samples a chip (docs/tpu.md); no TPU has run it.
+        `python benchmarks/stages.py --config configs/stage1_adapt.py` prints FLOPs, hours at 40 % of the peak and the state's memory on other chips
 """
 
 from ml_collections import ConfigDict

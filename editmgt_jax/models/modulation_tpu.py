@@ -190,9 +190,8 @@ def _call(kernel, name, inputs, vectors, outputs, sums, lengths, in_place=None):
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "arbitrary"),
                 vmem_limit_bytes=64 * 2**20,
-                # What a scan kept is read where it lies, and not copied out of its stack first. Memory that an output takes is left
-                # out: fused, it may be laid out otherwise (TPU 7x).
-                allow_input_fusion=[one not in (in_place or {}) for one in inputs] + [False] * len(vectors),
+                # What a scan kept is read where it lies, and not copied out of its stack first.
+                allow_input_fusion=[True] * len(inputs) + [False] * len(vectors),
             ),
             input_output_aliases={
                 list(inputs).index(one): list(outputs).index(other) for one, other in (in_place or {}).items()

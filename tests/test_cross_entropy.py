@@ -1,11 +1,16 @@
 """Cross-entropy and the likeliest code: the kernel and the gradient against textbook forms."""
 
+from functools import partial
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from editmgt_jax.models.layers import of_samples
 from editmgt_jax.training.cross_entropy import cross_entropy, fused_statistics
+from editmgt_jax.training.sharding import ACTIVATIONS, make_mesh
 
 pytestmark = pytest.mark.usefixtures("exact_types")
 SHAPE = (2, 3, 256, 256)  # E B N C
@@ -43,3 +48,15 @@ def test_the_kernel_reads_what_the_plain_form_reads():
     np.testing.assert_array_equal(picked, np.take_along_axis(exact, np.asarray(targets)[..., None], -1)[..., 0])
     np.testing.assert_array_equal(likeliest, exact.argmax(-1))
     assert likeliest[0, 0, 5] == 7
+
+
+def test_each_device_reads_its_samples():
+    logits, targets = (x[:, [0, 1, 2, 1]] for x in _inputs(jnp.bfloat16))
+    kernel = partial(fused_statistics, interpret=True)
+    expected = kernel(logits, targets)
+    mesh = make_mesh({"data": 1, "fsdp": 2, "tensor": 2, "context": 1}, jax.devices()[:4])
+    with jax.set_mesh(mesh), nn.logical_axis_rules(ACTIVATIONS):
+        found = jax.jit(partial(of_samples, kernel, axis=1, outputs=3))(logits, targets)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert found[0].sharding.spec[1] is not None

@@ -6,11 +6,13 @@ Source  the released Transformer2DModel; every statistic, angle and norm is in f
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from editmgt_jax.shapes import Array, Float, Shaped
@@ -125,6 +127,25 @@ def constrain(x: Array, *axes: str | None) -> Array:
     "channels" (of a feed-forward part) or None.
     """
     return nn.with_logical_constraint(x, axes)
+
+
+def of_samples(function: Callable, *arrays: Array, axis: int = 0, outputs: int = 1) -> Array | tuple[Array, ...]:
+    """`function` of arrays whose samples lie along `axis`, on each device for its own: for kernels, which XLA does not divide.
+
+    Args:
+      outputs: how many arrays it returns, with their samples along the same axis.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function(*arrays)
+    (batch,) = nn.logical_to_mesh_axes(("batch",)) or (None,)
+    names = (batch,) if isinstance(batch, str) else batch or ()
+    divides = names and not arrays[0].shape[axis] % math.prod(mesh.shape[name] for name in names)
+    spec = P(*(None,) * axis, batch if divides else None)
+    out = (spec,) * outputs if outputs > 1 else spec
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=(spec,) * len(arrays), out_specs=out, check_vma=False
+    )(*arrays)  # fmt: skip
 
 
 def shared_vectors(x: Array) -> Array:

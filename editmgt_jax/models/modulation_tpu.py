@@ -6,18 +6,15 @@ Differs from the plain forms by fewer roundings: all is float32 inside. Gradient
 """
 
 import functools
-import math
 from types import SimpleNamespace
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import PartitionSpec as P
 
-from editmgt_jax.models.layers import per_segment
+from editmgt_jax.models.layers import of_samples, per_segment
 
 EPSILON = 1e-6
 
@@ -25,13 +22,13 @@ EPSILON = 1e-6
 def modulated_norm(x: jax.Array, shift: jax.Array, scale: jax.Array, lengths: tuple[int, ...]) -> tuple:
     """See `modulation.modulated_norm`. -> ([B S D], x)"""
     lengths, (shift, scale) = _filled(lengths, shift, scale)
-    return _shared(functools.partial(_norm, lengths=lengths), x, shift, scale, outputs=2)
+    return of_samples(functools.partial(_norm, lengths=lengths), x, shift, scale, outputs=2)
 
 
 def gated_sum(x: jax.Array, update: jax.Array, gate: jax.Array, lengths: tuple[int, ...]) -> jax.Array:
     """See `modulation.gated_sum`. -> [B S D]"""
     lengths, (gate,) = _filled(lengths, gate)
-    return _shared(functools.partial(_gate, lengths=lengths), x, update, gate, outputs=1)
+    return of_samples(functools.partial(_gate, lengths=lengths), x, update, gate)
 
 
 def _filled(lengths, *vectors):
@@ -40,21 +37,6 @@ def _filled(lengths, *vectors):
     if len(chosen) < len(lengths):
         vectors = [one[:, np.array(chosen)] for one in vectors]
     return tuple(lengths[segment] for segment in chosen), vectors
-
-
-def _shared(function, *arrays, outputs):
-    """`function` of each device's samples."""
-    mesh = jax.sharding.get_abstract_mesh()
-    (batch,) = nn.logical_to_mesh_axes(("batch",)) or (None,)
-    names = (batch,) if isinstance(batch, str) else batch or ()
-    if mesh.empty or mesh.size == 1:
-        return function(*arrays)
-    axes = batch if names and not len(arrays[0]) % math.prod(mesh.shape[name] for name in names) else None
-    spec = P(axes)
-    out = (spec,) * outputs if outputs > 1 else spec
-    return jax.shard_map(
-        function, mesh=mesh, in_specs=(spec,) * len(arrays), out_specs=out, check_vma=False
-    )(*arrays)  # fmt: skip
 
 
 # ---- norm

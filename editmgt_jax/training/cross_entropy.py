@@ -2,20 +2,16 @@
 
 Axes    C codebook size; E B N as in `models/cells.py`
 
-In half precision on TPUs the forward pass is a kernel, which reads logits once: XLA reads the logits twice there, and slowly, for its sums are along the
-codebook. The gradient, softmax less the target, is left to XLA, which computes it while it reads the operands of products.
+In half precision on TPUs the forward pass is a kernel, which reads the logits once. XLA reads them twice there, and slowly, for its sums
+are along the codebook. The gradient, softmax less the target, is left to XLA, which computes it while it reads the operands of products.
 """
 
-import math
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import PartitionSpec as P
 
-from editmgt_jax.models.layers import along_channels
+from editmgt_jax.models.layers import along_channels, of_samples
 from editmgt_jax.shapes import Array, Float, Int
 
 _TILE = 128  # positions at a time
@@ -67,16 +63,7 @@ def _plain(logits, targets):
 
 def _shared(logits, targets):
     """The kernel, on each device for its samples."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return fused_statistics(logits, targets)
-    (batch,) = nn.logical_to_mesh_axes(("batch",)) or (None,)
-    names = (batch,) if isinstance(batch, str) else batch or ()
-    divides = names and not logits.shape[1] % math.prod(mesh.shape[name] for name in names)
-    spec = P(None, batch if divides else None)
-    return jax.shard_map(
-        fused_statistics, mesh=mesh, in_specs=(spec, spec), out_specs=(spec,) * 3, check_vma=False
-    )(logits, targets)  # fmt: skip
+    return of_samples(fused_statistics, logits, targets, axis=1, outputs=3)
 
 
 def fused_statistics(logits: jax.Array, targets: jax.Array, interpret: bool = False) -> tuple:

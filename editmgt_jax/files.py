@@ -146,9 +146,7 @@ def new_folder(output: str | Path, *sources: str | Path) -> Iterator[Path]:
     output = mounted(output, "a new directory")
     if output.exists():
         raise FileExistsError(f"{output} exists: a new directory is written, name another one")
-    for source in sources:
-        if output.resolve().is_relative_to(Path(source).resolve()):
-            raise UserError(f"the output must lie outside of what is read, {source}; got {output}")
+    check_outside(output, *sources)
     output.parent.mkdir(parents=True, exist_ok=True)
     with _pending(output) as temporary:
         try:
@@ -162,6 +160,13 @@ def new_folder(output: str | Path, *sources: str | Path) -> Iterator[Path]:
             _sync(output.parent)
         except OSError as error:
             raise _naming(error, output, temporary) from error
+
+
+def check_outside(output: str | Path, *sources: str | Path) -> None:
+    """Errors: UserError when what is written lies in a folder that is read meanwhile, or is it."""
+    for source in sources:
+        if Path(output).resolve().is_relative_to(Path(source).resolve()):
+            raise UserError(f"the output must lie outside of what is read, {source}; got {output}")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import tiny
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from editmgt_jax.config import LoRAConfig, PEFTConfig
+from editmgt_jax.config import LoRAConfig, PEFTConfig, peft
 from editmgt_jax.errors import UserError
 from editmgt_jax.weights import directories
 from editmgt_jax.weights.components import abstract_params
@@ -79,6 +79,17 @@ PEFT = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["to_q",
 def test_adapters_that_cannot_be_computed_are_refused_by_name(change, message):
     with pytest.raises(UserError, match=message):
         PEFTConfig.from_dict(PEFT | change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"target_modules": r"(([a-z_]+)+\.?)+!"}, {"rank_pattern": {r"((\w|\.)*)*!": 2}}],
+)  # fmt: skip
+def test_an_expression_that_goes_on_and_on_is_refused(change, monkeypatch):
+    monkeypatch.setattr(peft, "_TRIAL", peft._TRIAL.replace(f"({peft._SECONDS}, {peft._SECONDS})", "(1, 1)"))
+    config = PEFTConfig.from_dict(PEFT | change)
+    with pytest.raises(UserError, match="must match names of modules within 5 s; not so .*!"):
+        config.check_quick(SINGLE)
 
 
 def test_a_lora_states_rank_alpha_and_targets():

@@ -71,6 +71,7 @@ def test_from_the_command_line(prepared, tiny_model, tmp_path, monkeypatch, caps
         ("", "one of them"),
         ("--config c.py", "needs --examples"),
         ("--records gone", "needs its manifest.json"),
+        ("--records {prepared} --output {prepared}/tokens", "the output must lie outside of what is read"),
         ("--records {prepared} --batch-size 3", "must be a positive multiple of the 8 devices"),
     ],
 )

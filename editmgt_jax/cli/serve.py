@@ -52,10 +52,8 @@ def serve(args: argparse.Namespace) -> None:
             importlib.import_module("editmgt_jax.serving.page")
     except ImportError as error:
         raise UserError(f"serving needs {error.name}: pip install 'editmgt_jax[{extra}]'") from error
-    from editmgt_jax.cli import surroundings
     from editmgt_jax.serving.limits import Limits
 
-    surroundings.unwatch_signals()  # the server handles them
     shared.use_disk_cache()
     run(
         args.model,

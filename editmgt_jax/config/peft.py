@@ -4,9 +4,12 @@ Source  PEFT 0.21: check_target_module_exists, get_pattern_key, and the scale of
 """
 
 import dataclasses
+import json
 import math
 import re
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +21,16 @@ ALL_LINEAR = "all-linear"
 _MODULE = r"(.*\.)?({})$"  # around the key of a pattern of ranks or alphas
 _LAYER = r"(?:^|.*?\.){}\.(\d+)\."  # around the name of a list of layers
 _FORMS = {"rank_pattern": _MODULE, "alpha_pattern": _MODULE, "layers_pattern": _LAYER}
+_SECONDS = 5  # of computing that the expressions of a config may take; with PEFT's own patterns it is milliseconds
+# Run apart, for a match that goes on and on can be stopped from outside alone.
+_TRIAL = f"""
+import json, re, resource, sys
+resource.setrlimit(resource.RLIMIT_CPU, ({_SECONDS}, {_SECONDS}))
+for expression in json.load(sys.stdin)["expressions"]:
+    print(json.dumps(expression), flush=True)
+    for module in sys.argv[1:]:
+        re.match(expression, module), re.fullmatch(expression, module)
+"""
 _LARGEST = 1e9  # no rank or alpha is near it
 _READ = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "exclude_modules")
 _READ += ("layers_to_transform", "layers_pattern", "peft_type", "bias", "init_lora_weights", "scope")
@@ -87,6 +100,32 @@ class PEFTConfig:
         require(config.target_modules, "target_modules of a LoRA must name modules", values["target_modules"])
         require(config.scope in (None, "all", "reference"), "scope must be 'all' or 'reference'", config.scope)
         return config
+
+    def check_quick(self, modules: Sequence[str]) -> None:
+        """Errors: UserError when a regular expression takes too long for the names of some modules, as nested repeats can."""
+        repeats = [each for each in self._expressions() if re.search(r"[*+{]", each)]
+        if not repeats:
+            return
+        trial = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _TRIAL, *modules],
+            input=json.dumps({"expressions": repeats}),
+            capture_output=True,
+            text=True,
+        )
+        if trial.returncode:
+            slow = (trial.stdout.splitlines() or ["one of them"])[-1]
+            raise UserError(
+                f"the regular expressions of a LoRA must match names of modules within {_SECONDS} s; not so {slow}: "
+                "leave nested repeats out, or list the modules"
+            )
+
+    def _expressions(self) -> Iterator[str]:
+        """All regular expressions, as they are matched."""
+        for names in (self.target_modules, self.exclude_modules):
+            if isinstance(names, str):
+                yield names
+        yield from (_MODULE.format(each) for each in (*self.rank_pattern, *self.alpha_pattern))
+        yield from (_LAYER.format(each) for each in self.layers_pattern)
 
     def targets(self, module: str) -> bool:
         """Whether a linear module, by its released name, is adapted."""

@@ -206,6 +206,10 @@ def to_8_bits(array: np.ndarray, name: str, highest: float | None = None) -> np.
         raise ImageError(f"{name} must be numbers of 8 or 16 bits a channel, or floats; got {array.dtype}")
     values = array if array.dtype.kind in "iuf" else array.astype(np.float32)
     low, high = values.min(), values.max()
+    if array.dtype == np.int8 and high > 1:  # masks of 0 and 1 are good
+        raise ImageError(
+            f"{name} as int8 has no values above 127, so no white: give uint8; got int8 from {low} to {high}"
+        )
     if highest is None:
         highest = (255 if high <= 255 else 65535) if whole else (1.0 if high <= 1.001 else 255.0)
     # Floats a little above 1 come from filters; between that and 16 they are neither 0..1 nor a picture of 0..255.

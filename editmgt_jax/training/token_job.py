@@ -12,7 +12,7 @@ from editmgt_jax.data.records import PAIRS, PairSource, read_manifest
 from editmgt_jax.data.tokenize import Encoders
 from editmgt_jax.data.tokenize import tokenize as write_tokens
 from editmgt_jax.errors import UserError
-from editmgt_jax.files import mounted
+from editmgt_jax.files import check_outside, mounted
 from editmgt_jax.models.vq import pixels_to_ids
 from editmgt_jax.training import inputs, processes
 from editmgt_jax.training.conditioning import text_of
@@ -82,6 +82,7 @@ def tokenize_pairs(
             f"twice batch_size must be a positive multiple of the {jax.local_device_count()} devices; got {batch_size}"
         )
     directory, _ = find_model(model)
+    check_outside(output, records, directory)
     loaded = load_model(directory, dtype)
     unit = loaded.unit
     for bucket in manifest["buckets"]:

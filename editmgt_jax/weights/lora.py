@@ -130,6 +130,7 @@ def read(directory: str | Path, mgt: MGTConfig, abstract_params: dict, strict: b
 
 def _read_peft(files, config, scope, mgt, abstract_params, strict) -> tuple[LoRAConfig, dict]:
     linear = {k.removesuffix(".weight"): p for k, p, _ in released_leaves(mgt, abstract_params) if is_linear(mgt, p)}
+    config.check_quick(list(linear))
     modules = [module for module in linear if config.targets(module)]
     _check_targets(config, modules)
     ranks = {module: config.rank(module) for module in modules}

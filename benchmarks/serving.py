@@ -1,19 +1,22 @@
-"""Load on a server of its own on loopback: answers, their times, and what decoding requests together is worth.
+"""Load on a server of its own on loopback: answers, their times, and what a server that works on several requests is worth.
 
     python benchmarks/serving.py                                   200 requests of 16 clients, the default model
     python benchmarks/serving.py --requests 40 --clients 8 --model MODEL
 
-Two servers run one after the other in this process, one that decodes up to --batch-size requests together and one that decodes
-each alone, and get the same requests. One client in eight hangs up before its answer. Every answer is compared with
-`EditPipeline` for the same seed: `equal` counts those whose pixels are the same to the last bit.
+Two servers share a model and take turns, so that other work on the machine slows both. One is as `editmgt serve` makes it, or
+with --batch-size and --workers: all clients ask it at once, and one client in eight hangs up before its answer. The other decodes
+each request alone, and gets one after the other. Every answer is compared with `EditPipeline` for the same seed: `equal` counts
+those whose pixels are the same to the last bit.
 
 p50, p95    seconds from a request to its answer
-ratio       requests a second, together / alone
+CPU         seconds of the servers and clients for each answer, user and system
+ratio       answers a second, together / one after the other
 """
 
 import argparse
 import base64
 import concurrent.futures
+import dataclasses
 import io
 import sys
 import threading
@@ -32,16 +35,17 @@ from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.serving.app import Server, make_app
 from editmgt_jax.serving.engine import Engine
 from editmgt_jax.serving.limits import Limits
-from editmgt_jax.serving.run import compile_for
+from editmgt_jax.serving.run import compile_for, for_this_machine
 
 HANG_UP = 8  # one client in so many goes before its answer
+PART = 40  # requests of a turn
 
 
 class Running:
     """A server on a free port of loopback."""
 
-    def __init__(self, pipe: EditPipeline, batch: int):
-        self.engine = Engine(pipe, Limits(batch=batch, queue=1000))
+    def __init__(self, pipe: EditPipeline, limits: Limits):
+        self.engine = Engine(pipe, limits)
         config = uvicorn.Config(make_app(Server(self.engine, "model")), port=0, log_level="error", access_log=False)
         self.server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self.server.run, daemon=True)
@@ -58,18 +62,18 @@ class Running:
         self._thread.join()
 
 
-def ask(url: str, example: dict, seed: int) -> tuple[float, np.ndarray | None]:
+def ask(client: httpx2.Client, example: dict, seed: int, hangs_up: bool) -> tuple[float, np.ndarray | None]:
     """-> (seconds, pixels of the answer, None of a client that hung up)"""
     buffer = io.BytesIO()
     Image.fromarray(example["source"]).save(buffer, "PNG")
     fields = {"prompt": example["instruction"], "seed": str(seed)}
     started = time.perf_counter()
     try:
-        answer = httpx2.post(
-            f"{url}/v1/images/edits",
+        answer = client.post(
+            "/v1/images/edits",
             data=fields,
             files={"image": ("a.png", buffer.getvalue(), "image/png")},
-            timeout=0.05 if seed % HANG_UP == HANG_UP - 1 else 600,
+            timeout=0.05 if hangs_up else 600,
         )
     except httpx2.TimeoutException:
         return time.perf_counter() - started, None
@@ -78,14 +82,46 @@ def ask(url: str, example: dict, seed: int) -> tuple[float, np.ndarray | None]:
     return time.perf_counter() - started, np.asarray(Image.open(io.BytesIO(data)))
 
 
-def load(pipe: EditPipeline, batch: int, examples: list[dict], clients: int) -> tuple[list, float, dict]:
-    """All requests by `clients` at once. -> (answers, seconds, batches by their number of requests)"""
-    with Running(pipe, batch) as url, concurrent.futures.ThreadPoolExecutor(clients) as pool:
-        started = time.perf_counter()
-        found = list(pool.map(lambda i: ask(url, examples[i], i), range(len(examples))))
-        seconds = time.perf_counter() - started
-        batches = batches_of(url)
-    return found, seconds, batches
+class Load:
+    """Requests to a server, a part at a time, and what came of them.
+
+    Args:
+      clients: that ask at once. One alone never hangs up, since then nothing waits that could be spared.
+    """
+
+    def __init__(self, url: str, examples: list[dict], clients: int):
+        self._url, self._examples, self._clients = url, examples, clients
+        self._client = httpx2.Client(base_url=url)  # making one takes as long as a small edit
+        self.found: dict[int, tuple[float, np.ndarray | None]] = {}
+        self.seconds = self.cpu = 0.0
+
+    def run(self, seeds: range) -> None:
+        """The requests of some seeds."""
+
+        def one(seed):
+            hangs_up = self._clients > 1 and seed % HANG_UP == HANG_UP - 1
+            return ask(self._client, self._examples[seed], seed, hangs_up)
+
+        started, cpu = time.perf_counter(), time.process_time()
+        with concurrent.futures.ThreadPoolExecutor(self._clients) as pool:
+            self.found |= dict(zip(seeds, pool.map(one, seeds), strict=True))
+        self.seconds += time.perf_counter() - started
+        self.cpu += time.process_time() - cpu
+
+    def report(self, pipe: EditPipeline) -> tuple[float, str]:
+        """-> (answers a second, a line on all)"""
+        answered = [(seed, taken, pixels) for seed, (taken, pixels) in self.found.items() if pixels is not None]
+        equal = sum(
+            np.array_equal(pixels, pipe(example["source"], example["instruction"], seed=seed).images[0])
+            for seed, _, pixels in answered
+            for example in [self._examples[seed]]
+        )
+        p50, p95 = np.percentile([taken for _, taken, _ in answered], [50, 95])
+        rate, count = len(answered) / self.seconds, len(answered)
+        return rate, (
+            f"{count} answers, {len(self.found) - count} clients went, {rate:.2f} answers/s, p50 {p50:.2f} s, p95 {p95:.2f} s, "
+            f"CPU {self.cpu / count:.2f} s, equal {equal} of {count}, batches {batches_of(self._url)}"
+        )
 
 
 def batches_of(url: str) -> dict[str, int]:
@@ -101,30 +137,23 @@ def main() -> None:
     parser.add_argument("--model", help="model directory (default: that of the package)")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, help="default that of `editmgt serve`")
+    parser.add_argument("--workers", type=int, help="default that of `editmgt serve`")
     options = parser.parse_args()
     source = SceneSource(SceneConfig(size=128, split="train", seed=3, objects="rich"))
     examples = [source[i] for i in range(options.requests)]
-    rates = []
-    for batch in (options.batch_size, 1):
-        pipe = EditPipeline.from_pretrained(options.model, batch_size=batch)
-        compile_for(pipe, (128, 128))
-        found, seconds, batches = load(pipe, batch, examples, options.clients)
-        answered = [(i, taken, pixels) for i, (taken, pixels) in enumerate(found) if pixels is not None]
-        equal = sum(
-            np.array_equal(
-                pixels, np.asarray(pipe(examples[i]["source"], examples[i]["instruction"], seed=i).images[0])
-            )
-            for i, _, pixels in answered
-        )
-        p50, p95 = np.percentile([taken for _, taken, _ in answered], [50, 95])
-        rates.append(len(answered) / seconds)
-        print(
-            f"batches of {batch}: {len(answered)} answers, {len(found) - len(answered)} clients went, {rates[-1]:.2f} answers/s, "
-            f"p50 {p50:.2f} s, p95 {p95:.2f} s, equal {equal} of {len(answered)}, batches {batches}",
-            flush=True,
-        )
-    print(f"ratio {rates[0] / rates[1]:.2f}")
+    limits = for_this_machine(Limits(queue=1000), options.batch_size, options.workers)
+    pipe = EditPipeline.from_pretrained(options.model, batch_size=limits.batch)
+    compile_for(pipe, (128, 128))
+    alone = dataclasses.replace(limits, batch=1, workers=1)
+    with Running(pipe, limits) as together_url, Running(pipe, alone) as alone_url:
+        loads = Load(together_url, examples, options.clients), Load(alone_url, examples, 1)
+        for start in range(0, options.requests, PART):
+            for load in loads:
+                load.run(range(start, min(start + PART, options.requests)))
+        (together, line), (one_by_one, other) = (load.report(pipe) for load in loads)
+    print(f"batches of {limits.batch}, {limits.workers} workers: {line}\none after the other: {other}")
+    print(f"ratio {together / one_by_one:.2f}")
 
 
 if __name__ == "__main__":

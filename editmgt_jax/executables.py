@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ _ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _CHANGES_NOTHING = "jax_compilation_cache_dir="
 KEPT = 64  # executables of one process at most
 
+preparing = (
+    threading.RLock()
+)  # held by the thread that looks for a program or compiles it, so that no two compile the same
+
 _folder: Path | None = None
 _ready: dict[str, Callable] = {}
 
@@ -52,9 +57,10 @@ def run(function: Callable, *args: Any, **static: Any) -> Any:
     """function(*args, **static) of a jitted function whose static arguments are given by name."""
     if not is_kept(args):
         return function(*args, **static)
-    executable = find(function, *args, **static)
-    if executable is None:
-        executable, _ = build(function, *args, **static)
+    with preparing:
+        executable = find(function, *args, **static)
+        if executable is None:
+            executable, _ = build(function, *args, **static)
     return executable(*args)
 
 

@@ -1,5 +1,6 @@
 """Executables on disk: what they give is what jit gives, and only a call of the same kind gets them."""
 
+import concurrent.futures
 import functools
 import gc
 import weakref
@@ -53,6 +54,12 @@ def test_the_next_process_neither_traces_nor_compiles(folder):
     for _ in range(2):
         assert plain(executables.run(program, inputs(), power=2)) == expected
     assert not traced and len(list(folder.iterdir())) == 1
+
+
+def test_threads_compile_a_program_once(folder):
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: plain(executables.run(program, inputs(), power=2)), range(4)))
+    assert traced == [2] and found == [plain(program(inputs(), power=2))] * 4
 
 
 def test_of_many_programs_those_last_used_are_kept(folder, monkeypatch):

@@ -313,6 +313,27 @@ def test_what_was_cancelled_is_not_decoded_and_shapes_do_not_mix():
     engine.close()
 
 
+def test_workers_decode_at_once_what_is_the_same_alone(pipe):
+    started = threading.Barrier(2)
+
+    class Meeting:
+        """A pipeline whose first two edits wait for each other."""
+
+        def together(self, calls):
+            if calls[0]["seed"] < 2:
+                started.wait(20)
+            return pipe.together(calls)
+
+    engine = Engine(Meeting(), Limits(batch=1, workers=2, wait_seconds=0))
+    calls = [{"image": picture(seed), "instruction": INSTRUCTION, "seed": seed, "steps": 4} for seed in range(6)]
+    futures = [engine.submit(Work(call, lambda result: result)) for call in calls]
+    for call, future in zip(calls, futures, strict=True):
+        np.testing.assert_array_equal(future.result(60).images[0], pipe(**call).images[0])
+    engine.close()
+    engine.join(5)
+    assert engine.batches == {1: 6}
+
+
 def test_keys(pipe):
     with TestClient(make_app(Server(Engine(pipe, LIMITS), "tiny", ["secret"]))) as client:
         assert client.get("/v1/models").json()["error"]["code"] == "invalid_api_key"

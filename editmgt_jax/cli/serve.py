@@ -29,7 +29,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--warm", metavar="WxH,...", help="sizes of pictures whose programs are compiled before the start"
     )
-    command.add_argument("--batch-size", type=shared.positive, help="pictures decoded at once (default 8, on CPUs 1)")
+    command.add_argument("--batch-size", type=shared.positive, help="pictures of a batch (default 8, on CPUs 1)")
+    command.add_argument("--workers", type=shared.positive, help="batches decoded at once (default 1, on CPUs 2)")
     command.add_argument("--queue", type=shared.positive, default=64, help="requests that may wait (default 64)")
     command.add_argument(
         "--timeout", type=shared.positive, default=300, metavar="SECONDS", help="of a request (default 300)"
@@ -65,6 +66,7 @@ def serve(args: argparse.Namespace) -> None:
         warm=sizes,
         limits=Limits(queue=args.queue, request_seconds=args.timeout),
         batch=args.batch_size,
+        workers=args.workers,
         with_page=args.page,
     )
 

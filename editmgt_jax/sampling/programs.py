@@ -58,18 +58,23 @@ def run_decode(
     variables: dict, request: Request, mgt: MGT, static: StaticSettings, progress: Callable[[str], None]
 ) -> TokenEdit:
     """`decode_edit`; calls `progress` with "compile", if the program is new to this process and not ready, and with "decode"."""
-    call = decode_edit, variables, request
-    if executables.is_kept((variables, request)):
-        executable = executables.find(*call, mgt=mgt, static=static)
-        if executable is None:
-            progress("compile")
-            started = time.perf_counter()
-            executable, written = executables.build(*call, mgt=mgt, static=static)
-            _tell(request, started, written)
-    else:
-        executable = _jitted(variables, request, mgt, static, progress)
+    with executables.preparing:
+        prepare = _kept if executables.is_kept((variables, request)) else _jitted
+        executable = prepare(variables, request, mgt, static, progress)
     progress("decode")
     return executable(variables, request)
+
+
+def _kept(variables, request, mgt, static, progress) -> Callable:
+    """The executable that `executables` keeps; notes on stderr if it had to be compiled."""
+    call = decode_edit, variables, request
+    executable = executables.find(*call, mgt=mgt, static=static)
+    if executable is None:
+        progress("compile")
+        started = time.perf_counter()
+        executable, written = executables.build(*call, mgt=mgt, static=static)
+        _tell(request, started, written)
+    return executable
 
 
 def _jitted(variables, request, mgt, static, progress) -> Callable:

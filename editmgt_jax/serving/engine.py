@@ -1,4 +1,4 @@
-"""One thread that decodes what many clients ask for: requests of one shape that wait together are decoded together."""
+"""The threads that decode what many clients ask for: requests of one shape that wait together are decoded together."""
 
 import collections
 import dataclasses
@@ -22,7 +22,7 @@ class Work:
 
     Args:
       call: keyword arguments of `EditPipeline.__call__`, or of `generate` where there is no 'image'.
-      finish: result -> what the request is answered with, on the engine's thread.
+      finish: result -> what the request is answered with, on a thread of the engine.
     """
 
     call: Mapping[str, Any]
@@ -43,7 +43,7 @@ class Work:
 
 
 class Engine:
-    """The queue of requests and the thread that works on it."""
+    """The queue of requests and the threads that work on it."""
 
     def __init__(self, pipe: EditPipeline, limits: Limits):
         self.pipe, self.limits = pipe, limits
@@ -51,8 +51,9 @@ class Engine:
         self._waiting: collections.deque[Work] = collections.deque()
         self._changed = threading.Condition()
         self._open, self._seconds = True, 1.0  # of a request, on average
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._loop, name="engine", daemon=True) for _ in range(limits.workers)]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting(self) -> int:
@@ -70,7 +71,7 @@ class Engine:
             if not self._open:
                 raise closing()
             if len(self._waiting) >= self.limits.queue:
-                seconds = max(1, round(len(self._waiting) * self._seconds))
+                seconds = max(1, round(len(self._waiting) * self._seconds / self.limits.workers))
                 raise ApiError(
                     429,
                     f"{len(self._waiting)} requests wait, and no more may: try again in {seconds} s",
@@ -78,7 +79,7 @@ class Engine:
                     headers={"Retry-After": str(seconds)},
                 )
             self._waiting.append(work)
-            self._changed.notify()
+            self._changed.notify_all()
         return work.future
 
     def close(self) -> None:
@@ -86,31 +87,30 @@ class Engine:
         with self._changed:
             self._open = False
             waiting, self._waiting = self._waiting, collections.deque()
-            self._changed.notify()
+            self._changed.notify_all()
         for work in waiting:
             _settle(work.future, error=closing())
 
     def join(self, seconds: float | None = None) -> None:
         """Waits until what runs is finished; the engine must be closed."""
-        self._thread.join(seconds)
+        for thread in self._threads:
+            thread.join(seconds)
 
     def _loop(self):
         while batch := self._next_batch():
             started = time.monotonic()
-            self.batches[len(batch)] += 1
-            self._run(batch)
-            self._seconds += 0.2 * ((time.monotonic() - started) / len(batch) - self._seconds)
+            count = self._run(batch)
+            with self._changed:
+                if count:
+                    self.batches[count] += 1
+                self._seconds += 0.2 * ((time.monotonic() - started) / len(batch) - self._seconds)
 
     def _next_batch(self) -> list[Work]:
         """The oldest request and those of its shape, no more than a batch; none once the engine is closed."""
         with self._changed:
-            while self._open and not self._waiting:
-                self._changed.wait()
-            until = time.monotonic() + self.limits.wait_seconds
-            while self._open and not self._enough() and (rest := until - time.monotonic()) > 0:
-                self._changed.wait(rest)
-            if not self._waiting:
-                return self._next_batch() if self._open else []
+            while not self._gather():
+                if not self._open:
+                    return []
             shape, taken, left, pictures = self._waiting[0].shape, [], collections.deque(), 0
             for work in self._waiting:
                 fits = work.shape == shape and (not taken or pictures + work.pictures <= self.limits.batch)
@@ -120,10 +120,20 @@ class Engine:
             self._waiting = left
         return taken
 
+    def _gather(self) -> bool:
+        """Waits for a request, and a little longer for others to go with it. -> whether another thread has left any"""
+        while self._open and not self._waiting:
+            self._changed.wait()
+        until = time.monotonic() + self.limits.wait_seconds
+        while self._open and not self._enough() and (rest := until - time.monotonic()) > 0:
+            self._changed.wait(rest)
+        return bool(self._waiting)
+
     def _enough(self) -> bool:
         return sum(work.pictures for work in self._waiting) >= self.limits.batch
 
-    def _run(self, batch):
+    def _run(self, batch) -> int:
+        """Answers those whose clients still wait. -> how many"""
         running = [work for work in batch if work.future.set_running_or_notify_cancel()]
         edits = [work for work in running if "image" in work.call]
         try:
@@ -138,6 +148,7 @@ class Engine:
                 _settle(work.future, work.finish(result))
             except Exception as error:  # the client's or our own: the route tells them apart
                 _settle(work.future, error=error)
+        return len(running)
 
 
 def _settle(future, value=None, error=None):

@@ -14,7 +14,8 @@ class Limits:
     field_bytes: int = 64 * 2**10
     images: int = 10  # of a request (`n`)
     queue: int = 64  # requests that wait
-    batch: int = 8  # pictures that are decoded at once
+    batch: int = 8  # pictures that are decoded as one batch
+    workers: int = 1  # batches that are decoded at once
     wait_seconds: float = 0.02  # for requests to go together
     request_seconds: float = 300.0  # from arrival to answer
     kept_bytes: int = 256 * 2**20  # of answers that are fetched by URL

@@ -68,22 +68,19 @@ def run(
     warm: Sequence[tuple[int, int]] = (),
     limits: Limits | None = None,
     batch: int | None = None,
+    workers: int | None = None,
     with_page: bool = False,
 ) -> None:
     """Loads a model directory (None: the default), compiles for pictures of the sizes `warm`, and serves.
 
     Args:
       name: of the model, for clients; keys: see `app.Server`; warm: widths and heights; with_page: whether browsers get a page.
-      batch: pictures decoded at once, in place of that of `limits`; None is 1 on CPUs, where more are no faster together and
-        where sums of another batch may be rounded otherwise.
+      batch, workers: see `for_this_machine`.
     Errors: those of loading; ImportError without gradio for a page.
     """
     if with_page:
         from editmgt_jax.serving.page import Page
-    limits = limits or Limits()
-    if batch is None and jax.default_backend() == "cpu":
-        batch = 1
-    limits = dataclasses.replace(limits, batch=batch or limits.batch)
+    limits = for_this_machine(limits or Limits(), batch, workers)
     warnings.simplefilter("ignore", UserWarning)  # notes on pictures are nothing for the log
     pipe = EditPipeline.from_pretrained(model, dtype=dtype, batch_size=limits.batch)
     for size in warm:
@@ -105,6 +102,17 @@ def run(
             timeout_graceful_shutdown=GRACE,
         )
         _Uvicorn(config, [server.engine.close] + ([page.close] if page else [])).run()
+
+
+def for_this_machine(limits: Limits, batch: int | None, workers: int | None) -> Limits:
+    """`limits` with other numbers of pictures in a batch and of batches at once.
+
+    None is that of `limits`, but 1 and 2 on CPUs: larger batches are no faster there and are rounded otherwise, and two decodes
+    use the cores better than one.
+    """
+    if jax.default_backend() == "cpu":
+        batch, workers = batch or 1, workers or 2
+    return dataclasses.replace(limits, batch=batch or limits.batch, workers=workers or limits.workers)
 
 
 def compile_for(pipe: EditPipeline, size: tuple[int, int]) -> None:

@@ -77,6 +77,25 @@ def test_remat_changes_no_value(params, remat):
     np.testing.assert_allclose(_logits(params, True, remat=remat), _logits(params, True), atol=1e-5)
 
 
+@pytest.mark.parametrize("remat", ["dots", "products", "full"])
+def test_remat_changes_no_gradient(params, remat):
+    (states, pooled, micro), tokens, reference = _inputs()
+    wanted = jax.random.normal(jax.random.key(7), (BATCH, *GRID, 16))
+
+    def loss(params, states, pooled, remat):
+        def forward(module):
+            return module(tokens, 2.0, module.condition(states, pooled, micro, reference, 1.3))[0]
+
+        return jnp.sum(wanted * MGT(CONFIG, remat=remat).apply({"params": params}, method=forward))
+
+    found, expected = (
+        jax.jit(jax.grad(partial(loss, remat=how), (0, 1, 2)))(params, states, pooled) for how in (remat, "none")
+    )
+    for (path, x), y in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+        assert np.abs(y).max() > 0, path
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5, err_msg=str(path))
+
+
 def test_logits_follow_the_grid(params):
     assert _logits(params, True).shape == (BATCH, *GRID, 16)
     assert _logits(params, True, grid=(8, 2)).shape == (BATCH, 8, 2, 16)

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from editmgt_jax.config import LoRAConfig, MGTConfig
 from editmgt_jax.models.attention import ATTENTION, NO_WEIGHT, Preparation, Reading, attend_and_read, prepare
 from editmgt_jax.models.attention.signals import measure_signals, muted_bias
+from editmgt_jax.models.block_scan import scan_blocks
 from editmgt_jax.models.layers import Linear, NormScale, constrain, shared_vectors
 from editmgt_jax.models.modulation import gated_sum, modulated_norm
 from editmgt_jax.shapes import Array
@@ -242,10 +243,8 @@ class SingleBlock(_Block):
         return spread(_bypassed(visit, sequence, self.gated(sequence, update, gate, lengths))), attention
 
 
-def scanned(block: type[nn.Module], length: int, policy: str, unroll: int) -> type[nn.Module]:
+def scanned(block: type[nn.Module], length: int, unroll: int) -> type[nn.Module]:
     """`length` blocks as one scanned module; their parameters are stacked on axis 0."""
-    if policy != "none":
-        block = nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[policy])
     return nn.scan(
         block,
         variable_axes={"params": 0, "lora": 0},
@@ -254,3 +253,16 @@ def scanned(block: type[nn.Module], length: int, policy: str, unroll: int) -> ty
         length=length,
         unroll=min(unroll, length),
     )
+
+
+def rematerialised(stack: nn.Module, block: nn.Module, carry: Array | tuple, shared: Shared, policy: str, unroll: int):
+    """What `stack`, as `scanned` makes it of modules like `block`, gives for `carry`: the same, with a backward pass that computes
+    again what `REMAT_POLICIES[policy]` does not keep. Attention is not read."""
+    nothing = Visit(jnp.bool_(False))
+    constants, structure = jax.tree.flatten(shared)
+
+    def one(variables, carry, modulation, constants):
+        shared = jax.tree.unflatten(structure, constants).replace(modulation=modulation)
+        return block.apply(variables, carry, nothing, shared)[0]
+
+    return scan_blocks(one, stack.variables, carry, shared.modulation, constants, REMAT_POLICIES[policy], unroll)

@@ -26,6 +26,7 @@ from editmgt_jax.models.blocks import (
     Shared,
     SingleBlock,
     Visit,
+    rematerialised,
     scanned,
     spread,
     spread_grid,
@@ -97,12 +98,9 @@ class MGT(nn.Module):
         self.project_in_norm = RMSNorm()
         self.project_in = dense(width)
 
-        self.double_blocks = scanned(DoubleBlock, config.num_layers, self.remat, self.unroll)(
-            config, self.dtype, self.lora, self.attention
-        )
-        self.single_blocks = scanned(SingleBlock, config.num_single_layers, self.remat, self.unroll)(
-            config, self.dtype, self.lora, self.attention
-        )
+        kind = config, self.dtype, self.lora, self.attention
+        self.double_blocks = scanned(DoubleBlock, config.num_layers, self.unroll)(*kind)
+        self.single_blocks = scanned(SingleBlock, config.num_single_layers, self.unroll)(*kind)
 
         self.project_out_norm = RMSNorm()
         self.project_out = dense(width)
@@ -185,11 +183,26 @@ class MGT(nn.Module):
 
     def _blocks(self, text, visual, visits: Visit, shared: Shared):
         """Runs both stacks -> ([B S D], attention [blocks B' R N] or None)."""
+        if (
+            self.remat != "none"
+            and shared.text_weights is None
+            and visits.interventions is None
+            and not self.is_initializing()
+        ):
+            return self._rematerialised(text, visual, shared), None
         border = self.config.num_layers
         double, single = (jax.tree.map(lambda x: x[:border], visits), jax.tree.map(lambda x: x[border:], visits))
         (text, visual), first = self.double_blocks((text, visual), double, shared)
         sequence, second = self.single_blocks(jnp.concatenate([text, visual], axis=1), single, shared)
         return sequence, None if shared.text_weights is None else jnp.concatenate([first, second])
+
+    def _rematerialised(self, text, visual, shared: Shared):
+        """`_blocks` with a backward pass as `remat` says. -> [B S D]"""
+        kind = self.config, self.dtype, self.lora, self.attention
+        double, single = (block(*kind, parent=None) for block in (DoubleBlock, SingleBlock))
+        how = shared, self.remat, self.unroll
+        text, visual = rematerialised(self.double_blocks, double, (text, visual), *how)
+        return rematerialised(self.single_blocks, single, jnp.concatenate([text, visual], axis=1), *how)
 
     def _check_layers(self, layers, text_weights):
         if text_weights is not None and not layers:

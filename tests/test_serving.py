@@ -17,12 +17,14 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from editmgt_jax import cli
+from editmgt_jax.models.traces import traces
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.serving import answers, requests
 from editmgt_jax.serving.app import Server, make_app
 from editmgt_jax.serving.engine import Engine, Work
 from editmgt_jax.serving.errors import ApiError
 from editmgt_jax.serving.limits import Limits
+from editmgt_jax.serving.run import compile_for
 
 EDITS = "/v1/images/edits"
 INSTRUCTION = "make the car red"
@@ -112,6 +114,17 @@ def test_a_stream_has_steps_and_then_the_edit(client):
     assert [each.get("partial_image_index") for each in found] == [0, 1, None]
     last = np.asarray(Image.open(io.BytesIO(base64.b64decode(found[-1]["b64_json"]))))
     np.testing.assert_array_equal(last, pictures(edit(client, seed="1"))[0])
+
+
+def test_what_is_warm_compiles_for_no_request(pipe):
+    warm = EditPipeline(pipe.model, batch_size=2)
+    compile_for(warm, (32, 32))
+    before = dict(traces)
+    with TestClient(make_app(Server(Engine(warm, LIMITS), "tiny"))) as client:
+        for fields in ({}, {"n": "2"}, {"stream": "true", "partial_images": "2"}):
+            files = [("image", ("a.png", png(picture()), "image/png"))]
+            assert client.post(EDITS, data={"prompt": INSTRUCTION} | fields, files=files).status_code == 200
+    assert dict(traces) == before
 
 
 def test_partial_steps_are_spread():

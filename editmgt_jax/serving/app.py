@@ -135,14 +135,14 @@ class Server:
     async def _result(self, request, asked):
         """The result and the pictures of its steps; the work is dropped when the client goes or the time is up."""
 
+        call = self.engine.recorded(asked.call) if asked.stream and asked.partial_images else asked.call
+
         def finish(result):
-            if not asked.call.get("record"):
-                return result, []
-            shown = answers.partial_steps(int(result.passes[0]), asked.partial_images)
+            shown = answers.partial_steps(int(result.passes[0]), asked.partial_images) if "record" in call else []
             frames = self.engine.pipe.paint_steps(result) if shown else []
             return result, [frames[step] for step in shown]
 
-        future = self.engine.submit(Work(asked.call, finish))
+        future = self.engine.submit(Work(call, finish))
         answer = asyncio.wrap_future(future)
         gone = asyncio.create_task(_until_gone(request))
         try:

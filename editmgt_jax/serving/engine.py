@@ -82,6 +82,11 @@ class Engine:
             self._changed.notify_all()
         return work.future
 
+    def recorded(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """A call that also keeps its steps, where there are several."""
+        several = call.get("steps", self.pipe.settings().steps) > 1
+        return {**call, "record": True} if several else dict(call)
+
     def close(self) -> None:
         """Takes no new request and answers those that wait with 503; what runs is finished."""
         with self._changed:

@@ -148,13 +148,13 @@ class Page:
 
     async def _result(self, call, keep_steps):
         """-> (result, pictures of its steps where there are several)"""
-        pipe = self._server.engine.pipe
-        record = bool(keep_steps) and call.get("steps", pipe.settings().steps) > 1
+        engine = self._server.engine
+        call = engine.recorded(call) if keep_steps else call
 
         def finish(result):
-            return result, pipe.paint_steps(result) if record else []
+            return result, engine.pipe.paint_steps(result) if "record" in call else []
 
-        future = self._server.engine.submit(Work(call | {"record": record}, finish))
+        future = engine.submit(Work(call, finish))
         seconds = self._server.limits.request_seconds
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), seconds)

@@ -143,8 +143,6 @@ def _asked(fields, call, model, limits, own_size) -> Asked:
     partial = fields.integer("partial_images", 0, MOST_PARTIAL, 0)
     if stream and call["num_images"] > 1:
         raise bad(f"a stream has one picture: n must be 1; got {call['num_images']}", "n")
-    if stream and partial:
-        call["record"] = True
     for name, choices in WITHOUT_EFFECT.items():
         fields.choice(name, choices, choices[0])
     fields.text("user")

@@ -116,11 +116,16 @@ def for_this_machine(limits: Limits, batch: int | None, workers: int | None) -> 
 
 
 def compile_for(pipe: EditPipeline, size: tuple[int, int]) -> None:
-    """Compiles the programs of batches of 1, 2, 4, ... pictures of a size, under the model's own settings."""
+    """Compiles the programs of batches of 1, 2, 4, ... pictures of a size, under the model's own settings.
+
+    Where these take several steps, the programs that keep the steps are compiled, too: partial images and the page show them.
+    """
+    call = {"image": Image.new("RGB", size, "gray"), "instruction": "warm up"}
+    several = pipe.settings().steps > 1
     count = 1
     while count <= power_of_two(pipe.batch_size):
-        picture = Image.new("RGB", size, "gray")
-        pipe.together(
-            [{"image": picture, "instruction": "warm up", "seed": i} for i in range(min(count, pipe.batch_size))]
-        )
+        for record in (False, True) if several else (False,):
+            results = pipe.together([call | {"record": record}] * min(count, pipe.batch_size))
         count *= 2
+    if several:
+        pipe.paint_steps(results[0])

@@ -129,6 +129,12 @@ def constrain(x: Array, *axes: str | None) -> Array:
     return nn.with_logical_constraint(x, axes)
 
 
+def device_kind() -> str:
+    """The kind of the devices of the mesh in use, as 'TPU v5 lite'; empty where it is unknown."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return device.device_kind if device is not None else ""
+
+
 def of_samples(function: Callable, *arrays: Array, axis: int = 0, outputs: int = 1) -> Array | tuple[Array, ...]:
     """`function` of arrays whose samples lie along `axis`, on each device for its own: for kernels, which XLA does not divide.
 

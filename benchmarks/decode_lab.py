@@ -82,7 +82,6 @@ class Lab:
         self.mgt, self.mask_id = self.pipe.model.mgt, self.pipe.mask_token_id
         self.codebook = self.pipe._vq_params["codebook"]  # [C E]
         self.pairs = scenes.Pairs(self.pipe.model.scheduler.native_size, split, count, objects, seed, categories)
-        self.pairs.scenes.distractors = functools.lru_cache(maxsize=None)(self.pairs.scenes.distractors)
         self.runner = scenes.Runner(self.pipe, batch_size, 0)
         self.encoded = self.runner.encode(self.pairs)
         self.grid, self.batch_size = self.encoded.source_ids.shape[1:], batch_size

@@ -364,7 +364,7 @@ def test_evaluate_calls_the_protocol(monkeypatch, folder):
     calls = []
 
     def evaluate_scenes(
-        model, output, gallery, count, batch_size, seeds, split, objects, workdir, size, lpips, **settings
+        model, output, gallery, count, batch_size, seeds, split, objects, workdir, size, lpips, process, **settings
     ):
         calls.append((model, count, split, settings))
 

@@ -9,8 +9,9 @@ from PIL import Image
 from tiny import write_model
 
 from editmgt_jax.data.scenes.source import CATEGORIES
+from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation import comparison, comparison_report, metrics, stats
-from editmgt_jax.evaluation.protocols import scenes
+from editmgt_jax.evaluation.protocols import scenes, scenes_figures, scenes_run
 from editmgt_jax.evaluation.protocols.scenes import Encoded, Pairs, Runner
 from editmgt_jax.images import ImageError
 from editmgt_jax.pipeline import EditPipeline
@@ -61,8 +62,8 @@ def test_iou_and_its_best_threshold():
 
 def test_the_target_succeeds_and_the_source_fails(pairs):
     assert set(pairs.categories) == set(CATEGORIES)
-    assert scenes.succeeded(pairs, pairs.target, pairs.source, pairs.target).mean() > 0.95
-    assert not scenes.succeeded(pairs, pairs.source, pairs.source, pairs.target).any()
+    assert scenes_figures.succeeded(pairs, pairs.target, pairs.source, pairs.target).mean() > 0.95
+    assert not scenes_figures.succeeded(pairs, pairs.source, pairs.source, pairs.target).any()
 
 
 def test_a_colour_edit_must_have_the_colour_that_was_asked_for(pairs):
@@ -70,29 +71,29 @@ def test_a_colour_edit_must_have_the_colour_that_was_asked_for(pairs):
     wrong = {"blue": (1, 0, 0)}.get(pairs.facts[index]["colour"], (0, 0, 1))
     edited = np.array(pairs.target)
     edited[index][pairs.mask[index]] = wrong
-    assert not scenes.succeeded(pairs, edited, pairs.source, pairs.target)[index]
+    assert not scenes_figures.succeeded(pairs, edited, pairs.source, pairs.target)[index]
 
 
 def test_only_the_right_object_is_recognised(pairs):
     new = np.isin(pairs.categories, ("add", "replace"))
-    found = scenes.recognised(pairs, pairs.target)
+    found = scenes_figures.recognised(pairs, pairs.target)
     np.testing.assert_array_equal(np.isnan(found), ~new)
     assert (found[new] == 1).all()
     edited = np.array(pairs.target)
     for index in np.flatnonzero(new):
-        edited[index] = pairs.scenes.distractors(int(index), scenes.DISTRACTORS)[0] / 255
-    assert (scenes.recognised(pairs, edited)[new] == 0).all()
+        edited[index] = pairs.distractors(int(index), scenes_figures.DISTRACTORS)[0] / 255
+    assert (scenes_figures.recognised(pairs, edited)[new] == 0).all()
 
 
 def test_figures_of_a_perfect_edit(pairs):
     ids = np.zeros((len(pairs), 8, 8), np.int32)
     changed = np.where(pairs.token_mask((8, 8)), 1, ids)
     encoded = Encoded(ids, changed, pairs.source, pairs.target)
-    figures = scenes.score_edits(pairs, changed, pairs.target, encoded)
+    figures = scenes_figures.score_edits(pairs, changed, pairs.target, encoded)
     assert np.nanmax(figures["l1_inside"]) == 0 and np.nanmax(figures["changed_outside"]) == 0
     new = np.isin(pairs.categories, ("add", "replace"))
     assert (figures["gradient_share"][new] == 1).all() and np.isnan(figures["gradient_share"][~new]).all()
-    leaking = scenes.score_edits(pairs, np.ones_like(ids), pairs.target, encoded)
+    leaking = scenes_figures.score_edits(pairs, np.ones_like(ids), pairs.target, encoded)
     assert np.nanmin(leaking["changed_outside"]) == 1
 
 
@@ -100,9 +101,9 @@ def test_only_the_inside_is_perceived(pairs):
     """A stand-in for LPIPS, whose distance is the largest difference."""
     network = types.SimpleNamespace(distance=lambda one, other: np.abs(one - other).max())
     edited = np.where(pairs.mask[..., None], pairs.target, 1 - pairs.target)
-    assert (scenes.lpips_inside(pairs, edited, network) == 0).all()
+    assert (scenes_figures.lpips_inside(pairs, edited, network) == 0).all()
     edited[:] = np.where(pairs.mask[..., None], np.clip(pairs.target - 0.25, 0, 1), edited)
-    found = scenes.lpips_inside(pairs, edited, network)
+    found = scenes_figures.lpips_inside(pairs, edited, network)
     assert found.max() == pytest.approx(0.25) and (found > 0.05).all()
 
 
@@ -158,6 +159,44 @@ def test_protocol_on_a_tiny_model(model, tmp_path, capsys, monkeypatch):
     assert "held:success ↑" in str(comparison_report.sections(comparison.compare([run, run])))
     with Image.open(run.outputs / run.outcomes["00003"]["output"]) as edited:
         assert edited.size == (32, 32)
+
+
+def test_stopped_and_shared_evaluations_end_with_the_same_files(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(scenes, "SELECTION_PAIRS", 10)
+    monkeypatch.setattr(scenes_run, "CHUNK", 8)
+    pipe = EditPipeline.from_pretrained(model)
+
+    def run(name, **others):
+        options = {"split": "train", "steps": 2, "layers": [0, 1], "seeds": (0, 5)} | others
+        return scenes.evaluate(pipe, 14, 8, workdir=name and tmp_path / name, **options)
+
+    def files(name):
+        folder = tmp_path / name
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    report, draw = run("whole")
+    in_memory, drawn = run(None)
+    assert in_memory == report and draw(1).tobytes() == drawn(1).tobytes()
+
+    kept = scenes_run.Store.keep
+    stop = lambda store, number, *rest: kept(store, number, *rest) if number == 0 else 1 / 0  # noqa: E731
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setattr(scenes_run.Store, "keep", stop)
+        run("stopped")
+    assert "outcomes.parquet" not in files("stopped")
+    made = (tmp_path / "stopped" / "parts" / "000000.npz").stat().st_mtime_ns
+    with monkeypatch.context() as patched:
+        patched.setattr(scenes, "choose_localisation", None)  # it has been chosen
+        assert run("stopped")[0] == report
+    assert (tmp_path / "stopped" / "parts" / "000000.npz").stat().st_mtime_ns == made
+    assert files("stopped") == files("whole")
+
+    assert run("shared", process=(1, 2)) is None
+    assert run("shared", process=(0, 2))[0] == report and files("shared") == files("whole")
+    with pytest.raises(UserError, match="belongs to a job with other edited"):
+        run("whole", seeds=(0,))
+    with pytest.raises(UserError, match="name it with --workdir"):
+        run(None, process=(0, 2))
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.4])

@@ -10,7 +10,7 @@ import pytest
 from editmgt_jax.data.scenes import colours, drawing, patterns, phrases, sprites
 from editmgt_jax.data.scenes import source as scenes
 from editmgt_jax.data.scenes.variety import OBJECTS, Variety, variety
-from editmgt_jax.evaluation.protocols import scenes as protocol
+from editmgt_jax.evaluation.protocols import scenes_figures as protocol
 
 SIZE, N_DRAWN, N_PLANNED = 96, 350, 5000
 RICH = variety("rich")

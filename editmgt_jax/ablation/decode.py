@@ -27,7 +27,7 @@ from editmgt_jax.ablation.score import write_table
 from editmgt_jax.batching import in_batches
 from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation import metrics
-from editmgt_jax.evaluation.protocols.scenes import succeeded
+from editmgt_jax.evaluation.protocols.scenes_figures import succeeded
 from editmgt_jax.files import write_json
 from editmgt_jax.models.blocks import Interventions
 from editmgt_jax.pipeline import EditPipeline

@@ -24,7 +24,9 @@ def _add_scenes(protocols) -> None:
     command.add_argument("--model", metavar="DIR", help="model directory (default: the default model)")
     command.add_argument("--output", metavar="FILE.json", help="where to write the numbers")
     command.add_argument("--gallery", metavar="FILE.png", help="where to draw successes and failures")
-    command.add_argument("--workdir", metavar="RUN", help="where to write the outcome of every scene, and the pictures")
+    command.add_argument(
+        "--workdir", metavar="RUN", help="where to write the outcome of every scene, and the pictures; resumes one"
+    )
     command.add_argument("--count", type=shared.positive, default=500, help="number of scenes (default 500)")
     command.add_argument("--split", default="heldout", help="heldout (default), or train for the choice of settings")
     command.add_argument("--objects", default="rich", help="core, all or rich (default): that of the model's training")
@@ -34,6 +36,7 @@ def _add_scenes(protocols) -> None:
     text = "side of the scenes in pixels (default: the model's own); they are resized for the model, and its edits back"
     command.add_argument("--size", type=shared.positive, metavar="PIXELS", help=text)
     command.add_argument("--lpips", metavar="FILE", help="weights that `editmgt convert lpips` wrote, for lpips_inside")
+    shared.add_distributed(command)
     shared.add_settings(command)
 
 
@@ -44,7 +47,10 @@ def evaluate_scenes(args: argparse.Namespace) -> None:
 
     check_choice("split", args.split, ("heldout", "train"))
     images.check_distinct([path for path in (args.output, args.gallery) if path])
+    shared.join(args)
     shared.use_disk_cache()
+    import jax
+
     from editmgt_jax.evaluation.protocols import scenes
 
     names = (
@@ -60,7 +66,10 @@ def evaluate_scenes(args: argparse.Namespace) -> None:
         "size",
         "lpips",
     )
-    scenes.evaluate_scenes(**{name: getattr(args, name) for name in names}, **shared.settings_of(args))
+    given = {name: getattr(args, name) for name in names}
+    process = jax.process_index(), jax.process_count()
+    scenes.evaluate_scenes(**given, process=process, **shared.settings_of(args))
+    shared.leave(args)
 
 
 def _add_benchmark(protocols, name: str, entry: Entry) -> None:

@@ -1,5 +1,6 @@
 """What an evaluation found, as a table and as pictures."""
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image, ImageDraw
 from editmgt_jax import images
 
 if TYPE_CHECKING:
-    from editmgt_jax.evaluation.protocols.scenes import Pairs
+    from editmgt_jax.evaluation.protocols.scenes_run import Part
 
 _TITLES = {"free": "without region hold", "held": "with region hold, lambda {hold_threshold:.3f}"}
 
@@ -70,35 +71,33 @@ def _figure(figure: dict) -> str:
     return f"{figure['mean']:10.4f}{interval:>22}{figure['n']:7d}"
 
 
-def gallery(
-    pairs: "Pairs",
-    best: np.ndarray,
-    pictures: dict[str, np.ndarray],
-    results: dict[str, dict],
-    relevance: np.ndarray,
-    rows_of_each: int,
-) -> Image.Image:
+def gallery(found: "Part", show: Callable[[Sequence[int]], dict[str, np.ndarray]], rows_of_each: int) -> Image.Image:
     """The first successes and the first failures (without hold) of each category, `rows_of_each` of either.
 
     Columns: source, target, what the tokenizer makes of the target, edit, edit with region hold, relevance.
+
+    Args:
+      found: of all scenes; show: numbers of scenes -> 'source', 'target', 'best', 'free', 'held' [n Y X 3], 'relevance' [n H W].
     """
-    cell, line, gap = 2 * pairs.source.shape[1], 16, 4
-    rows = []
-    for category in dict.fromkeys(pairs.categories):
+    categories, success = found.about["categories"], found.figures["free"]["success"]
+    chosen = []
+    for category in dict.fromkeys(categories):
         for outcome in (1.0, 0.0):
-            hits = np.flatnonzero((pairs.categories == category) & (results["free"]["success"] == outcome))
-            rows += [(index, outcome) for index in hits[:rows_of_each]]
+            hits = np.flatnonzero((categories == category) & (success == outcome))
+            chosen += [(int(number), outcome) for number in hits[:rows_of_each]]
+    shown = show([number for number, _ in chosen])
+    cell, line, gap = 2 * shown["source"].shape[1], 16, 4
     columns = 2
-    height = -(-len(rows) // columns)
+    height = -(-len(chosen) // columns)
     grid = Image.new("RGB", (columns * (6 * (cell + 1) + 3 * gap), height * (cell + line + gap)), "white")
     pen = ImageDraw.Draw(grid)
-    for number, (index, outcome) in enumerate(rows):
-        left, top = number // height * (6 * (cell + 1) + 3 * gap), number % height * (cell + line + gap)
+    for index, (number, outcome) in enumerate(chosen):
+        left, top = index // height * (6 * (cell + 1) + 3 * gap), index % height * (cell + line + gap)
         colour, word = ("#116611", "success") if outcome else ("#aa1111", "failure")
-        pen.text((left + 2, top + 2), f"{pairs.instructions[index]}  [{word}]", fill=colour)
-        shown = [pairs.source, pairs.target, best, pictures["free"], pictures["held"]]
-        tiles = [images.to_image(array[index], (cell, cell)) for array in shown]
-        tiles.append(images.overlay(tiles[0], relevance[index]))
+        pen.text((left + 2, top + 2), f"{found.about['instructions'][number]}  [{word}]", fill=colour)
+        pictures = [shown[name][index] for name in ("source", "target", "best", "free", "held")]
+        tiles = [images.to_image(picture, (cell, cell)) for picture in pictures]
+        tiles.append(images.overlay(tiles[0], shown["relevance"][index]))
         for column, tile in enumerate(tiles):
             grid.paste(tile, (left + column * (cell + 1), top + line))
     return grid

@@ -161,21 +161,25 @@ class SceneSource:
                 yield category, plan, *worded
 
     def __getitem__(self, index: int) -> dict:
-        return self._drawn(index)[0]
+        return self.drawn(index)[0]
 
-    def distractors(self, index: int, count: int) -> np.ndarray:
+    def distractors(self, index: int, count: int, plan: edits.Plan | None = None) -> np.ndarray:
         """What the target of an add or replace example would be with each of `count` other objects in place of the new
         one: a result that is recognisable is nearest to the true target. -> uint8 [count Y X 3]
+
+        Args:
+          plan: of the example, from `drawn`; without it the example is drawn to find it.
         """
-        example, plan = self._drawn(index)
-        if example["category"] not in ("add", "replace"):
-            raise ValueError(f"only add and replace bring a new object; example {index} is {example['category']!r}")
+        category = self.config.category(index)
+        if category not in ("add", "replace"):
+            raise ValueError(f"only add and replace bring a new object; example {index} is {category!r}")
+        plan = plan or self.drawn(index)[1]
         dice = edits.Dice(self.config.seed, SPLITS.index(self.config.split), index, count)
         others = edits.Composer(self.config, dice).distractors(plan.target, count)
         return np.stack([drawing.render(scene, self.config.size) for scene in others])
 
-    def _drawn(self, index):
-        """-> (example, its Plan)"""
+    def drawn(self, index: int) -> tuple[dict, edits.Plan]:
+        """An example, and the plan that it was drawn from."""
         size, varied = self.config.size, variety(self.config.objects)
         for category, plan, template, instruction in self.plan(index):
             mask, seen = _edit_mask(plan, size, hidden=varied.visible > 0)

@@ -1,23 +1,12 @@
-"""The protocol `scenes`: procedural edits, where the right answer is known.
-
-Success is measured, by category:
-
-    colour      the measured colour name of the decoded pixels in the true mask is the one asked for
-    others      in the true mask, the decoded result is nearer (squared error) to the VQ-decoded target than to the
-                VQ-decoded source; so too for patterns, black, white and gray, which have no measured name
-
-`recognised` (add and replace) is stricter: the result is nearer to the true target than to what the target would be with
-any of nine other objects in place of the new one; a guess is right once in ten.
-
-Sharpness is measured inside the true mask: `lpips_inside` is the perceptual distance of the target from the target with the edited region
-in it, `gradient_share` (add and replace) the gradient energy there as a share of the target's. Noise has gradients, too: read both.
+"""The protocol `scenes`: procedural edits, where the right answer is known. Its figures are in `scenes_figures.py`.
 
 The relevance threshold and the best single layer are chosen on pairs of the training split. To choose settings, evaluate
 on the training split; the held-out split is for reporting.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,77 +14,26 @@ import numpy as np
 from PIL import Image
 
 from editmgt_jax import images
-from editmgt_jax.data.scenes.source import CATEGORIES, name_colour
+from editmgt_jax.data.scenes.source import CATEGORIES
 from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation import metrics, report, stats
+from editmgt_jax.evaluation.devices import SpreadPipeline
 from editmgt_jax.evaluation.examples import Example, Skipped
 from editmgt_jax.evaluation.features import Lpips
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
+from editmgt_jax.evaluation.protocols.scenes_figures import ceilings, mean_over_seeds, score_edits
 from editmgt_jax.evaluation.protocols.scenes_pairs import Encoded, Pairs, Runner, default_batch
-from editmgt_jax.evaluation.protocols.scenes_run import begun, write_outcomes
+from editmgt_jax.evaluation.protocols.scenes_run import Part, begun, joined, work, write_outcomes
 from editmgt_jax.files import write_json
 from editmgt_jax.pipeline import EditPipeline
+from editmgt_jax.sampling.settings import Settings
+from editmgt_jax.weights.fingerprints import fingerprint
 
 # Categories whose edit is a region; the mask of a style edit is the whole picture, of a background edit most of it.
 LOCAL = ("add", "remove", "replace", "colour", "motion")
 SELECTION_PAIRS = 128  # training pairs on which the relevance threshold and the best single layer are chosen
 SELECTION_SEED = 1  # no pair of the default training data, whose seed is 0
 SPARED = 0.05  # of the tokens to edit: the share that the default hold threshold may hold
-DISTRACTORS = 9
-
-
-def succeeded(pairs: Pairs, edited: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Success of each pair; pictures are VQ-decoded, float [n Y X 3]. -> bool [n]"""
-    success = metrics.nearer_to_target(edited, source, target, pairs.mask)
-    for index in np.flatnonzero(pairs.categories == "colour"):
-        if pairs.facts[index]["colour"] is None:
-            continue
-        pixels = np.round(edited[index][pairs.mask[index]] * 255).astype(np.uint8)
-        success[index] = name_colour(pixels) == pairs.facts[index]["colour"]
-    return success
-
-
-def recognised(pairs: Pairs, edited: np.ndarray) -> np.ndarray:
-    """1 where the new object is the nearest of ten, 0 where it is not, NaN where an edit brings none. -> float [n]"""
-    found = np.full(len(pairs), np.nan)
-    for index in np.flatnonzero(np.isin(pairs.categories, ("add", "replace"))):
-        others = pairs.scenes.distractors(int(index), DISTRACTORS).astype(np.float32) / 255
-        candidates = np.stack([pairs.target[index], *others])
-        where = (others != pairs.target[index]).any(axis=(0, -1))
-        found[index] = metrics.nearest(edited[index], candidates, where) == 0
-    return found
-
-
-def gradient_share(pairs: Pairs, edited: np.ndarray) -> np.ndarray:
-    """The gradient energy of a new object as a share of the target's, NaN where an edit brings none. -> float [n]"""
-    new = np.isin(pairs.categories, ("add", "replace"))
-    ours, theirs = (metrics.gradient_energy(pictures, pairs.mask) for pictures in (edited, pairs.target))
-    return np.where(new, ours / np.where(theirs > 0, theirs, np.nan), np.nan)
-
-
-def lpips_inside(pairs: Pairs, edited: np.ndarray, lpips: Lpips) -> np.ndarray:
-    """The perceptual distance of the target from the target with the edited region in it. -> float [n]"""
-    mixed = np.where(pairs.mask[..., None], edited, pairs.target)
-    return np.array([lpips.distance(*pair) for pair in zip(mixed, pairs.target, strict=True)])
-
-
-def score_edits(
-    pairs: Pairs, tokens: np.ndarray, edited: np.ndarray, encoded: Encoded, lpips: Lpips | None = None
-) -> dict[str, np.ndarray]:
-    """Figures of each pair, from the ids [n H W] of the edits and their pictures [n Y X 3]. -> {name: [n]}"""
-    outside = ~pairs.token_mask(tokens.shape[1:])
-    perceptual = {"lpips_inside": lpips_inside(pairs, edited, lpips)} if lpips else {}
-    return perceptual | {
-        "success": succeeded(pairs, edited, encoded.source, encoded.target).astype(float),
-        "recognised": recognised(pairs, edited),
-        "l1_inside": metrics.l1(edited, pairs.target, pairs.mask),
-        "l1_outside": metrics.l1(edited, pairs.target, ~pairs.mask),
-        "psnr_inside": metrics.psnr(edited, pairs.target, pairs.mask),
-        "psnr_outside": metrics.psnr(edited, pairs.target, ~pairs.mask),
-        "gradient_share": gradient_share(pairs, edited),
-        "changed_outside": metrics.share_changed(tokens, encoded.source_ids, outside),
-        "vq_changed_outside": metrics.share_changed(encoded.target_ids, encoded.source_ids, outside),
-    }
 
 
 def choose_localisation(runner: Runner, all_layers: Sequence[int], objects: str, **settings: Any) -> dict:
@@ -137,12 +75,14 @@ def evaluate(
     name: str = "default",
     size: int | None = None,
     lpips: str | Path | None = None,
+    process: tuple[int, int] = (0, 1),
     **settings: Any,
-) -> tuple[dict, Callable[[int], Image.Image]]:
+) -> tuple[dict, Callable[[int], Image.Image]] | None:
     """Runs the protocol `scenes` with and without region hold.
 
     Args:
-      workdir: where to write the outcome of every pair, as other evaluations have it, and the edited pictures.
+      workdir: where to write the outcome of every pair, as other evaluations have it, and the edited pictures. The same
+        evaluation goes on there, where it was killed.
       name: the model's, in these files.
       batch_size: pairs at once; None is `default_batch()`.
       count: how many pairs; split: 'heldout', or 'train' to choose settings (pairs that training did not draw).
@@ -150,81 +90,122 @@ def evaluate(
       seeds: of the edits; figures are means over them, pictures are of the first.
       size: side of the scenes, by default the model's own; others are resized for the model, and its edits back.
       lpips: weights that `editmgt convert lpips` wrote, for `lpips_inside`.
+      process: number of this one, and of all; they share the work directory.
       settings: of the edits; what is left out is the model's own. The hold threshold, if neither gives one, is such that
         SPARED of the tokens to edit would be held.
-    Returns: the report (a dict for JSON), and a function that draws examples of it (see `report.gallery`).
+    Returns: the report (a dict for JSON), and a function that draws examples of it (see `report.gallery`); None while other
+      processes have work left.
+    Errors: UserError, SettingsError.
     """
-    pipe.settings(**settings)  # what is wrong with them is found before the work
+    resolved = pipe.settings(**settings)  # what is wrong with them is found before the work
+    if process[1] > 1 and workdir is None:
+        raise UserError("several processes evaluate scenes in one work directory: name it with --workdir")
     measure = None if lpips is None else Lpips(str(lpips))
-    edited = {"model": str(name), "seeds": list(seeds), "size": size, "settings": settings}
+    edited = {"model": str(name), "weights": fingerprint((pipe.model.mgt_variables, pipe.model.vq_params))}
+    edited |= {"seeds": list(seeds), "size": size, "settings": _told(resolved) | settings}
     models = {} if measure is None else {"lpips": f"{measure.where} ({measure.variant})"}
-    with begun(Scenes, workdir, edited, split, objects, count, models) as identity:
+    with begun(Scenes, workdir, edited, split, objects, count, models, process) as (identity, store):
         runner = Runner(pipe, batch_size or default_batch(), seeds[0], size)
-        summary, found, draw = _evaluate(runner, seeds, count, split, objects, measure, settings)
+        pairs_of = functools.partial(_pairs, runner.size, split, objects)
+        choice, used = _choice(runner, store, objects, settings)
+        job = Job(runner, tuple(seeds), measure, choice, used, settings)
+        parts = work(
+            count, pairs_of, lambda pairs: _edited(job, pairs), lambda *found: _scored(job, *found), store, process
+        )
+        if parts is None:
+            return None
+        whole = joined(parts)
         if workdir is not None:
-            write_outcomes(Scenes, Path(workdir), identity, *found)
-    return summary, draw
+            write_outcomes(Scenes, Path(workdir), identity, whole)
+    draw = functools.partial(report.gallery, whole, lambda numbers: _shown(runner, pairs_of(numbers), whole, numbers))
+    return _report(whole, choice, used, split, objects, seeds), draw
 
 
-def _evaluate(runner, seeds, count, split, objects, lpips, settings) -> tuple[dict, tuple, Callable]:
-    """-> (the report, (pairs, {mode: {figure: [n]}}, {mode: pictures}), the function that draws examples)"""
-    pipe = runner.pipe
-    layers = list(range(pipe.model.mgt.config.num_blocks))
-    with ThreadPoolExecutor(1) as host:  # scenes are drawn while the device chooses
-        drawn = host.submit(Pairs, runner.size, split, count, objects, SELECTION_SEED + 1 if split == "train" else 0)
-        choice = choose_localisation(runner, layers, objects, **settings)
-        pairs = drawn.result()
-    encoded = runner.encode(pairs)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """What all pairs are edited and scored with."""
+
+    runner: Runner
+    seeds: tuple[int, ...]
+    lpips: Lpips | None
+    choice: dict  # of `choose_localisation`
+    used: Settings  # of the edits with hold
+    settings: dict[str, Any]  # that were asked for
+
+
+def _pairs(size, split, objects, numbers) -> Pairs:
+    return Pairs(size, split, numbers, objects, SELECTION_SEED + 1 if split == "train" else 0)
+
+
+def _choice(runner, store, objects, settings) -> tuple[dict, Settings]:
+    """The choice of `choose_localisation`, from the work directory where it is there, and the settings of edits with hold."""
+    choice = store.choice()
+    if choice is None:
+        choice = choose_localisation(runner, range(runner.pipe.model.mgt.config.num_blocks), objects, **settings)
+        store.keep_choice(choice)
     threshold = settings.get("hold_threshold")
     if threshold is None:
-        threshold = pipe.settings().hold_threshold or choice["hold_threshold"]
+        threshold = runner.pipe.settings().hold_threshold or choice["hold_threshold"]
+    return choice, runner.pipe.settings(**(settings | {"hold_threshold": threshold}))
 
+
+def _edited(job: Job, pairs: Pairs) -> tuple[Encoded, list[dict]]:
+    """What the device makes of some pairs: their ids, and of each seed {mode: (edits, pictures)}."""
+    encoded = job.runner.encode(pairs)
     several = []
-    for seed in seeds:
-        free, held, used = _edit_both(runner.with_seed(seed), pairs, encoded.source_ids, layers, threshold, settings)
-        pictures = {"free": runner.decode(free["tokens"]), "held": runner.decode(held["tokens"])}
-        scored = {
-            mode: score_edits(pairs, edits["tokens"], pictures[mode], encoded, lpips)
+    for seed in job.seeds:
+        both = dict(zip(("free", "held"), _edit_both(job, seed, pairs, encoded.source_ids), strict=True))
+        several.append({mode: (edits, job.runner.decode(edits["tokens"])) for mode, edits in both.items()})
+    return encoded, several
+
+
+def _scored(job: Job, pairs: Pairs, encoded: Encoded, several: list[dict]) -> tuple[Part, dict[str, np.ndarray]]:
+    """-> (the figures of some pairs, {mode: pictures of the first seed})"""
+    figures, relevances = [], []
+    for edited in several:
+        found = {
+            mode: score_edits(pairs, edits["tokens"], pictures, encoded, job.lpips)
             | {"passes": edits["passes"].astype(float)}
-            for mode, edits in (("free", free), ("held", held))
+            for mode, (edits, pictures) in edited.items()
         }
-        relevance = _localised(runner, pairs, free, choice, used, scored["free"])
-        several.append((scored, pictures, relevance))
-    results = _mean_over_seeds([scored for scored, _, _ in several])
-    results["free"] |= _ceilings(pairs, encoded, lpips)
-    summary = _report(pairs, encoded, results, choice, used, split, objects, seeds)
-    scored, pictures, relevance = several[0]
-
-    def draw(rows_of_each: int):
-        return report.gallery(pairs, encoded.target, pictures, scored, relevance, rows_of_each)
-
-    return summary, (pairs, results, pictures), draw
-
-
-def _localised(runner, pairs, free, choice, used, figures) -> np.ndarray:
-    """Adds the localisation of edits to their figures. -> relevance of the model's own layers together [n H W]"""
-    truth = pairs.token_mask(free["tokens"].shape[1:])
-    consolidated, single = (
-        runner.relevance(free["attention"], truth.shape[1:], some, used.filter)
-        for some in (choice["layers"], [choice["single_layer"]])
-    )
-    figures["iou_consolidated"] = metrics.iou(consolidated, truth, choice["threshold"])
-    figures["iou_single_layer"] = metrics.iou(single, truth, choice["single_threshold"])
-    return consolidated
+        relevances.append(_localised(job, pairs, edited["free"][0], found["free"]))
+        figures.append(found)
+    results = mean_over_seeds(figures)
+    results["free"] |= ceilings(pairs, encoded, job.lpips)
+    shown = {mode: edits["tokens"] for mode, (edits, _) in several[0].items()}
+    about = {
+        "instructions": np.array(pairs.instructions),
+        "categories": pairs.categories,
+        "novel": np.array([facts["novel"] for facts in pairs.facts]),
+        "reconstruction_psnr": metrics.psnr(encoded.target, pairs.target, np.ones_like(pairs.mask)),
+    }
+    part = Part(about, results, shown | {"target": encoded.target_ids, "relevance": relevances[0]})
+    return part, {mode: pictures for mode, (_, pictures) in several[0].items()}
 
 
-def _mean_over_seeds(several: list[dict]) -> dict[str, dict[str, np.ndarray]]:
-    """{mode: {figure: [n]}} of each seed -> of all"""
+def _shown(runner, pairs: Pairs, whole: Part, numbers: Sequence[int]) -> dict[str, np.ndarray]:
+    """The pictures of some pairs, and the relevance of their edits, for `report.gallery`."""
+    at = np.asarray(numbers)
+    painted = {name: runner.decode(whole.shown[name][at]) for name in ("target", "free", "held")}
     return {
-        mode: {name: np.mean([one[mode][name] for one in several], axis=0) for name in columns}
-        for mode, columns in several[0].items()
+        "source": pairs.source,
+        "target": pairs.target,
+        "best": painted.pop("target"),
+        **painted,
+        "relevance": whole.shown["relevance"][at],
     }
 
 
-def _ceilings(pairs, encoded, lpips) -> dict[str, np.ndarray]:
-    """What the target as the tokenizer shows it has: the sharpness that no edit passes but by chance."""
-    perceptual = {"vq_lpips_inside": lpips_inside(pairs, encoded.target, lpips)} if lpips else {}
-    return perceptual | {"vq_gradient_share": gradient_share(pairs, encoded.target)}
+def _localised(job: Job, pairs, free, figures) -> np.ndarray:
+    """Adds the localisation of edits to their figures. -> relevance of the model's own layers together [n H W]"""
+    truth = pairs.token_mask(free["tokens"].shape[1:])
+    consolidated, single = (
+        job.runner.relevance(free["attention"], truth.shape[1:], some, job.used.filter)
+        for some in (job.choice["layers"], [job.choice["single_layer"]])
+    )
+    figures["iou_consolidated"] = metrics.iou(consolidated, truth, job.choice["threshold"])
+    figures["iou_single_layer"] = metrics.iou(single, truth, job.choice["single_threshold"])
+    return consolidated
 
 
 class Scenes(Protocol):
@@ -246,38 +227,42 @@ class Scenes(Protocol):
         raise UserError("scenes are scored by editmgt evaluate scenes")
 
 
-def _report(pairs, encoded, results, choice, used, split, objects, seeds) -> dict:
+def _report(whole: Part, choice, used, split, objects, seeds) -> dict:
     """The report of `evaluate`."""
-    full = np.ones_like(pairs.mask)
     return {
         "protocol": "scenes",
         "version": Scenes.version,
         "split": split,
         "objects": objects,
-        "pairs": len(pairs),
+        "pairs": len(whole),
         "seeds": list(seeds),
-        "settings": {name: value for name, value in vars(used).items() if name != "record"},
+        "settings": _told(used),
         "localisation": choice,
-        "reconstruction_psnr": round(float(metrics.psnr(encoded.target, pairs.target, full).mean()), 3),
-        "results": {mode: _summary(pairs, columns) for mode, columns in results.items()},
-        "intervals": {mode: _intervals(columns) for mode, columns in results.items()},
+        "reconstruction_psnr": round(float(whole.about["reconstruction_psnr"].mean()), 3),
+        "results": {mode: _summary(whole, columns) for mode, columns in whole.figures.items()},
+        "intervals": {mode: _intervals(columns) for mode, columns in whole.figures.items()},
     }
 
 
-def _edit_both(runner, pairs, source_ids, layers, threshold, settings) -> tuple[dict, dict, Any]:
-    """-> (edits without hold, that read all layers; edits with hold; the settings of these)"""
-    free = runner.edit(pairs, source_ids, **(settings | {"layers": layers, "hold_threshold": 0.0}))
-    used = runner.pipe.settings(**(settings | {"hold_threshold": threshold}))
-    if used.steps == 1:
-        return free, runner.hold(free, source_ids, threshold, **settings), used
-    return free, runner.edit(pairs, source_ids, **(settings | {"hold_threshold": threshold})), used
+def _told(settings: Settings) -> dict[str, Any]:
+    return {name: value for name, value in vars(settings).items() if name != "record"}
 
 
-def _summary(pairs: Pairs, columns: dict) -> dict:
+def _edit_both(job: Job, seed, pairs, source_ids) -> tuple[dict, dict]:
+    """-> (edits without hold, that read all layers; edits with hold)"""
+    runner, threshold = job.runner.with_seed(seed), job.used.hold_threshold
+    layers = list(range(runner.pipe.model.mgt.config.num_blocks))
+    free = runner.edit(pairs, source_ids, **(job.settings | {"layers": layers, "hold_threshold": 0.0}))
+    if job.used.steps == 1:
+        return free, runner.hold(free, source_ids, threshold, **job.settings)
+    return free, runner.edit(pairs, source_ids, **(job.settings | {"hold_threshold": threshold}))
+
+
+def _summary(whole: Part, columns: dict) -> dict:
     """Means per category, over all, over local categories, and over pairs about an object unseen in training."""
-    novel = np.array([facts["novel"] for facts in pairs.facts])
-    groups = {category: pairs.categories == category for category in CATEGORIES}
-    groups |= {"all": np.ones(len(pairs), bool), "local": np.isin(pairs.categories, LOCAL), "novel": novel}
+    categories = whole.about["categories"]
+    groups = {category: categories == category for category in CATEGORIES}
+    groups |= {"all": np.ones(len(whole), bool), "local": np.isin(categories, LOCAL), "novel": whole.about["novel"]}
     return {
         group: {"pairs": int(chosen.sum())}
         | {
@@ -308,30 +293,26 @@ def evaluate_scenes(
     workdir: str | Path | None = None,
     size: int | None = None,
     lpips: str | None = None,
+    process: tuple[int, int] = (0, 1),
     **settings: Any,
 ) -> None:
-    """Evaluates a model directory (None: the default) and prints the table.
+    """Evaluates a model directory (None: the default) on all devices of this process, and prints the table.
 
     Args:
       output: where to write the numbers as JSON; gallery: where to draw successes and failures of each category.
+      others: see `evaluate`.
     """
     if output:
         images.check_output(output, {".json": "JSON"})
     if gallery:
         images.check_output(gallery)
-    summary, draw = evaluate(
-        EditPipeline.from_pretrained(model),
-        count,
-        batch_size,
-        seeds,
-        split,
-        objects,
-        workdir,
-        model or "default",
-        size,
-        lpips,
-        **settings,
-    )
+    pipe = SpreadPipeline.from_pretrained(model)
+    reading = count, batch_size, seeds, split, objects, workdir, model or "default", size, lpips, process
+    found = evaluate(pipe, *reading, **settings)
+    if found is None:
+        print("this process is done; others have work left")
+        return
+    summary, draw = found
     print(report.table(summary))
     if output:
         write_json(output, summary, indent=2)

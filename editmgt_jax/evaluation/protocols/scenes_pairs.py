@@ -27,22 +27,37 @@ def default_batch() -> int:
 
 
 class Pairs:
-    """The first `count` pairs of a split, stacked."""
+    """Pairs of a split, stacked.
 
-    def __init__(self, size: int, split: str, count: int, objects: str, seed: int = 0, categories=CATEGORIES):
+    Args:
+      numbers: which pairs, or how many: the first ones.
+    """
+
+    def __init__(
+        self, size: int, split: str, numbers: int | Sequence[int], objects: str, seed: int = 0, categories=CATEGORIES
+    ):
         self.scenes = SceneSource(
             SceneConfig(size=size, split=split, seed=seed, categories=categories, objects=objects)
         )
-        examples = [self.scenes[index] for index in range(count)]
+        self.numbers = range(numbers) if isinstance(numbers, int) else numbers
+        drawn = [self.scenes.drawn(number) for number in self.numbers]
+        examples, self._plans = zip(*drawn, strict=True)
         self.source = np.stack([e["source"] for e in examples]).astype(np.float32) / 255
         self.target = np.stack([e["target"] for e in examples]).astype(np.float32) / 255
         self.mask = np.stack([e["mask"] for e in examples])
         self.instructions = [e["instruction"] for e in examples]
         self.categories = np.array([e["category"] for e in examples])
         self.facts = [e["facts"] for e in examples]
+        self._distractors: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.instructions)
+
+    def distractors(self, index: int, count: int) -> np.ndarray:
+        """Those of `SceneSource` for the pair at a position, drawn once. -> uint8 [count Y X 3]"""
+        if index not in self._distractors:
+            self._distractors[index] = self.scenes.distractors(self.numbers[index], count, self._plans[index])
+        return self._distractors[index]
 
     def token_mask(self, grid: tuple[int, int]) -> np.ndarray:
         """bool [n H W]: tokens any of whose pixels may change."""
@@ -89,14 +104,16 @@ class Runner:
         return _resized(map_batches(self.pipe.decode_image, ids, self.batch_size), self.size)
 
     def edit(self, pairs: Pairs, source_ids: np.ndarray, **settings: Any) -> dict:
-        """Edits every source; pair i draws from (seed, i). -> tokens, keep, relevance [n H W], attention [n J N] and passes [n]"""
-        key, found = jax.random.key(self.seed), []
+        """Edits every source; pair number i draws from (seed, i). -> tokens, keep, relevance [n H W], attention [n J N] and passes [n]"""
+        key, found, ahead = jax.random.key(self.seed), [], []
         for batch, count in tqdm(list(in_batches(range(len(pairs)), self.batch_size)), disable=None, leave=False):
             indices = np.array(batch)
-            keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+            keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(np.asarray(pairs.numbers)[indices])
             text = [self.pipe.encode(pairs.instructions[index]) for index in indices]
-            edit = jax.device_get(self.pipe.edit_tokens(source_ids[indices], text, keys=keys, **settings))
-            found.append({name: getattr(edit, name)[:count] for name in _COLUMNS})
+            ahead.append((self.pipe.edit_tokens(source_ids[indices], text, keys=keys, **settings), count))
+            if len(ahead) > 1:  # the device works on this batch while the host takes the one before
+                found.append(_columns(*ahead.pop(0)))
+        found.append(_columns(*ahead.pop()))
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
     def relevance(self, attention: np.ndarray, grid: tuple[int, int], layers: Sequence[int], kind: str) -> np.ndarray:
@@ -114,6 +131,11 @@ class Runner:
         keep = np.asarray(localize.hold_mask(relevance, threshold))
         tokens = np.where(keep, source_ids, free["tokens"])
         return free | {"tokens": tokens, "keep": keep, "relevance": relevance}
+
+
+def _columns(edit, count) -> dict[str, np.ndarray]:
+    """What is kept of the first samples of a batch."""
+    return {name: np.asarray(getattr(edit, name))[:count] for name in _COLUMNS}
 
 
 def _resized(pictures, side):

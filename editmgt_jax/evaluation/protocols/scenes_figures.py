@@ -1,0 +1,95 @@
+"""Figures of edits of scenes, where the right answer is known.
+
+Success is measured, by category:
+
+    colour      the measured colour name of the decoded pixels in the true mask is the one asked for
+    others      in the true mask, the decoded result is nearer (squared error) to the VQ-decoded target than to the
+                VQ-decoded source; so too for patterns, black, white and gray, which have no measured name
+
+`recognised` (add and replace) is stricter: the result is nearer to the true target than to what the target would be with
+any of nine other objects in place of the new one; a guess is right once in ten.
+
+Sharpness is measured inside the true mask: `lpips_inside` is the perceptual distance of the target from the target with the edited region
+in it, `gradient_share` (add and replace) the gradient energy there as a share of the target's. Noise has gradients, too: read both.
+
+Axes    n pairs; Y X pixels; H W tokens
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from editmgt_jax.data.scenes.source import name_colour
+from editmgt_jax.evaluation import metrics
+from editmgt_jax.evaluation.features import Lpips
+from editmgt_jax.evaluation.protocols.scenes_pairs import Encoded, Pairs
+
+DISTRACTORS = 9
+
+
+def succeeded(pairs: Pairs, edited: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Success of each pair; pictures are VQ-decoded, float [n Y X 3]. -> bool [n]"""
+    success = metrics.nearer_to_target(edited, source, target, pairs.mask)
+    for index in np.flatnonzero(pairs.categories == "colour"):
+        if pairs.facts[index]["colour"] is None:
+            continue
+        pixels = np.round(edited[index][pairs.mask[index]] * 255).astype(np.uint8)
+        success[index] = name_colour(pixels) == pairs.facts[index]["colour"]
+    return success
+
+
+def recognised(pairs: Pairs, edited: np.ndarray) -> np.ndarray:
+    """1 where the new object is the nearest of ten, 0 where it is not, NaN where an edit brings none. -> float [n]"""
+    found = np.full(len(pairs), np.nan)
+    for index in np.flatnonzero(np.isin(pairs.categories, ("add", "replace"))):
+        others = pairs.distractors(int(index), DISTRACTORS).astype(np.float32) / 255
+        candidates = np.stack([pairs.target[index], *others])
+        where = (others != pairs.target[index]).any(axis=(0, -1))
+        found[index] = metrics.nearest(edited[index], candidates, where) == 0
+    return found
+
+
+def gradient_share(pairs: Pairs, edited: np.ndarray) -> np.ndarray:
+    """The gradient energy of a new object as a share of the target's, NaN where an edit brings none. -> float [n]"""
+    new = np.isin(pairs.categories, ("add", "replace"))
+    ours, theirs = (metrics.gradient_energy(pictures, pairs.mask) for pictures in (edited, pairs.target))
+    return np.where(new, ours / np.where(theirs > 0, theirs, np.nan), np.nan)
+
+
+def lpips_inside(pairs: Pairs, edited: np.ndarray, lpips: Lpips) -> np.ndarray:
+    """The perceptual distance of the target from the target with the edited region in it. -> float [n]"""
+    mixed = np.where(pairs.mask[..., None], edited, pairs.target)
+    return np.array([lpips.distance(*pair) for pair in zip(mixed, pairs.target, strict=True)])
+
+
+def score_edits(
+    pairs: Pairs, tokens: np.ndarray, edited: np.ndarray, encoded: Encoded, lpips: Lpips | None = None
+) -> dict[str, np.ndarray]:
+    """Figures of each pair, from the ids [n H W] of the edits and their pictures [n Y X 3]. -> {name: [n]}"""
+    outside = ~pairs.token_mask(tokens.shape[1:])
+    perceptual = {"lpips_inside": lpips_inside(pairs, edited, lpips)} if lpips else {}
+    return perceptual | {
+        "success": succeeded(pairs, edited, encoded.source, encoded.target).astype(float),
+        "recognised": recognised(pairs, edited),
+        "l1_inside": metrics.l1(edited, pairs.target, pairs.mask),
+        "l1_outside": metrics.l1(edited, pairs.target, ~pairs.mask),
+        "psnr_inside": metrics.psnr(edited, pairs.target, pairs.mask),
+        "psnr_outside": metrics.psnr(edited, pairs.target, ~pairs.mask),
+        "gradient_share": gradient_share(pairs, edited),
+        "changed_outside": metrics.share_changed(tokens, encoded.source_ids, outside),
+        "vq_changed_outside": metrics.share_changed(encoded.target_ids, encoded.source_ids, outside),
+    }
+
+
+def mean_over_seeds(several: Sequence[dict[str, dict[str, np.ndarray]]]) -> dict[str, dict[str, np.ndarray]]:
+    """{mode: {figure: [n]}} of each seed -> of all"""
+    return {
+        mode: {name: np.mean([one[mode][name] for one in several], axis=0) for name in columns}
+        for mode, columns in several[0].items()
+    }
+
+
+def ceilings(pairs: Pairs, encoded: Encoded, lpips: Lpips | None) -> dict[str, np.ndarray]:
+    """What the target as the tokenizer shows it has: the sharpness that no edit passes but by chance."""
+    perceptual = {"vq_lpips_inside": lpips_inside(pairs, encoded.target, lpips)} if lpips else {}
+    return perceptual | {"vq_gradient_share": gradient_share(pairs, encoded.target)}

@@ -33,7 +33,7 @@ def plans():
 def drawn():
     """[(example, its plan)] of both splits."""
     return [
-        source_of(split, categories=categories)._drawn(index)
+        source_of(split, categories=categories).drawn(index)
         for split in ("train", "heldout")
         for categories in (scenes.CATEGORIES, LOCAL)
         for index in range(N_DRAWN)

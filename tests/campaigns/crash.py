@@ -54,11 +54,6 @@ def files_of(output: Path) -> dict[str, str]:
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in names.items()}
 
 
-def report_of(output: Path) -> dict:
-    """A report without its times."""
-    return {name: value for name, value in json.loads(output.read_text()).items() if "second" not in name}
-
-
 def shared_of(output: Path) -> dict[str, str]:
     """{file: hash of its bytes} of the stages of an ablation."""
     return {name: found for name, found in files_of(output).items() if name.split("/")[0] in STAGES}
@@ -118,7 +113,7 @@ def commands(home: Path) -> dict:
         "export": (lambda out: ["export", "--workdir", run, "--output", out], "exported", files_of),
         "edit": (lambda out: ["edit", "--model", model, "--image", home / "in.png", "--instruction", "make it red", "--output", out], "out.png", files_of),
         "export-decode": (lambda out: ["export-decode", "--model", model, "--output", out], "decode.bin", files_of),
-        "evaluate": (lambda out: ["evaluate", "scenes", "--model", reader, "--count", 4, "--output", out], "report.json", report_of),
+        "evaluate": (lambda out: ["evaluate", "scenes", "--model", reader, "--count", 70, "--seed", 0, 1, "--workdir", out], "evaluation", files_of),
         "ablate": (lambda out: ["ablate", "run", "--config", ablation, "--workdir", out], "ablation", shared_of),
         "train": (lambda out: ["train", "--config", config, "--workdir", out], "run", weights_of),
     }  # fmt: skip

@@ -135,7 +135,11 @@ def _relation(points) -> str:
     words = []
     for kind in dict.fromkeys(point["series"] for point in points):
         some = [point for point in points if point["series"] == kind]
-        rho = stats.spearmanr([one["x"] for one in some], [-one["mean"] for one in some])
+        losses = [-one["mean"] for one in some]
+        if len(set(losses)) == 1:
+            words.append(f"{kind} none (every block's loss is the same)")
+            continue
+        rho = stats.spearmanr([one["x"] for one in some], losses)
         words.append(f"{kind} {rho.statistic:.2f} (p {rho.pvalue:.2g})")
     return (
         "Rank correlation over blocks of the quality of a block's map with the loss of success without it: "

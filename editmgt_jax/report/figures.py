@@ -133,17 +133,31 @@ def crosses(values: list[dict], x: str, y: str, joined: bool = False) -> dict:
     """Points with intervals in both directions and a label: x, x_low, x_high, mean, low, high, label, series."""
     names = [one["series"] for one in values]
     across, along = _quantitative("x", x), _quantitative("mean", y)
+    low, high = min(one["low"] for one in values), max(one["high"] for one in values)
+    if low == high:  # else the axis has one mark
+        along["scale"] = along["scale"] | {"domain": [low - 0.1, high]}
     colour = {"color": _series(names)}
     layers = [
         {"mark": {"type": "rule", "opacity": 0.5},
-         "encoding": {"x": across, "y": _quantitative("low", y), "y2": {"field": "high"}} | colour},
+         "encoding": {"x": across, "y": along | {"field": "low"}, "y2": {"field": "high"}} | colour},
         {"mark": {"type": "rule", "opacity": 0.5},
          "encoding": {"x": _quantitative("x_low", x), "x2": {"field": "x_high"}, "y": along} | colour},
         {"mark": {"type": "point", "filled": True, "size": 55}, "encoding": {"x": across, "y": along} | colour},
         {"mark": {"type": "text", "dx": 9, "dy": -8, "align": "left", "fontSize": 11},
+         "data": {"values": _apart(values, 0.05 * (high - low))},
          "encoding": {"x": across, "y": along, "text": {"field": "label"}}},
     ]  # fmt: skip
     if joined:
         path = {"x": across, "y": along, "order": {"field": "order"}} | colour
         layers.insert(0, {"mark": {"type": "line", "opacity": 0.6}, "encoding": path})
     return {"data": {"values": values}, "width": WIDTH, "height": 320, "layer": layers}
+
+
+def _apart(values, least: float) -> list[dict]:
+    """The points that get a label: not those with the same one at the same x, nearer than `least` in height."""
+    found = []
+    for one in values:
+        same = [other for other in found if (other["label"], other["x"]) == (one["label"], one["x"])]
+        if all(abs(other["mean"] - one["mean"]) > least for other in same):
+            found.append(one)
+    return found

@@ -85,11 +85,18 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
 # ---- rules
 
 
+def _float(value) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # of an integer
+        return math.inf
+
+
 def number(hint: str, *, positive: bool = False, highest: float = math.inf) -> Rule:
     """The rule of a finite number of at least 0, or above it; `hint` is part of its error."""
 
     def rule(name, value):
-        given = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+        given = _float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
         in_range = math.isfinite(given) and (given > 0 if positive else given >= 0) and given <= highest
         if not in_range:
             least = "above 0" if positive else "at least 0"
@@ -233,7 +240,15 @@ SETTINGS = (
         "released",
         metavar="NAME",
     ),
-    Setting("hold_step", int, integer(0), "number of the step, from 0, for --hold from_step", "traced", "reference", 0),
+    Setting(
+        "hold_step",
+        int,
+        integer(0, MAX_STEPS),
+        "number of the step, from 0, for --hold from_step",
+        "traced",
+        "reference",
+        0,
+    ),
     Setting(
         "layers",
         int,

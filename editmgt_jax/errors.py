@@ -42,3 +42,9 @@ def one_line(text: str) -> str:
         return text
     broken = {"Cc", "Cs", "Zl", "Zp"}
     return "".join(repr(letter)[1:-1] if unicodedata.category(letter) in broken else letter for letter in text)
+
+
+def shown(path: object) -> str:
+    """A path for messages: one line, its middle left out if it is long."""
+    text = one_line(str(path))
+    return text if len(text) <= 160 else f"{text[:100]}...{text[-40:]}"

@@ -45,6 +45,8 @@ def mounted(path: str | Path, what: str) -> Path:
             f"{what} must lie in a file system that this machine mounts, and every other one of its job; got {path}. A bucket "
             "is mounted with gcsfuse and the like"
         )
+    if "\0" in str(path):
+        raise UserError(f"{what} must have a name that files can have; got {str(path)!r}")
     return Path(path).absolute()
 
 

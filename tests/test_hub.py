@@ -79,6 +79,22 @@ def test_what_the_hub_refuses_is_one_line(pipe, tmp_path, stub):
         pipe.push_to_hub("tiny", token="hf_secret")
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"device": "cuda"}, r"a model is read with dtype, .*; got \['device'\]"),
+        ({"revision": 5}, "revision must be str; got 5"),
+        ({"lora": 5}, "a LoRA must be the path of a folder; got 5"),
+        ({"strict": "yes"}, "strict must be true or false"),
+        ({"program": "decode.bin"}, "program must be an ExportedDecode"),
+        ({"batch_size": 10**20}, "batch_size must be an integer of at least 1 and at most 10000"),
+    ],
+)
+def test_options_of_reading_are_checked_where_nothing_is_fetched_too(tiny_model, options, message):
+    with pytest.raises(UserError, match=message):
+        EditPipeline.from_pretrained(tiny_model, **options)
+
+
 def test_a_cache_that_the_hub_s_own_library_wrote(tiny_model, tmp_path):
     """blobs by their hash, snapshots of links to them, refs to commits."""
     repository, commit = tmp_path / "models--user--tiny", "0123456789abcdef0123456789abcdef01234567"

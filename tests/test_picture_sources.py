@@ -60,6 +60,18 @@ class Wrapped:
         return RGB
 
 
+class Raising:
+    """Of another library, and of no use."""
+
+    def read(self, *_):
+        raise RuntimeError("gone")
+
+
+class NoArray:
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("on another device")
+
+
 class TestSources:
     @pytest.mark.parametrize(
         "source",
@@ -118,6 +130,9 @@ class TestSources:
             ([RGB], "got list"),
             (Image.Image, "got type"),
             ({"background": DATA}, "got dict"),
+            (Raising(), "cannot read the image from the open file: gone"),
+            (Raising, "got type"),
+            (NoArray(), "NoArray gives no array: on another device"),
         ],
     )
     def test_what_is_no_picture_is_named_in_one_line(self, source, message):

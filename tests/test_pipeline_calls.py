@@ -115,7 +115,7 @@ def test_more_pictures_than_memory_holds_are_refused_before_work(pipe, monkeypat
     assert len(pipe(picture(), INSTRUCTION, num_images=2, steps=1).images) == 2
 
 
-@pytest.mark.parametrize("instruction", ["", "  \n", None, ["make the car red", ""]])
+@pytest.mark.parametrize("instruction", ["", "  \n", "\0\u200b\ufeff", None, ["make the car red", ""]])
 def test_empty_instruction(pipe, instruction):
     with pytest.raises(PromptError, match="must say what to change"):
         pipe(picture(), instruction)

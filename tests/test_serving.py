@@ -418,6 +418,8 @@ def test_a_signal_while_it_starts_ends_it_in_a_line():
     [
         (["--host", "0.0.0.0"], "needs --api-key-file"),
         (["--warm", "wide"], "--warm must be sizes"),
+        (["--warm", "999999x999999"], "an image may have at most 178956970 pixels; --warm is"),
+        (["--api-key-file", sys.executable], "a file of keys has one a line"),
         (["--port", "70000"], "--port must be from 0 to 65535; got 70000"),
         (["--api-key-file", "absent.txt"], "absent.txt"),
         (["--model", "/absent/model"], "/absent/model"),

@@ -52,6 +52,8 @@ def test_released_layers(blocks, layers):
         (dict(reference_strength=float("inf")), "reference_strength"),
         (dict(guidance_scale=-1), "guidance_scale"),
         (dict(guidance_scale="six"), "guidance_scale.*got 'six'"),
+        (dict(guidance_scale=10**400), "guidance_scale must be a number at least 0 and finite"),
+        (dict(hold_step=10**30), "hold_step must be an integer of at least 0 and at most 10000"),
         (dict(steps=0), "steps must be an integer of at least 1 and at most 10000; got 0"),
         (dict(steps=2.5), "steps must be an integer"),
         (dict(sampling_temperature=0), "sampling_temperature must be a number above 0"),

@@ -139,6 +139,8 @@ def inspect(args: argparse.Namespace) -> None:
     if (args.directory is None) == (args.preset is None):
         raise directories.DirectoryError("inspect takes either a model directory or --preset NAME: exactly one of them")
     named = args.preset is not None
+    if named and args.variant is not None:
+        raise directories.DirectoryError("--variant chooses files of a model directory; a preset has none")
     report = directories.inspect_preset(args.preset) if named else directories.inspect(args.directory, args.variant)
     print(json.dumps(report, indent=2) if args.json else directories.describe(report))
     if not report.get("loads", True):

@@ -214,7 +214,8 @@ def _make_pictures(args, outputs, make, image=None) -> None:
         from editmgt_jax.pipeline import EditPipeline
         from editmgt_jax.sampling.exported import ExportedDecode
 
-        program = ExportedDecode(args.program) if getattr(args, "program", None) else None
+        path = getattr(args, "program", None)
+        program = None if path is None else ExportedDecode(path)
         reading = {"dtype": args.dtype, "strict": args.strict, "lora": args.lora, "variant": args.variant}
         pipeline = EditPipeline.from_pretrained(args.model, **reading, program=program)
         result = make(

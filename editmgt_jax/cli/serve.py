@@ -74,7 +74,8 @@ def serve(args: argparse.Namespace) -> None:
 def _keys(path) -> list[str]:
     if path is None:
         return []
-    keys = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+    text = Path(path).read_bytes().decode(errors="replace")
+    keys = [line.strip() for line in text.splitlines() if line.strip()]
     if not keys or any(not key.isascii() or " " in key for key in keys):
         raise UserError(f"a file of keys has one a line, of letters without spaces; {path} has none, or others")
     return keys
@@ -91,4 +92,7 @@ def _size(text) -> tuple[int, int]:
     width, _, height = text.strip().partition("x")
     if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
         raise UserError(f"--warm must be sizes such as 1024x1024,512x768; got {text!r}")
+    from editmgt_jax.images import check_size
+
+    check_size((int(width), int(height)), "--warm")
     return int(width), int(height)

@@ -161,6 +161,6 @@ def _is_deep(image) -> bool:
 
 def _converted(image, mode, name) -> Image.Image:
     try:
-        return image.convert(mode)
-    except (ValueError, OSError) as error:
+        return (image.convert("LA") if image.mode == "La" else image).convert(mode)
+    except (ValueError, OSError, TypeError) as error:  # TypeError: of notes in `info` that are of no use
         raise ImageError(f"{name} must be a picture whose mode can become RGB; got {image.mode}: {error}") from error

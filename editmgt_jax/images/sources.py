@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from editmgt_jax.errors import one_line
+from editmgt_jax.errors import one_line, shown
 from editmgt_jax.images.geometry import ImageError
 
 Readable = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray
@@ -38,25 +38,22 @@ def open_source(source: Any, name: str) -> tuple[Image.Image, str]:
         return _of_path(source), shown(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decode(io.BytesIO(bytes(source)), name), name
-    if callable(getattr(source, "read", None)):
+    if callable(getattr(source, "read", None)) and not isinstance(source, type):
         return _decode(io.BytesIO(_of_file(source, name)), name), name
     if isinstance(source, np.ndarray) or hasattr(source, "__array__") or hasattr(source, "__array_interface__"):
         if not isinstance(source, type):
-            return from_array(np.asarray(source), name), name
+            return from_array(_as_array(source, name), name), name
     raise ImageError(f"{name} must be {KINDS}; got {type(source).__name__}")
-
-
-def shown(path: Any) -> str:
-    """A path for messages: one line, its middle left out if it is long."""
-    text = one_line(str(path))
-    return text if len(text) <= 160 else f"{text[:100]}...{text[-40:]}"
 
 
 # ---- bytes
 
 
 def _of_path(source) -> Image.Image:
-    text = os.fspath(source)
+    try:
+        text = os.fspath(source)
+    except TypeError as error:
+        raise ImageError(f"an image must be {KINDS}; got {type(source).__name__}: {error}") from error
     if isinstance(text, bytes):
         text = os.fsdecode(text)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
@@ -104,7 +101,7 @@ def _of_file(file, name) -> bytes:
         if getattr(file, "seekable", lambda: False)() is True:
             file.seek(0)
         data = file.read()
-    except (OSError, ValueError) as error:  # closed, or open for writing
+    except Exception as error:  # noqa: BLE001  (closed, open for writing, or a class of somebody that raises any kind)
         raise ImageError(f"cannot read {name} from the open file: {_reason(error)}") from error
     if not isinstance(data, (bytes, bytearray, memoryview)):
         if callable(getattr(data, "close", None)):
@@ -178,6 +175,13 @@ def _reason(error) -> str:
 
 
 # ---- arrays
+
+
+def _as_array(source, name) -> np.ndarray:
+    try:
+        return np.asarray(source)
+    except Exception as error:  # noqa: BLE001  (classes of others raise any kind)
+        raise ImageError(f"{name} must be {KINDS}; {type(source).__name__} gives no array: {_reason(error)}") from error
 
 
 def from_array(array: np.ndarray, name: str) -> Image.Image:

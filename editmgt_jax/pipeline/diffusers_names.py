@@ -122,6 +122,8 @@ def _seed_of(generator):
         if not is_key and not (generator.dtype == np.uint32 and generator.ndim == 1):
             raise SettingsError("generator must be an integer or one JAX key; got an array that is none")
         return int(jax.random.bits(generator, dtype=jnp.uint32))
+    if not is_integer(generator):
+        raise SettingsError(f"generator must be an integer, PyTorch's, or one JAX key; got {generator!r}")
     return generator
 
 

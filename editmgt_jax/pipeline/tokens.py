@@ -55,6 +55,8 @@ class TokenPipeline:
 
     def __init__(self, model: LoadedModel, batch_size: int = 8, program: ExportedDecode | None = None):
         check_batch_size(batch_size)
+        if not isinstance(program, (ExportedDecode, type(None))):
+            raise UserError(f"program must be an ExportedDecode(path), which reads the file; got {program!r}")
         self.model, self._program = model, program
         self.batch_size = int(batch_size) if program is None else program.header.batch
         self._mgt_variables, self._vq_params = jax.device_put((model.mgt_variables, model.vq_params))

@@ -117,8 +117,13 @@ def query_weights(encoder: TextEncoder, text: EncodedText, phrase: str | None = 
 def check_prompts(prompts: Sequence[Any]) -> None:
     """Errors: PromptError for a prompt that says nothing."""
     for prompt in prompts:
-        if not isinstance(prompt, EncodedText) and not (isinstance(prompt, str) and prompt.strip()):
+        if not isinstance(prompt, EncodedText) and not (isinstance(prompt, str) and _says_something(prompt)):
             raise PromptError(f"an instruction must say what to change, a prompt what to show; got {repr(prompt)[:80]}")
+
+
+def _says_something(text) -> bool:
+    """Whether a letter of a text can be seen, or cannot be read at all, which `check_text` tells."""
+    return any(letter.isprintable() and not letter.isspace() or "\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def each(value: Any, function: Callable) -> Any:

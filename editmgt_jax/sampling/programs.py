@@ -14,7 +14,7 @@ import jax
 from tqdm import tqdm
 
 from editmgt_jax import executables
-from editmgt_jax.declarations import check_integer
+from editmgt_jax.declarations import MAX_IMAGES, check_integer
 from editmgt_jax.errors import UserError
 from editmgt_jax.models.mgt import MGT
 from editmgt_jax.models.traces import traces
@@ -51,7 +51,7 @@ def _leave_fork() -> None:
 def check_batch_size(size: Any) -> None:
     """Errors: SettingsError for a number of pictures that cannot be decoded at once; UserError in a fork, see `check_process`."""
     check_process()
-    check_integer("batch_size", size, 1)
+    check_integer("batch_size", size, 1, MAX_IMAGES)
 
 
 def run_decode(

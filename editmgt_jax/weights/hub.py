@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TypedDict
 
-from editmgt_jax.errors import UserError, one_line
+from editmgt_jax.errors import UserError, one_line, shown
 from editmgt_jax.files import copy_files, new_folder
 from editmgt_jax.weights.cards import complete
 
@@ -30,6 +30,21 @@ class HubOptions(TypedDict, total=False):
     local_files_only: bool
 
 
+_KINDS = {"revision": (str,), "cache_dir": (str, os.PathLike), "token": (str, bool), "local_files_only": (bool,)}
+
+
+def check_options(**options: object) -> None:
+    """Errors: UserError for what is no option of fetching, or of another type, also where nothing is fetched."""
+    if unknown := sorted(options.keys() - HubOptions.__annotations__.keys()):
+        known = ", ".join(HubOptions.__annotations__)
+        raise UserError(
+            f"a model is read with dtype, strict, batch_size, lora, variant, program, {known}; got {unknown}"
+        )
+    for name, kinds in _KINDS.items():
+        if not isinstance(options.get(name), (*kinds, type(None))):
+            raise UserError(f"{name} must be {' or '.join(kind.__name__ for kind in kinds)}; got {options[name]!r}")
+
+
 def fetch(name: str, **options: object) -> Path:
     """The folder with the files of a model, which are fetched unless they are there.
 
@@ -39,7 +54,8 @@ def fetch(name: str, **options: object) -> Path:
     """
     if not re.fullmatch(NAME, name) or "--" in name or ".." in name:
         raise FileNotFoundError(
-            f"a model must be a local folder or a name on the hub such as WeiChow/EditMGT; there is no folder {name}"
+            f"a model must be a local folder or a name on the hub such as WeiChow/EditMGT; there is no folder "
+            f"{shown(name)}"
         )
     from huggingface_hub import snapshot_download
 

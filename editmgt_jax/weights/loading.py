@@ -16,6 +16,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from editmgt_jax.config import CLIPTextConfig, Gemma2Config, MGTConfig, SchedulerConfig, VQConfig, dtype_name
+from editmgt_jax.declarations import truth
 from editmgt_jax.errors import UserError
 from editmgt_jax.models.clip_text import CLIPText
 from editmgt_jax.models.gemma2 import Gemma2
@@ -27,7 +28,7 @@ from editmgt_jax.weights import lora as adapters
 from editmgt_jax.weights.components import COMPONENTS, MGT_FOLDERS, abstract_params, make_module, text_components
 from editmgt_jax.weights.conversion import check_weights, load_params
 from editmgt_jax.weights.files import check_variant
-from editmgt_jax.weights.hub import HubOptions, fetch
+from editmgt_jax.weights.hub import HubOptions, check_options, fetch
 
 DEFAULT_MODEL = Path(__file__).parents[1] / "assets" / "default"
 NATIVE_UNITS = 32  # units a side of the square that a model was trained on, unless its files say otherwise
@@ -93,6 +94,9 @@ def load_model(
       hub: how a model is fetched, see `HubOptions`.
     Errors: FileNotFoundError, WeightsError, UserError, naming the file.
     """
+    truth("strict", strict)
+    if not isinstance(lora, (str, os.PathLike, type(None))):
+        raise UserError(f"a LoRA must be the path of a folder; got {lora!r}")
     dtypes, reading = _dtypes(dtype), {"strict": strict, "check_only": check_only, "variant": variant}
     directory, mgt_directory = find_model(directory, **hub)
     check_variant(directory, variant)
@@ -147,6 +151,7 @@ def find_model(directory: str | Path | None = None, **hub: Unpack[HubOptions]) -
 
     hub: see `HubOptions`; they matter for a name on the hub alone.
     """
+    check_options(**hub)
     if directory is None and not DEFAULT_MODEL.is_dir():
         raise FileNotFoundError(f"this installation has no default model at {DEFAULT_MODEL}: name a model directory")
     directory = DEFAULT_MODEL if directory is None else _local(directory, **hub)
@@ -161,7 +166,7 @@ def _local(directory, **hub) -> Path:
     """A folder that exists as it is; a name on the Hugging Face hub as the folder its files were fetched to."""
     if not isinstance(directory, (str, os.PathLike)) or not isinstance(os.fspath(directory), str):
         raise UserError(f"a model must be the path of a folder, or a name on the hub; got {directory!r}")
-    return Path(directory) if Path(directory).is_dir() else fetch(str(directory), **hub)
+    return Path(directory) if os.path.isdir(directory) else fetch(str(directory), **hub)
 
 
 def load_mgt(directory: str | Path, dtype: DTypeLike = jnp.float32, **reading: Any) -> tuple[MGT, Any]:

@@ -188,6 +188,7 @@ def test_stopped_and_shared_evaluations_end_with_the_same_files(model, tmp_path,
     with monkeypatch.context() as patched:
         patched.setattr(scenes, "choose_localisation", None)  # it has been chosen
         assert run("stopped")[0] == report
+        assert run("stopped")[0] == report  # where nothing is left to do
     assert (tmp_path / "stopped" / "parts" / "000000.npz").stat().st_mtime_ns == made
     assert files("stopped") == files("whole")
 

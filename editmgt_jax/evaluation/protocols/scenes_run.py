@@ -157,13 +157,14 @@ def work(
     with ThreadPoolExecutor(1) as drawer, ThreadPoolExecutor(1) as scorer, bar:
         drawn = [drawer.submit(draw, chunks[number]) for number in left[:1]]
         scored = []
-        for number, following in zip(left, [*left[1:], None], strict=True):
+        for number in left:
             pairs = drawn.pop().result()
-            if following is not None:
-                drawn.append(drawer.submit(draw, chunks[following]))
+            drawn += [drawer.submit(draw, chunks[following]) for following in left[left.index(number) + 1 :][:1]]
             scored.append(scorer.submit(finish, number, pairs, edit(pairs)))
-            while len(scored) > 1 or (scored and following is None):
+            if len(scored) > 1:
                 bar.update(scored.pop(0).result())
+        for last in scored:
+            bar.update(last.result())
     if not all(store.has(number) for number in range(len(chunks))):
         return None
     return [store.part(number) for number in range(len(chunks))]

@@ -145,7 +145,7 @@ def test_projections_in_parts(parts, reference):
     def run(backend, cut):
         def both(q, k, v, scale):
             prepared = preparation.replace(k_scale=scale)
-            out, read = attention.attend_and_read(q, k, v, bias, lengths, backend, prepared, reading)
+            out, read, _ = attention.attend_and_read(q, k, v, bias, lengths, backend, prepared, reading)
             return jnp.concatenate(out, axis=1) if cut else out, read
 
         inputs = [tuple(jnp.split(x, np.cumsum(parts)[:-1], axis=1)) if cut else x for x in qkv]
@@ -221,7 +221,7 @@ def test_split_over_a_mesh(sizes, lengths):
     def run(q, k, v, cotangent, backend):
         def both(q, k, v, scale):
             prepared = preparation.replace(k_scale=scale)
-            return attention.attend_and_read(q, k, v, bias, lengths, backend, prepared, reading)
+            return attention.attend_and_read(q, k, v, bias, lengths, backend, prepared, reading)[:2]
 
         (out, read), backward = jax.vjp(both, q, k, v, preparation.k_scale)
         return out, read, *backward((cotangent.reshape(out.shape), jnp.zeros_like(read)))

@@ -15,7 +15,9 @@ from flax import struct
 from editmgt_jax.shapes import Array
 
 Tree = Any  # of arrays
-Block = Callable[[Tree, Tree, Tree, Tree], Tree]  # (its variables, carry, shared, constants) -> carry
+Stacks = tuple[Array, ...]
+# (its variables, carry, shared, constants, (stacks, number of the block) or None) -> (carry, the stacks or None)
+Block = Callable[[Tree, Tree, Tree, Tree, tuple[Stacks, Array] | None], tuple[Tree, Stacks | None]]
 
 
 @struct.dataclass
@@ -45,6 +47,7 @@ def scan_blocks(
     constants: Tree,
     policy: Callable[..., bool],
     unroll: int = 1,
+    rooms: Callable[[int, list], dict[int, Array]] = lambda length, made: {},
 ) -> Tree:
     """The carry behind L blocks, one after another.
 
@@ -54,6 +57,8 @@ def scan_blocks(
       constants: as `shared`, of any type and without a gradient.
       policy: of `jax.checkpoint_policies`: which arrays of a block are kept; the backward pass computes the others again.
       unroll: at most so many blocks in one turn of the loop; their number divides L.
+      rooms: (L, shapes of what a block keeps) -> {place among them: an empty stack [L ...]} of the results of its kernels, which it gets,
+        and writes on TPUs. They would else be copied.
     """
     block = jax.checkpoint(block, policy=policy, prevent_cse=False)
     length = len(jax.tree.leaves(variables)[0])
@@ -61,10 +66,10 @@ def scan_blocks(
 
     @jax.custom_vjp
     def run(variables, carry, shared, constants):
-        return loop(lambda i, carry: block(_at(variables, i), carry, shared, constants), carry)
+        return loop(lambda i, carry: block(_at(variables, i), carry, shared, constants, None)[0], carry)
 
     def forward(variables, carry, shared, constants):
-        carry, kept = _forward(loop, block, variables, carry, shared, constants)
+        carry, kept = _forward(loop, block, variables, carry, shared, constants, rooms)
         return carry, (kept, variables, shared, constants)
 
     def backward(saved, gradient):
@@ -88,27 +93,33 @@ def _loop(length, unroll, step, state):
     return jax.lax.while_loop(lambda x: x[0] < length, lambda x: turn(*x), (jnp.int32(0), state))[1]
 
 
-def _forward(loop, block, variables, carry, shared, constants):
+def _forward(loop, block, variables, carry, shared, constants, rooms):
     """-> carry, _Kept"""
     structure = {}
 
-    def visit(i, carry):
-        """One block. -> carry, what it made and its pullback needs"""
+    def visit(i, carry, room=None):
+        """One block. -> carry, what it made and its pullback needs, the stacks in its room"""
         given = _at(variables, i), carry, shared
-        new, pullback = jax.vjp(lambda *given: block(*given, constants), *given)
+        new, pullback, written = jax.vjp(lambda *given: block(*given, constants, room), *given, has_aux=True)
         leaves, tree = jax.tree.flatten(pullback)
-        places = {id(x): place for place, x in enumerate(jax.tree.leaves((given, constants)))}
-        structure.update(given=tuple(places.get(id(leaf)) for leaf in leaves), pullback=tree)
-        return new, [leaf for leaf in leaves if id(leaf) not in places]
+        known = {id(x): place for place, x in enumerate(jax.tree.leaves((given, constants)))}
+        structure.update(given=tuple(known.get(id(leaf)) for leaf in leaves), pullback=tree)
+        return new, [leaf for leaf in leaves if id(leaf) not in known], written
 
     def step(i, state):
         carry, carries, stacks = state
-        carry, made = visit(i, carry)
-        return carry, _put(carries, carry, i), _put(stacks, made, i)
+        room = (tuple(stacks[place] for place in empty), i) if empty else None
+        carry, made, written = visit(i, carry, room)
+        stacks = _put(stacks, made, i)
+        for place, stack in zip(empty, written or (), strict=True):
+            stacks[place] = jax.lax.platform_dependent(stacks[place], stack, tpu=lambda _, x: x, default=lambda x, _: x)
+        return carry, _put(carries, carry, i), stacks
 
     length = len(jax.tree.leaves(variables)[0])
-    _, made = jax.eval_shape(visit, jnp.int32(0), carry)
-    last, carries, stacks = loop(step, (carry, _room(length, carry), _room(length, made)))
+    _, made, _ = jax.eval_shape(visit, jnp.int32(0), carry)
+    empty = rooms(length, made)
+    stacks = [empty.get(place, stack) for place, stack in enumerate(_room(length, made))]
+    last, carries, stacks = loop(step, (carry, _room(length, carry), stacks))
     return last, _Kept(_put(carries, carry, length - 1), stacks, **structure)
 
 

@@ -16,7 +16,16 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from editmgt_jax.config import LoRAConfig, MGTConfig
-from editmgt_jax.models.attention import ATTENTION, NO_WEIGHT, Preparation, Reading, attend_and_read, prepare
+from editmgt_jax.models.attention import (
+    ATTENTION,
+    NO_WEIGHT,
+    Preparation,
+    Reading,
+    Room,
+    attend_and_read,
+    empty_rooms,
+    prepare,
+)
 from editmgt_jax.models.attention.signals import measure_signals, muted_bias
 from editmgt_jax.models.block_scan import scan_blocks
 from editmgt_jax.models.layers import Linear, NormScale, constrain, shared_vectors
@@ -55,6 +64,7 @@ class Visit(NamedTuple):
 
     wanted: jax.Array  # bool: whether its attention is read
     interventions: Interventions | None = None
+    room: Room | None = None  # for the results of attention; the block then returns it in place of what is read
 
 
 @struct.dataclass
@@ -136,7 +146,10 @@ class _Block(nn.Module):
         reading = None
         if shared.text_weights is not None and not shared.signals:
             reading = Reading(shared.text_weights, visit.wanted, shared.num_image)
-        out, attention = attend_and_read(q, k, v, bias, lengths, self.attention, preparation, reading)
+        inputs = q, k, v, bias, lengths, self.attention, preparation, reading, visit.room
+        out, attention, room = attend_and_read(*inputs)
+        if room is not None:
+            return out, room
         if shared.signals:
             attention = self.signals(q, k, out, shared, visit, preparation)
         return out, attention
@@ -258,11 +271,13 @@ def scanned(block: type[nn.Module], length: int, unroll: int) -> type[nn.Module]
 def rematerialised(stack: nn.Module, block: nn.Module, carry: Array | tuple, shared: Shared, policy: str, unroll: int):
     """What `stack`, as `scanned` makes it of modules like `block`, gives for `carry`: the same, with a backward pass that computes
     again what `REMAT_POLICIES[policy]` does not keep. Attention is not read."""
-    nothing = Visit(jnp.bool_(False))
     constants, structure = jax.tree.flatten(shared)
 
-    def one(variables, carry, modulation, constants):
+    def one(variables, carry, modulation, constants, room):
         shared = jax.tree.unflatten(structure, constants).replace(modulation=modulation)
-        return block.apply(variables, carry, nothing, shared)[0]
+        visit = Visit(jnp.bool_(False), room=room and Room(*room))
+        carry, room = block.apply(variables, carry, visit, shared)
+        return carry, room and room.stacks
 
-    return scan_blocks(one, stack.variables, carry, shared.modulation, constants, REMAT_POLICIES[policy], unroll)
+    inputs = stack.variables, carry, shared.modulation, constants
+    return scan_blocks(one, *inputs, REMAT_POLICIES[policy], unroll, empty_rooms)

@@ -79,7 +79,7 @@ def compile_kernels(topology: str, shape: Shape, prepared: bool = True, backward
         scales, angles = jnp.ones((len(q), width)), jnp.zeros((shape.length, width // 2))
         preparation = attention.Preparation(scales, scales, angles, angles, norms) if prepared else None
         q, k, v = (x if len(x) > 1 else x[0] for x in (q, k, v))
-        out, _ = attention.attend_and_read(q, k, v, bias, groups, "pallas_tpu", preparation, None)
+        out, *_ = attention.attend_and_read(q, k, v, bias, groups, "pallas_tpu", preparation, None)
         return sum(x.astype(jnp.float32).sum() for x in jax.tree.leaves(out)) if backward else out
 
     temporaries = 0

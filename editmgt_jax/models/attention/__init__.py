@@ -20,7 +20,14 @@ from jax.typing import DTypeLike
 
 from editmgt_jax.errors import UserError
 from editmgt_jax.models.attention import cudnn, xla
-from editmgt_jax.models.attention.preparation import ATTENTION, Preparation, Reading, prepare, text_to_image_attention
+from editmgt_jax.models.attention.preparation import (
+    ATTENTION,
+    Preparation,
+    Reading,
+    Room,
+    prepare,
+    text_to_image_attention,
+)
 from editmgt_jax.shapes import Array, Float
 
 __all__ = [
@@ -29,10 +36,12 @@ __all__ = [
     "NO_WEIGHT",
     "Preparation",
     "Reading",
+    "Room",
     "attend",
     "attend_and_read",
     "check_backend",
     "prepare",
+    "empty_rooms",
     "strength_bias",
     "text_to_image_attention",
 ]
@@ -89,15 +98,16 @@ def attend_and_read(
     backend: str,
     preparation: Preparation | None,
     reading: Reading | None,
-) -> tuple[jax.Array | tuple, jax.Array | None]:
-    """`attend`, and the attention of text to image that `reading` asks for. -> ([B S A*K], [B' R N] float32 or None)
+    room: Room | None = None,
+) -> tuple[jax.Array | tuple, jax.Array | None, Room | None]:
+    """`attend`, and the attention of text to image that `reading` asks for. -> ([B S A*K], [B' R N] float32 or None, the room)
 
     q, k and v may be tuples of parts, one behind the other in S; then so is the result. What is read has no gradient with some
-    backends.
+    backends. A kernel writes its results into `room`, of arrays like those that `empty_rooms` finds; others leave it as it is.
     """
     check_backend(backend, jax.tree.leaves(q)[0].dtype)
-    out, attention = BACKENDS[backend](q, k, v, group_bias, lengths, preparation, reading)
-    return jax.tree.map(lambda x: x.reshape(*x.shape[:2], -1), out), attention
+    out, attention, room = BACKENDS[backend](q, k, v, group_bias, lengths, preparation, reading, room)
+    return jax.tree.map(lambda x: x.reshape(*x.shape[:2], -1), out), attention, room
 
 
 def check_backend(name: str, dtype: DTypeLike) -> None:
@@ -112,37 +122,51 @@ def _is_half(dtype) -> bool:
     return jnp.dtype(dtype).name in cudnn.NO_WEIGHT_OF
 
 
-def _auto(q, k, v, group_bias, lengths, preparation=None, reading=None):
+def empty_rooms(length: int, kept: list) -> dict[int, jax.Array]:
+    """Stacks [L ...] for the results, by their places among the arrays that the backward pass of one block keeps. {} without a TPU's kernel.
+
+    With one, queries, keys, values and results are kept, as many of each, and then the sums of the softmax, which alone have five axes.
+    """
+    before = next((place for place, x in enumerate(kept) if x.ndim == 5), 0)
+    if before % 4 or not before:
+        return {}
+    from editmgt_jax.models.attention import pallas_tpu
+
+    return {place: pallas_tpu.empty_stack(length, kept[place]) for place in range(before - before // 4, before)}
+
+
+def _auto(q, k, v, group_bias, lengths, preparation=None, reading=None, room=None):
     """The choice is made when the program is lowered: one traced beside a GPU, or for a TPU, still compiles for its CPU."""
 
     def of(backend):
         return lambda q, k, v, group_bias, *more: backend(q, k, v, group_bias, lengths, *more)
 
     if not _is_half(jax.tree.leaves(q)[0].dtype):
-        return _xla(q, k, v, group_bias, lengths, preparation, reading)
+        return _xla(q, k, v, group_bias, lengths, preparation, reading, room)
     choices = {"tpu": of(_pallas_tpu)}
     if "cuda" in get_backend().platform_version:  # without a GPU even tracing cuDNN's attention is an error
         choices["cuda"] = of(_cudnn)
     # Branches share what they keep for the backward pass: without the checkpoint, the fused would hold room for the weights.
     default = jax.checkpoint(of(_xla))
-    return jax.lax.platform_dependent(q, k, v, group_bias, preparation, reading, **choices, default=default)
+    return jax.lax.platform_dependent(q, k, v, group_bias, preparation, reading, room, **choices, default=default)
 
 
-def _pallas_tpu(q, k, v, group_bias, lengths, preparation=None, reading=None):
+def _pallas_tpu(q, k, v, group_bias, lengths, preparation=None, reading=None, room=None):
     from editmgt_jax.models.attention import pallas_tpu  # its imports take a while, and most programs need none of them
 
-    return pallas_tpu.attend(q, k, v, group_bias, lengths, preparation, reading)
+    return pallas_tpu.attend(q, k, v, group_bias, lengths, preparation, reading, room)
 
 
 def _of_whole(backend):
     """A backend that wants q, k and v whole."""
 
-    def attend(q, k, v, *more):
+    def attend(q, k, v, group_bias, lengths, preparation=None, reading=None, room=None):
+        more = group_bias, lengths, preparation, reading
         if not isinstance(q, tuple):
-            return backend(q, k, v, *more)
+            return *backend(q, k, v, *more), room
         out, attention = backend(*(jnp.concatenate(parts, axis=1) for parts in (q, k, v)), *more)
         bounds = [sum(x.shape[1] for x in q[:i]) for i in range(1, len(q))]
-        return tuple(jnp.split(out, bounds, axis=1)), attention
+        return tuple(jnp.split(out, bounds, axis=1)), attention, room
 
     return attend
 

@@ -25,7 +25,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
 from editmgt_jax.models.attention.pallas_kernels import LANES, LOG2_E, Tiling, backward_kernel, forward_kernel
-from editmgt_jax.models.attention.preparation import ATTENTION, Preparation, Reading
+from editmgt_jax.models.attention.preparation import ATTENTION, Preparation, Reading, Room
 from editmgt_jax.shapes import Array, Float
 
 NO_WEIGHT = -1e30  # as in `editmgt_jax.models.attention`, of keys that fill up a block
@@ -43,16 +43,17 @@ def attend(
     lengths: tuple[int, ...],
     preparation: Preparation | None = None,
     reading: Reading | None = None,
-) -> tuple[Float[Array, "B S A K"] | tuple, Float[Array, "live R N"] | None]:
-    """See `editmgt_jax.models.attention.attend`. On a mesh each device computes its share of batch, heads and queries.
+    room: Room | None = None,
+) -> tuple[Float[Array, "B S A K"] | tuple, Float[Array, "live R N"] | None, Room | None]:
+    """See `editmgt_jax.models.attention.attend_and_read`. On a mesh each device computes its share of batch, heads and queries.
 
     q, k, v may be tuples of parts, one behind the other in S; then so is the result.
-    -> ([B S A K], what is read, without a gradient)
+    -> ([B S A K], what is read, without a gradient, the room)
     """
     if isinstance(q, tuple) and not _separable(q, preparation):
         parts, found = [x.shape[1] for x in q], (jnp.concatenate(x, axis=1) for x in (q, k, v))
-        out, read = attend(*found, group_bias, lengths, preparation, reading)
-        return tuple(jnp.split(out, np.cumsum(parts)[:-1], axis=1)), read
+        out, read, _ = attend(*found, group_bias, lengths, preparation, reading)
+        return tuple(jnp.split(out, np.cumsum(parts)[:-1], axis=1)), read, room
     whole_q, (q, k, v) = not isinstance(q, tuple), (x if isinstance(x, tuple) else (x,) for x in (q, k, v))
     mesh, (batch, _, heads, _) = jax.sharding.get_abstract_mesh(), q[0].shape
     prepared = _tables(preparation)
@@ -66,13 +67,29 @@ def attend(
     static = (tuple(lengths), norms, reading and (reading.num_text, reading.num_live))
     run = functools.partial(_attend, static=static)
     if mesh.empty or mesh.size == 1:
-        out, read = run(q, k, v, group_bias, prepared, weights, wanted, jnp.int32(0))
+        out, read, room = run(q, k, v, group_bias, prepared, weights, wanted, room, jnp.int32(0))
     else:
-        out, read = _on_mesh(run, mesh, q, k, v, group_bias, prepared, weights, wanted)
+        out, read, room = _on_mesh(run, mesh, q, k, v, group_bias, prepared, weights, wanted, room)
     out = out[0] if whole_q else out
     if reading is None:
-        return out, None
-    return out, read[missing:, :, reading.num_text : reading.num_live] / heads
+        return out, None, room
+    return out, read[missing:, :, reading.num_text : reading.num_live] / heads, room
+
+
+def empty_stack(length: int, kept: jax.ShapeDtypeStruct) -> jax.Array:
+    """Memory for `Room`, of L results as a backward pass keeps them. On a mesh each device has its own."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return jax.lax.empty((length, *kept.shape), kept.dtype)
+    shape = (length, kept.shape[0] // mesh.size, *kept.shape[1:])
+    return jax.shard_map(
+        lambda: jax.lax.empty(shape, kept.dtype), mesh=mesh, in_specs=(), out_specs=_kept(mesh), check_vma=False
+    )()
+
+
+def _kept(mesh):
+    """How JAX lays out what a `shard_map` keeps for the backward pass, in a stack."""
+    return P(None, mesh.axis_names)
 
 
 def _separable(parts, preparation) -> bool:
@@ -92,28 +109,29 @@ def _tables(preparation):
     return scales | {"q_cos": cos, "q_sin": sin, "cos": cos, "sin": sin}
 
 
-def _on_mesh(run, mesh, q, k, v, group_bias, prepared, weights, wanted):
+def _on_mesh(run, mesh, q, k, v, group_bias, prepared, weights, wanted, room):
     wanted_axes = nn.logical_to_mesh_axes(("batch", "length", "heads"))
     sizes = (q[0].shape[0], q[0].shape[1] if len(q) == 1 else 1, q[0].shape[2])
     batch, length, heads = (_dividing(mesh, axes, size) for axes, size in zip(wanted_axes, sizes, strict=True))
 
-    def share(q, k, v, group_bias, prepared, weights, wanted):
+    def share(q, k, v, group_bias, prepared, weights, wanted, room):
         start = 0 if length is None else jax.lax.axis_index(length) * q[0].shape[1]
-        out, read = run(q, k, v, group_bias, prepared, weights, wanted, start)
+        out, read, room = run(q, k, v, group_bias, prepared, weights, wanted, room, start)
         parts = [axes for axes in (length, heads) if axes is not None]
-        return out, jax.lax.psum(read, parts) if parts and read is not None else read
+        return out, jax.lax.psum(read, parts) if parts and read is not None else read, room
 
     queries, keys = P(batch, length, heads), P(batch, None, heads)
     biases = None if group_bias is None else P(batch if len(group_bias) > 1 else None)
     tables = {name: P(length if name.startswith("q_") and name != "q_scale" else None) for name in prepared}
     specs = (queries, keys, keys, biases, tables, None if weights is None else P(batch, None, length), P())
+    of_room = room and Room(_kept(mesh), P())
     return jax.shard_map(
         share,
         mesh=mesh,
-        in_specs=specs,
-        out_specs=(queries, None if weights is None else P(batch)),
+        in_specs=(*specs, of_room),
+        out_specs=(queries, None if weights is None else P(batch), of_room),
         check_vma=False,
-    )(q, k, v, group_bias, prepared, weights, wanted)
+    )(q, k, v, group_bias, prepared, weights, wanted, room)
 
 
 def _dividing(mesh, axes, size: int):
@@ -122,8 +140,9 @@ def _dividing(mesh, axes, size: int):
     return axes if names and not size % math.prod(mesh.shape[name] for name in names) else None
 
 
-def _attend(q, k, v, group_bias, prepared, weights, wanted, start, static):
-    """Of queries that begin at position `start`; fills up blocks. -> ([B S A K], the sum over heads of what is read [B R S'])"""
+def _attend(q, k, v, group_bias, prepared, weights, wanted, room, start, static):
+    """Of queries that begin at position `start`; fills up blocks. -> ([B S A K], the sum over heads of what is read [B R S'], the
+    room)"""
     lengths, norms, reading = static
     batch, _, heads, width = q[0].shape
     parts, bounds = tuple(x.shape[1] for x in q), _bounds(lengths)
@@ -155,9 +174,9 @@ def _attend(q, k, v, group_bias, prepared, weights, wanted, start, static):
         weights = jnp.pad(weights, ((0, 0), (0, 0), (0, queries - length)))
     scalars = jnp.stack([jnp.asarray(start, jnp.int32), wanted])
     q, k, v = flat(q, queries - length), flat(k, filled - keys), flat(v, filled - keys)
-    out, read = _fused(q, k, v, prepared, group_bias, weights, scalars, tiling)
+    out, read, room = _fused(q, k, v, prepared, group_bias, weights, scalars, room, tiling)
     out = (x.reshape(batch, -1, heads, tiling.width)[:, :real] for x, real in zip(out, parts, strict=True))
-    return tuple(_narrow(x, tiling) for x in out), read
+    return tuple(_narrow(x, tiling) for x in out), read, room
 
 
 def _bounds(lengths) -> tuple[int, ...]:
@@ -196,45 +215,57 @@ def _narrow(x, tiling):
     return jnp.concatenate([x[..., :half], second], axis=-1)
 
 
-# ---- the operation: parts q [B S A*K], k and v [B S' A*K], tables, group_bias [1 or B, Q, S'] or None, weights [B R S] or None
+# ---- the operation: parts q [B S A*K], k and v [B S' A*K], tables, group_bias [1 or B, Q, S'] or None, weights [B R S] or None;
+# a Room or None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
-def _fused(q, k, v, prepared, group_bias, weights, scalars, tiling):
-    """-> (out like q, what is read [B R S'] or None)"""
-    return _forward(q, k, v, prepared, group_bias, weights, scalars, tiling)[:2]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(8,))
+def _fused(q, k, v, prepared, group_bias, weights, scalars, room, tiling):
+    """-> (out like q, what is read [B R S'] or None, the room)"""
+    return _forward(q, k, v, prepared, group_bias, weights, scalars, room, tiling)[:3]
 
 
-def _fused_forward(q, k, v, prepared, group_bias, weights, scalars, tiling):
-    out, read, lse = _forward(q, k, v, prepared, group_bias, weights, scalars, tiling)
+def _fused_forward(q, k, v, prepared, group_bias, weights, scalars, room, tiling):
+    out, read, room, lse = _forward(q, k, v, prepared, group_bias, weights, scalars, room, tiling)
     q, k, v, out, lse = jax.tree.map(lambda x: checkpoint_name(x, ATTENTION), (q, k, v, out, lse))
-    return (out, read), (q, k, v, prepared, group_bias, scalars, out, lse)
+    return (out, read, room), (q, k, v, prepared, group_bias, scalars, out, lse)
 
 
 def _fused_backward(tiling, kept, gradients):
     q, k, v, prepared, group_bias, scalars, out, lse = kept
     dq, dk, dv, dtables = _backward(q, k, v, prepared, group_bias, scalars, out, lse, gradients[0], tiling)
-    return dq, dk, dv, {name: dtables.get(name) for name in prepared}, None, None, None
+    return dq, dk, dv, {name: dtables.get(name) for name in prepared}, None, None, None, None
 
 
 _fused.defvjp(_fused_forward, _fused_backward)
 
 
-def _forward(q, k, v, prepared, group_bias, weights, scalars, tiling):
-    """-> out like q, what is read [B R S'] or None, log-sum-exp [B A tiles 1 tile] float32"""
+def _forward(q, k, v, prepared, group_bias, weights, scalars, room, tiling):
+    """-> out like q, what is read [B R S'] or None, the room, log-sum-exp [B A tiles 1 tile] float32"""
     batch, keys = len(q[0]), sum(x.shape[1] for x in k)
     lse = jax.ShapeDtypeStruct((batch, tiling.heads, tiling.tiles(sum(tiling.parts)), 1, tiling.tile), jnp.float32)
     inputs = {"q": (q, _tiles(tiling)), "k": (k, _heads(tiling, k)), "v": (v, _heads(tiling, v))}
     outputs = {"out": (_like(q), _tiles(tiling)), "lse": ((lse,), (_statistics(tiling),))}
     if group_bias is not None:
         inputs["bias"] = _bias(group_bias[:, :, None], tiling)  # [1 or B, Q, 1, S']
+    if room is not None:
+        inputs["room"] = room.stacks, (pl.BlockSpec(memory_space=pl.ANY),) * len(room.stacks)
+        outputs["out"] = _like(room.stacks), tuple(_in_stack(block) for block in _tiles(tiling))
+        scalars = jnp.append(scalars, room.place)
     if weights is not None:
         block = pl.BlockSpec((None, weights.shape[1], tiling.tile), lambda b, h, i, _: (b, 0, i))
         inputs["text_weights"] = (weights,), (block,)
         shape = (batch, tiling.heads, weights.shape[1], keys)
         outputs["read"] = (jax.ShapeDtypeStruct(shape, jnp.float32),), (_of_head(*shape[2:]),)
-    found = _call(forward_kernel, "fused_attention", scalars, inputs, prepared, outputs, {}, tiling, products=2)
-    return found["out"], found["read"][0].sum(axis=1) if weights is not None else None, found["lse"][0]
+    in_place = {"room": "out"} if room is not None else {}
+    found = _call(
+        forward_kernel, "fused_attention", scalars, inputs, prepared, outputs, {}, tiling, 2, in_place=in_place
+    )
+    read, out = found["read"][0].sum(axis=1) if weights is not None else None, found["out"]
+    if room is not None:
+        room = room._replace(stacks=out)
+        out = tuple(jax.lax.dynamic_index_in_dim(x, room.place, 0, False, allow_negative_indices=False) for x in out)
+    return out, read, room, found["lse"][0]
 
 
 def _backward(q, k, v, prepared, group_bias, scalars, out, lse, gradient, tiling):
@@ -259,21 +290,25 @@ def _backward(q, k, v, prepared, group_bias, scalars, out, lse, gradient, tiling
     return found["dq"], found["dk"], found["dv"], {name: found[f"d{name}"][0].sum(axis=(0, 1)) for name in scales}
 
 
-_TUPLES = ("q", "k", "v", "out", "gradient", "dq", "dk", "dv")  # what a kernel gets as tuples of blocks
+_TUPLES = ("q", "k", "v", "out", "gradient", "dq", "dk", "dv", "room")  # what a kernel gets as tuples of blocks
 
 
-def _call(kernel, name, scalars, inputs, prepared, outputs, scratch, tiling, products, read_in_place=()):
+def _call(kernel, name, scalars, inputs, prepared, outputs, scratch, tiling, products, read_in_place=(), in_place=None):
     """A kernel over (sample, head, tile of queries); its blocks are those of named inputs, outputs and scratch.
 
     Args:
       inputs, outputs: {name: (arrays or shapes, their blocks)}; products: how many of [tile K S'] it computes.
       read_in_place: inputs that a scan kept; they are not copied out of its stack first.
+      in_place: {input: the output that takes its memory}.
     Returns: {name: arrays}.
     """
     (q, _), (k, _) = inputs["q"], inputs["k"]
     batch, length, keys = len(q[0]), sum(tiling.parts), sum(x.shape[1] for x in k)
     size = batch * tiling.heads * length * keys
-    moved = [x for arrays, _ in (*inputs.values(), *outputs.values()) for x in arrays]
+    # Of stacks the kernel moves one result, as large as the queries.
+    moved = [x for name, (arrays, _) in (inputs | outputs).items() if name not in ("room", "out") for x in arrays] + [
+        *q
+    ]
     inputs |= {table: ((x,), (_table(table, x, tiling),)) for table, x in prepared.items()}
     of_head = pltpu.VMEM((keys, tiling.width), k[0].dtype)
     scratch = scratch | ({"ready": of_head} if prepared else {}) | ({"values": of_head} if len(k) > 1 else {})
@@ -286,6 +321,12 @@ def _call(kernel, name, scalars, inputs, prepared, outputs, scratch, tiling, pro
         kernel(_named(refs, counts), tiling)
 
     shapes, blocks = ([x for pair in outputs.values() for x in pair[i]] for i in range(2))
+    places, results = ([name for name, (x, _) in group.items() for _ in x] for group in (inputs, outputs))
+    aliases = {
+        1 + places.index(one) + i: results.index(other) + i
+        for one, other in (in_place or {}).items()
+        for i in range(places.count(one))
+    }
 
     def run(interpret, scalars, *arrays):
         return pl.pallas_call(
@@ -298,6 +339,7 @@ def _call(kernel, name, scalars, inputs, prepared, outputs, scratch, tiling, pro
                 scratch_shapes=list(scratch.values()),
             ),
             out_shape=shapes,
+            input_output_aliases=aliases,
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "parallel", "arbitrary"),
                 vmem_limit_bytes=96 * 2**20,
@@ -350,6 +392,11 @@ def _tiles(tiling):
         return (pl.BlockSpec((None, tiling.tile, tiling.width), lambda b, h, i, _: (b, i, h)),)
     bounds = np.cumsum((0, *tiling.parts)) // tiling.tile
     return tuple(of_part(int(a), int(b - a)) for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+
+
+def _in_stack(block):
+    """The same block of an array in a stack, whose place there is the third scalar."""
+    return pl.BlockSpec((None, *block.block_shape), lambda b, h, i, s: (s[2], *block.index_map(b, h, i, s)))
 
 
 def _heads(tiling, parts):

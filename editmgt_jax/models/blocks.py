@@ -268,7 +268,9 @@ def scanned(block: type[nn.Module], length: int, unroll: int) -> type[nn.Module]
     )
 
 
-def rematerialised(stack: nn.Module, block: nn.Module, carry: Array | tuple, shared: Shared, policy: str, unroll: int):
+def rematerialised(
+    stack: nn.Module, block: nn.Module, carry: Array | tuple, shared: Shared, policy: str, unroll: int
+) -> Array | tuple:
     """What `stack`, as `scanned` makes it of modules like `block`, gives for `carry`: the same, with a backward pass that computes
     again what `REMAT_POLICIES[policy]` does not keep. Attention is not read."""
     constants, structure = jax.tree.flatten(shared)

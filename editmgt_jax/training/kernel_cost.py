@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from editmgt_jax.models import attention
-from editmgt_jax.models.attention.pallas_tpu import PARTS, backward_tile, tile_of
+from editmgt_jax.models.attention.pallas_calls import PARTS
+from editmgt_jax.models.attention.pallas_tpu import backward_tile, tile_of
 from editmgt_jax.training.topologies import devices_of
 
 _SKIPPED = 40  # bundles; a shorter region that a branch leaves out is not worth a thought

@@ -13,7 +13,6 @@ kernels (`pallas_kernels.py`) are interpreted.
 import dataclasses
 import functools
 import math
-from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -24,6 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
+from editmgt_jax.models.attention import pallas_calls as calls
 from editmgt_jax.models.attention.pallas_kernels import LANES, LOG2_E, Tiling, backward_kernel, forward_kernel
 from editmgt_jax.models.attention.preparation import ATTENTION, Preparation, Reading, Room
 from editmgt_jax.shapes import Array, Float
@@ -32,7 +32,6 @@ NO_WEIGHT = -1e30  # as in `editmgt_jax.models.attention`, of keys that fill up 
 TILES = (768, 384, 256, 128)  # queries at a time, the best first
 _UNEVEN = 256  # where none of them fits
 _BACKWARD = 384  # at most so many in the backward pass, which else leaves no fast memory to read kept arrays in place
-PARTS = "_parts"  # the end of the names of kernels whose queries and keys come in parts
 
 
 def attend(
@@ -244,21 +243,21 @@ def _forward(q, k, v, prepared, group_bias, weights, scalars, room, tiling):
     """-> out like q, what is read [B R S'] or None, the room, log-sum-exp [B A tiles 1 tile] float32"""
     batch, keys = len(q[0]), sum(x.shape[1] for x in k)
     lse = jax.ShapeDtypeStruct((batch, tiling.heads, tiling.tiles(sum(tiling.parts)), 1, tiling.tile), jnp.float32)
-    inputs = {"q": (q, _tiles(tiling)), "k": (k, _heads(tiling, k)), "v": (v, _heads(tiling, v))}
-    outputs = {"out": (_like(q), _tiles(tiling)), "lse": ((lse,), (_statistics(tiling),))}
+    inputs = {"q": (q, calls.tiles(tiling)), "k": (k, calls.heads(tiling, k)), "v": (v, calls.heads(tiling, v))}
+    outputs = {"out": (calls.like(q), calls.tiles(tiling)), "lse": ((lse,), (calls.statistics(tiling),))}
     if group_bias is not None:
-        inputs["bias"] = _bias(group_bias[:, :, None], tiling)  # [1 or B, Q, 1, S']
+        inputs["bias"] = calls.of_bias(group_bias[:, :, None], tiling)  # [1 or B, Q, 1, S']
     if room is not None:
         inputs["room"] = room.stacks, (pl.BlockSpec(memory_space=pl.ANY),) * len(room.stacks)
-        outputs["out"] = _like(room.stacks), tuple(_in_stack(block) for block in _tiles(tiling))
+        outputs["out"] = calls.like(room.stacks), tuple(calls.in_stack(block) for block in calls.tiles(tiling))
         scalars = jnp.append(scalars, room.place)
     if weights is not None:
         block = pl.BlockSpec((None, weights.shape[1], tiling.tile), lambda b, h, i, _: (b, 0, i))
         inputs["text_weights"] = (weights,), (block,)
         shape = (batch, tiling.heads, weights.shape[1], keys)
-        outputs["read"] = (jax.ShapeDtypeStruct(shape, jnp.float32),), (_of_head(*shape[2:]),)
-    in_place = {"room": "out"} if room is not None else {}
-    found = _call(
+        outputs["read"] = (jax.ShapeDtypeStruct(shape, jnp.float32),), (calls.of_head(*shape[2:]),)
+    in_place = ("room", "out") if room is not None else None
+    found = calls.call_kernel(
         forward_kernel, "fused_attention", scalars, inputs, prepared, outputs, {}, tiling, 2, in_place=in_place
     )
     read, out = found["read"][0].sum(axis=1) if weights is not None else None, found["out"]
@@ -272,158 +271,21 @@ def _backward(q, k, v, prepared, group_bias, scalars, out, lse, gradient, tiling
     """-> gradients of q, k, v, and of the scales by name"""
     smaller = backward_tile(tiling.tile)
     tiling, lse = dataclasses.replace(tiling, tile=smaller), lse.reshape(*lse.shape[:2], -1, 1, smaller)
-    tiles, heads = _tiles(tiling), _heads(tiling, k)
+    tiles, heads = calls.tiles(tiling), calls.heads(tiling, k)
     inputs = {"q": (q, tiles), "k": (k, heads), "v": (v, heads)}
-    inputs |= {"out": (out, tiles), "gradient": (gradient, tiles), "lse": ((lse,), (_statistics(tiling),))}
+    inputs |= {"out": (out, tiles), "gradient": (gradient, tiles), "lse": ((lse,), (calls.statistics(tiling),))}
     if group_bias is not None:
-        inputs["bias"] = _bias(group_bias[..., None], tiling)  # [1 or B, Q, S', 1]
-    outputs = {"dq": (_like(q), tiles), "dk": (_like(k), heads), "dv": (_like(v), heads)}
+        inputs["bias"] = calls.of_bias(group_bias[..., None], tiling)  # [1 or B, Q, S', 1]
+    outputs = {"dq": (calls.like(q), tiles), "dk": (calls.like(k), heads), "dv": (calls.like(v), heads)}
     scales = ("q_scale", "k_scale") if prepared else ()
     for name in scales:
         shape = (len(q[0]), tiling.heads, *prepared[name].shape)
-        outputs[f"d{name}"] = (jax.ShapeDtypeStruct(shape, jnp.float32),), (_of_head(*shape[2:]),)
+        outputs[f"d{name}"] = (jax.ShapeDtypeStruct(shape, jnp.float32),), (calls.of_head(*shape[2:]),)
     sums = pltpu.VMEM((sum(x.shape[1] for x in k), tiling.width), jnp.float32)
     scratch = {"dk_sum": sums, "dv_sum": sums}
     name = "fused_attention_backward"
     kept = ("q", "k", "v", "out")
-    found = _call(backward_kernel, name, scalars, inputs, prepared, outputs, scratch, tiling, 5, read_in_place=kept)
-    return found["dq"], found["dk"], found["dv"], {name: found[f"d{name}"][0].sum(axis=(0, 1)) for name in scales}
-
-
-_TUPLES = ("q", "k", "v", "out", "gradient", "dq", "dk", "dv", "room")  # what a kernel gets as tuples of blocks
-
-
-def _call(kernel, name, scalars, inputs, prepared, outputs, scratch, tiling, products, read_in_place=(), in_place=None):
-    """A kernel over (sample, head, tile of queries); its blocks are those of named inputs, outputs and scratch.
-
-    Args:
-      inputs, outputs: {name: (arrays or shapes, their blocks)}; products: how many of [tile K S'] it computes.
-      read_in_place: inputs that a scan kept; they are not copied out of its stack first.
-      in_place: {input: the output that takes its memory}.
-    Returns: {name: arrays}.
-    """
-    (q, _), (k, _) = inputs["q"], inputs["k"]
-    batch, length, keys = len(q[0]), sum(tiling.parts), sum(x.shape[1] for x in k)
-    size = batch * tiling.heads * length * keys
-    # Of stacks the kernel moves one result, as large as the queries.
-    moved = [x for name, (arrays, _) in (inputs | outputs).items() if name not in ("room", "out") for x in arrays] + [
-        *q
-    ]
-    inputs |= {table: ((x,), (_table(table, x, tiling),)) for table, x in prepared.items()}
-    of_head = pltpu.VMEM((keys, tiling.width), k[0].dtype)
-    scratch = scratch | ({"ready": of_head} if prepared else {}) | ({"values": of_head} if len(k) > 1 else {})
-    counts = {"scalars": 1} | {name: len(arrays) for name, (arrays, _) in (inputs | outputs).items()}
-    counts |= dict.fromkeys(scratch, 1)
-
-    name += PARTS if len(k) > 1 else ""
-
-    def body(*refs):
-        kernel(_named(refs, counts), tiling)
-
-    shapes, blocks = ([x for pair in outputs.values() for x in pair[i]] for i in range(2))
-    places, results = ([name for name, (x, _) in group.items() for _ in x] for group in (inputs, outputs))
-    aliases = {
-        1 + places.index(one) + i: results.index(other) + i
-        for one, other in (in_place or {}).items()
-        for i in range(places.count(one))
-    }
-
-    def run(interpret, scalars, *arrays):
-        return pl.pallas_call(
-            body,
-            grid_spec=pltpu.PrefetchScalarGridSpec(
-                num_scalar_prefetch=1,
-                grid=(batch, tiling.heads, tiling.tiles(length)),
-                in_specs=[block for _, several in inputs.values() for block in several],
-                out_specs=blocks,
-                scratch_shapes=list(scratch.values()),
-            ),
-            out_shape=shapes,
-            input_output_aliases=aliases,
-            compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "parallel", "arbitrary"),
-                vmem_limit_bytes=96 * 2**20,
-                allow_input_fusion=[False, *(name in read_in_place for name, (x, _) in inputs.items() for _ in x)],
-            ),
-            cost_estimate=pl.CostEstimate(
-                flops=2 * products * size * tiling.width,
-                bytes_accessed=sum(x.size * x.dtype.itemsize for x in moved),
-                transcendentals=size,
-            ),
-            interpret=interpret,
-            name=name,
-        )(scalars, *arrays)
-
-    found = jax.lax.platform_dependent(
-        scalars,
-        *[x for arrays, _ in inputs.values() for x in arrays],
-        tpu=functools.partial(run, False),
-        default=functools.partial(run, True),
+    found = calls.call_kernel(
+        backward_kernel, name, scalars, inputs, prepared, outputs, scratch, tiling, 5, read_in_place=kept
     )
-    found = iter(found)
-    return {name: tuple(next(found) for _ in arrays) for name, (arrays, _) in outputs.items()}
-
-
-def _named(refs, counts) -> SimpleNamespace:
-    """The blocks of a kernel by name, so many of each."""
-    named, rest = {}, list(refs)
-    for name, count in counts.items():
-        taken, rest = tuple(rest[:count]), rest[count:]
-        named[name] = taken if name in _TUPLES else taken[0]
-    return SimpleNamespace(**named)
-
-
-def _like(arrays):
-    return tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays)
-
-
-# ---- blocks of arrays, by grid indices (sample, head, tile) and the scalars
-
-
-def _tiles(tiling):
-    """Blocks of the parts of the queries; where a tile lies in another part, the block that is nearest stays."""
-
-    def of_part(first, count):
-        return pl.BlockSpec(
-            (None, tiling.tile, tiling.width), lambda b, h, i, _: (b, jnp.clip(i - first, 0, count - 1), h)
-        )
-
-    if len(tiling.parts) == 1:
-        return (pl.BlockSpec((None, tiling.tile, tiling.width), lambda b, h, i, _: (b, i, h)),)
-    bounds = np.cumsum((0, *tiling.parts)) // tiling.tile
-    return tuple(of_part(int(a), int(b - a)) for a, b in zip(bounds[:-1], bounds[1:], strict=True))
-
-
-def _in_stack(block):
-    """The same block of an array in a stack, whose place there is the third scalar."""
-    return pl.BlockSpec((None, *block.block_shape), lambda b, h, i, s: (s[2], *block.index_map(b, h, i, s)))
-
-
-def _heads(tiling, parts):
-    return tuple(pl.BlockSpec((None, x.shape[1], tiling.width), lambda b, h, i, _: (b, 0, h)) for x in parts)
-
-
-def _table(name, x, tiling):
-    """Of angles of the tile's queries, or all of a table."""
-    if name in ("q_cos", "q_sin"):
-        return pl.BlockSpec((tiling.tile, tiling.width), lambda b, h, i, _: (i, 0))
-    return pl.BlockSpec(x.shape, lambda b, h, i, _: (0, 0))
-
-
-def _of_head(*shape):
-    """Of an array [B A ...]."""
-    return pl.BlockSpec((None, None, *shape), lambda b, h, i, _: (b, h, *[0] * len(shape)))
-
-
-def _statistics(tiling):
-    return pl.BlockSpec((None, None, None, 1, tiling.tile), lambda b, h, i, _: (b, h, i, 0, 0))
-
-
-def _bias(biases, tiling):
-    """Biases [1 or B, Q, ...] with their block, as `_call` takes them: of the tile's group, or of all groups."""
-    batch, groups, *rest = biases.shape
-
-    def index(b, h, i, scalars):
-        return b if batch > 1 else 0, tiling.group(i, scalars[0]) if tiling.whole and groups > 1 else 0, 0, 0
-
-    return (biases,), (pl.BlockSpec((None, 1 if tiling.whole else groups, *rest), index),)
+    return found["dq"], found["dk"], found["dv"], {name: found[f"d{name}"][0].sum(axis=(0, 1)) for name in scales}

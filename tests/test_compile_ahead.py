@@ -71,6 +71,13 @@ ENTRY"""
     assert cost.kernels == {"fused_attention": 4} and cost.kernel_bytes == {"fused_attention": 4 * (64 + 64)}
 
 
+def test_a_kernel_that_writes_into_a_stack_counts_with_the_bytes_that_it_declares():
+    end = 'custom_call_target="tpu_custom_call"'
+    assert TEXT.count(end) == 1
+    declared = end + ', backend_config={"cost_estimate":{"flops":"9","bytes_accessed":"100"}}'
+    assert hlo_cost.read(TEXT.replace(end, declared)).kernel_bytes == {"fused_attention": 3 * 100}
+
+
 def test_a_branch_counts_by_its_share():
     assert hlo_cost.read(TEXT, branch_share=0.25).cycles == 100 + 3 * 7 + 225
 

@@ -26,7 +26,8 @@ class Cost:
 
     Attributes:
       cycles: of instructions other than kernels; by_operation: {(kind, operation, result, source line): cycles}.
-      kernels: {kernel's name: calls}; kernel_bytes: {name: bytes of arguments and results}; collectives: {kind: calls}; collective_bytes: {kind: bytes of results}.
+      kernels: {kernel's name: calls}; kernel_bytes: {name: bytes of arguments and results, or what it declares if
+        that is less: of a stack a kernel may move a part}; collectives: {kind: calls}; collective_bytes: {kind: bytes of results}.
       moved: {(kind, operation, result): bytes} of the collectives.
       unknown: loops whose number of turns is not in the text; they count once.
     """
@@ -172,7 +173,9 @@ class _Walk:
         if kernel is not None:
             name = kernel.find(r"([\w\-]+?)(?:\.\d+)* =") or "?"
             cost.kernels[name] += times
-            cost.kernel_bytes[name] += times * (kernel.bytes + self._argument_bytes(kernel, inside))
+            moved = kernel.bytes + self._argument_bytes(kernel, inside)
+            declared = kernel.find(r'"bytes_accessed":"?(\d+)')
+            cost.kernel_bytes[name] += times * min(moved, int(declared or moved))
         elif one.cycles:
             source = one.find(r'source_file="[^"]*?([\w]+\.py)" source_line=\d+')
             line = one.find(r"source_line=(\d+)")

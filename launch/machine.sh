@@ -14,6 +14,7 @@ log=$HOME/editmgt.log
 supervisor=$HOME/editmgt.pid
 code=$HOME/editmgt.exit
 gcsfuse_version=3.4.0
+export EDITMGT_CACHE=$bucket/cache # compiled programs: the first machine writes them, all machines read them, new ones too
 
 running() {
     [ -f "$supervisor" ] && grep --quiet --text editmgt "/proc/$(cat "$supervisor")/cmdline" 2> /dev/null

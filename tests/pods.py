@@ -72,6 +72,7 @@ case "$*" in
     cat > "$HOME/editmgt-venv/bin/editmgt" <<'END'
 #!/bin/bash
 echo "$PWD: $@"
+echo "keeps programs in: $EDITMGT_CACHE"
 echo "meets: ${JAX_COORDINATOR_ADDRESS:-} ${JAX_NUM_PROCESSES:-} ${JAX_PROCESS_ID:-}"
 [ "$1" = supervise ] || exit 0
 stop() {

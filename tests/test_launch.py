@@ -196,11 +196,8 @@ def test_a_manifest_mounts_the_bucket_and_holds_no_secret(name):
     template = (spec["replicatedJobs"][0]["template"]["spec"] if "replicatedJobs" in spec else spec)["template"]
     (container,), (volume,) = template["spec"]["containers"], template["spec"]["volumes"]
     assert template["metadata"]["annotations"]["gke-gcsfuse/volumes"] == "true"
-    assert (
-        volume["csi"]["driver"] == "gcsfuse.csi.storage.gke.io"
-        and "env" not in container
-        and "envFrom" not in container
-    )
+    assert volume["csi"]["driver"] == "gcsfuse.csi.storage.gke.io" and "envFrom" not in container
+    assert container["env"] == [{"name": "EDITMGT_CACHE", "value": container["workingDir"] + "/cache"}]
     assert container["workingDir"] == container["volumeMounts"][0]["mountPath"]
     assert container["volumeMounts"][0]["name"] == volume["name"] and container["command"][0] == "editmgt"
     make_parser().parse_args(container["command"][1:])

@@ -51,6 +51,7 @@ def test_a_pod_is_set_up_and_trains_until_it_is_stopped(pod, status, machine, ca
     wait_for(lambda: log_says(machine, "train"))
     started = f"{machine}/editmgt: supervise -- editmgt train --distributed {' '.join(RUN)}"
     assert log_says(machine, started) and status() == "ACTIVE running"
+    assert log_says(machine, f"keeps programs in: {machine}/editmgt-bucket/cache")
     assert pod("train", "--", *RUN) == 1 and "is training: stop it first" in capfd.readouterr().err
     assert pod("stop") == 0
     wait_for(lambda: (machine / "editmgt.exit").exists())

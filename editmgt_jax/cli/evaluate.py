@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from editmgt_jax.cli import shared
+from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation.protocols.table import PROTOCOLS, Entry
 
 READING = ("split", "language", "limit")
@@ -124,6 +125,10 @@ def evaluate_benchmark(args: argparse.Namespace) -> None:
     from editmgt_jax.evaluation.protocols.table import open_protocol
 
     editor = None
+    if args.leakage is not None and args.model is None:
+        raise UserError(
+            "--leakage edits with and without region hold: it needs --model, and does nothing for --outputs"
+        )
     if args.model is not None:
         name = None if args.model == "default" else args.model
         pipe = SpreadPipeline.from_pretrained(name, batch_size=args.batch_size)

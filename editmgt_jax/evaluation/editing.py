@@ -43,6 +43,8 @@ class Editor:
     def __init__(self, pipe: EditPipeline, seed: int, settings: dict[str, Any], hold_threshold: float | None = None):
         self.pipe, self.seed, self.chosen, self.hold_threshold = pipe, seed, settings, hold_threshold
         self.weights = fingerprint((pipe.model.mgt_variables, pipe.model.vq_params))
+        if hold_threshold is not None:
+            pipe.settings(hold_threshold=hold_threshold)  # what is wrong with it is found before the work
         self.settings = {name: value for name, value in vars(pipe.settings(**settings)).items() if name != "record"}
 
     def check(self, instruction: str, source: Image.Image) -> None:

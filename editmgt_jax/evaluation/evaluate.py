@@ -76,7 +76,7 @@ def evaluate(
         raise FileNotFoundError(f"the data of a benchmark are a folder; there is none at {data}")
     if outputs is not None and not Path(outputs).is_dir():
         raise FileNotFoundError(f"edited pictures lie in a folder; there is none at {outputs}")
-    entries = list(protocol.read(data, selection))[: selection.limit]
+    entries = [_with_instruction(entry) for entry in list(protocol.read(data, selection))[: selection.limit]]
     if not any(isinstance(entry, Example) for entry in entries):
         raise UserError(f"{data} has no example of {protocol.name}: {Counter(entry.reason for entry in entries)}")
     if isinstance(models.judge, Judge):
@@ -86,6 +86,13 @@ def evaluate(
         claim(workdir, outcomes.plain(identity), ["outputs"], IDENTITY)
         job = Evaluation(protocol, workdir, Path(outputs) if outputs else workdir / "outputs", editor, models)
         return _evaluated(job, entries, identity, process)
+
+
+def _with_instruction(entry: Example | Skipped) -> Example | Skipped:
+    """The entry; one without an instruction is skipped."""
+    if isinstance(entry, Example) and not isinstance(entry.instruction, str):
+        return Skipped(entry.key, "no instruction")
+    return entry
 
 
 def _evaluated(job: Evaluation, entries, identity: dict, process) -> dict | None:

@@ -36,6 +36,8 @@ class Cell:
     column: str
 
 
+_KINDS = {str: "a text", int: "an integer", list: "a list", dict: "an object"}
+
 Picture = Path | bytes | Cell
 
 
@@ -124,15 +126,26 @@ def parquet_entries(files: list[Path], pictures: tuple[str, ...], needed: tuple[
 
     entries = []
     for path in files:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if missing := sorted({*pictures, *needed} - {*names}):
-                raise UserError(f"{path} must have the columns {missing}; it has {names}")
-            values = [name for name in names if name not in pictures and not _is_picture(file.schema_arrow.field(name))]
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=values).to_pylist()
-                for index, entry in enumerate(table):
-                    entries.append(entry | {name: Cell(path, group, index, name) for name in pictures})
+        try:
+            entries += _entries(path, pictures, needed)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{path} must be a Parquet file; it is cut off or damaged: {error}") from error
+    return entries
+
+
+def _entries(path, pictures, needed) -> list[dict]:
+    import pyarrow.parquet
+
+    entries = []
+    with pyarrow.parquet.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        if missing := sorted({*pictures, *needed} - {*names}):
+            raise UserError(f"{path} must have the columns {missing}; it has {names}")
+        values = [name for name in names if name not in pictures and not _is_picture(file.schema_arrow.field(name))]
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=values).to_pylist()
+            for index, entry in enumerate(table):
+                entries.append(entry | {name: Cell(path, group, index, name) for name in pictures})
     return entries
 
 
@@ -148,6 +161,17 @@ def check_extra(*modules: str) -> None:
 
     if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
         raise UserError(f"evaluation needs {', '.join(missing)}: pip install 'editmgt_jax[eval]'")
+
+
+def fields(entry: Any, where: str, **kinds: type | tuple[type, ...]) -> dict:
+    """An entry of a benchmark's file, with values of these kinds by their names. Errors: UserError naming the entry."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} must be a JSON object; got {type(entry).__name__}")
+    for name, kind in kinds.items():
+        if not isinstance(entry.get(name), kind):
+            words = " or ".join(_KINDS[one] for one in (kind if isinstance(kind, tuple) else (kind,)))
+            raise UserError(f"{where} must have {name!r}, {words}; got {entry.get(name)!r}")
+    return entry
 
 
 def find_file(folder: Path, *names: str) -> Path:

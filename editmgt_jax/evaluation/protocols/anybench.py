@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from editmgt_jax.evaluation import features, pixels
-from editmgt_jax.evaluation.examples import Example, Skipped, find_file, read_picture
+from editmgt_jax.evaluation.examples import Example, Skipped, fields, find_file, read_picture
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
 from editmgt_jax.evaluation.protocols.emu import check_not_black
 from editmgt_jax.files import read_json
@@ -52,7 +52,14 @@ class AnyBench(Protocol):
         if not found:
             find_file(data / next(iter(DOMAIN_OF)), "edit_result.json")
         for kind in found:
-            for item in read_json(data / kind / "edit_result.json", list):
+            for number, item in enumerate(read_json(data / kind / "edit_result.json", list)):
+                fields(
+                    item,
+                    f"entry {number} of {data / kind / 'edit_result.json'}",
+                    edit=str,
+                    image_file=str,
+                    edited_file=str,
+                )
                 name = Path(item["image_file"]).name
                 yield Example(
                     key=f"{kind}/{name}",

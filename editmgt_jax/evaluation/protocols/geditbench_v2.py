@@ -18,7 +18,8 @@ from typing import Any
 
 from PIL import Image
 
-from editmgt_jax.evaluation.examples import Example, Skipped, find_file, read_picture
+from editmgt_jax.errors import UserError
+from editmgt_jax.evaluation.examples import Example, Skipped, fields, find_file, read_picture
 from editmgt_jax.evaluation.judge import Judged
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
 from editmgt_jax.evaluation.ratings import Comparison, ratings
@@ -58,17 +59,23 @@ class GEditBenchV2(Protocol):
 
     def read(self, data: Path, selection: Selection) -> Iterable[Example | Skipped]:
         """See `Protocol.read`."""
-        for line in find_file(data, "metadata.jsonl").read_text().splitlines():
+        path = find_file(data, "metadata.jsonl")
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
             if not line.strip():
                 continue
-            item = parse_json(line)
+            try:
+                item = fields(parse_json(line), f"line {number} of {path}", key=str, instruction=str, source_image=str)
+            except ValueError as error:
+                raise UserError(f"line {number} of {path} must be JSON: it is cut off or damaged ({error})") from error
+            for each in item.get("candidates") or []:
+                fields(each, f"a candidate of {item['key']} in {path}", model=str, image=str)
             yield Example(
                 key=item["key"],
                 group=item.get("task") or re.sub(r"_\d+$", "", item["key"]),
                 instruction=item["instruction"],
                 output=f"{item['key']}.png",
                 source=data / item["source_image"],
-                facts={"others": {each["model"]: data / each["image"] for each in item.get("candidates", [])}},
+                facts={"others": {each["model"]: data / each["image"] for each in item.get("candidates") or []}},
             )
 
     def score(self, example: Example, edited: Image.Image, given: Scoring) -> dict[str, Any]:

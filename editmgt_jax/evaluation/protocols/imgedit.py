@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from editmgt_jax.evaluation import stats
-from editmgt_jax.evaluation.examples import Example, Skipped, find_file, picture_bytes, read_picture
+from editmgt_jax.evaluation.examples import Example, Skipped, fields, find_file, picture_bytes, read_picture
 from editmgt_jax.evaluation.judge import Judged, read_prompts
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
 from editmgt_jax.files import read_json, write_json
@@ -43,6 +43,7 @@ class ImgEdit(Protocol):
     def read(self, data: Path, selection: Selection) -> Iterable[Example | Skipped]:
         """See `Protocol.read`."""
         for key, item in read_json(find_file(data, "basic_edit.json"), dict).items():
+            fields(item, f"{key} of basic_edit.json in {data}", id=str, edit_type=str, prompt=str)
             places = [data / folder / item["id"] for folder in FOLDERS]
             yield Example(
                 key=key,

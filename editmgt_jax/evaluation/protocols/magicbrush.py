@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation import features, pixels
-from editmgt_jax.evaluation.examples import Example, Skipped, find_file, read_alpha, read_picture
+from editmgt_jax.evaluation.examples import Example, Skipped, fields, find_file, read_alpha, read_picture
 from editmgt_jax.evaluation.leakage import DIRECTIONS, leakage
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
 from editmgt_jax.files import read_json
@@ -40,8 +41,13 @@ class MagicBrush(Protocol):
         sessions = read_json(find_file(data, "edit_sessions.json"), dict)
         captions = read_json(find_file(data, "local_captions.json", "local_descriptions.json"), dict)
         for session, turns in sessions.items():
+            where = f"session {session} of edit_sessions.json in {data}"
+            if not isinstance(turns, list):
+                raise UserError(f"{where} must be a list of turns; got {turns!r}")
+            fields(captions, f"the captions in {data}", **({session: dict} if session in captions else {}))
             folder, last = str(session), len(turns)
             for number, turn in enumerate(turns, 1):
+                fields(turn, f"turn {number} of {where}", input=str, output=str, instruction=str)
                 name = f"{folder}_1" if number == 1 else f"{folder}_inde_{number}"
                 yield _example(data, folder, name, number, turn, captions, {"all_turn": True, "final_turn": last == 1})
             for number, turn in enumerate(turns[1:], 2):

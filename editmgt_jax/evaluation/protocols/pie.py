@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation import pixels
-from editmgt_jax.evaluation.examples import Example, Skipped, Unreadable, find_file, read_picture
+from editmgt_jax.evaluation.examples import Example, Skipped, Unreadable, fields, find_file, read_picture
 from editmgt_jax.evaluation.features import cosine
 from editmgt_jax.evaluation.leakage import DIRECTIONS, leakage
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
@@ -69,9 +70,21 @@ class Pie(Protocol):
     def read(self, data: Path, selection: Selection) -> Iterable[Example | Skipped]:
         """See `Protocol.read`."""
         for key, item in read_json(find_file(data, "mapping_file.json"), dict).items():
-            if not item.get("editing_instruction", "").strip():
+            where = f"{key} of mapping_file.json in {data}"
+            if not str(fields(item, where).get("editing_instruction") or "").strip():
                 yield Skipped(key, "no instruction")
                 continue
+            fields(
+                item,
+                where,
+                editing_type_id=(str, int),
+                image_path=str,
+                mask=list,
+                editing_prompt=str,
+                original_prompt=str,
+            )
+            if not str(item["editing_type_id"]).isdecimal():
+                raise UserError(f"{where} must have a number as 'editing_type_id'; got {item['editing_type_id']!r}")
             number = int(item["editing_type_id"])
             yield Example(
                 key=key,

@@ -98,6 +98,8 @@ def evaluate(
     Errors: UserError, SettingsError.
     """
     resolved = pipe.settings(**settings)  # what is wrong with them is found before the work
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds must be distinct, at least one; got {list(seeds)}")
     if process[1] > 1 and workdir is None:
         raise UserError("several processes evaluate scenes in one work directory: name it with --workdir")
     measure = None if lpips is None else Lpips(str(lpips))

@@ -1,0 +1,79 @@
+"""Entries of benchmarks that are none: each is one line that names the file, and nothing is written."""
+
+import dataclasses
+import json
+
+import benchmark_data as made
+import pytest
+
+from editmgt_jax.errors import UserError
+from editmgt_jax.evaluation import evaluate as job
+from editmgt_jax.evaluation.protocols.table import open_protocol
+
+MAKERS = {
+    "magicbrush": (made.magicbrush, "edit_sessions.json"),
+    "pie": (made.pie, "mapping_file.json"),
+    "imgedit": (made.imgedit, "basic_edit.json"),
+    "geditbench_v2": (made.geditbench_v2, "metadata.jsonl"),
+    "anybench": (made.anybench, "edit_result.json"),
+}
+TURN = {"input": "a.png", "output": "b.png", "instruction": "turn"}
+ITEM = {"editing_instruction": "x", "image_path": "a.png", "mask": [], "editing_prompt": "p", "original_prompt": "p"}
+
+
+@pytest.mark.parametrize(
+    "name, text, told",
+    [
+        ("magicbrush", json.dumps({"7": 3}), "session 7 .* must be a list of turns; got 3"),
+        ("magicbrush", json.dumps({"7": [5]}), "turn 1 of session 7 .* must be a JSON object; got int"),
+        (
+            "magicbrush",
+            json.dumps({"7": [TURN, TURN | {"instruction": 5}]}),
+            "turn 2 .* must have 'instruction', a text; got 5",
+        ),
+        ("pie", json.dumps({"a": 1}), "a of mapping_file.json .* must be a JSON object; got int"),
+        ("pie", json.dumps({"a": ITEM}), "must have 'editing_type_id', a text or an integer; got None"),
+        ("pie", json.dumps({"a": ITEM | {"editing_type_id": "x"}}), "must have a number as 'editing_type_id'; got 'x'"),
+        ("imgedit", json.dumps({"k": {"id": 3}}), "k of basic_edit.json .* must have 'id', a text; got 3"),
+        ("geditbench_v2", "{", "line 1 of .*metadata.jsonl must be JSON"),
+        ("geditbench_v2", "[1]", "line 1 of .* must be a JSON object; got list"),
+        ("geditbench_v2", '{"key": "a"}', "line 1 of .* must have 'instruction', a text; got None"),
+        ("anybench", '[{"edit": "x"}]', "entry 0 of .*edit_result.json must have 'image_file', a text; got None"),
+    ],
+)
+def test_entries_of_json(tmp_path, name, text, told):
+    maker, file = MAKERS[name]
+    data, outputs = tmp_path / "data", tmp_path / "outputs"
+    data.mkdir()
+    outputs.mkdir()
+    data = maker(data) or data
+    for path in (tmp_path / "data").rglob(file):
+        path.write_text(text)
+    with pytest.raises(UserError, match=told) as error:
+        job.evaluate(open_protocol(name), data, tmp_path / "run", outputs=outputs)
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_a_table_that_is_cut_off(tmp_path):
+    """A Parquet file that is cut off is told by name."""
+    pytest.importorskip("pyarrow")
+    made.emu(tmp_path / "data", False)
+    (tmp_path / "outputs").mkdir()
+    whole = next((tmp_path / "data").rglob("*.parquet"))
+    for path in (tmp_path / "data").rglob("*.parquet"):
+        path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match=f"{whole.parent}.*parquet must be a Parquet file; it is cut off or damaged"):
+        job.evaluate(open_protocol("emu_paper"), tmp_path / "data", tmp_path / "run", outputs=tmp_path / "outputs")
+
+
+def test_an_example_without_an_instruction_is_skipped(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "outputs").mkdir()
+    protocol = open_protocol("imgedit")
+    first, *others = protocol.read(made.imgedit(tmp_path / "data"), None)
+    monkeypatch.setattr(protocol, "read", lambda *_: [dataclasses.replace(first, instruction=None), *others])
+    summary = job.evaluate(protocol, tmp_path / "data", tmp_path / "run", outputs=tmp_path / "outputs")
+    assert summary["skipped"]["no instruction"] == {"count": 1, "keys": [first.key]} and summary["examples"] == len(
+        others
+    )

@@ -1,10 +1,12 @@
 """Runs of the command line as jobs of several processes on this machine, with fake CPU devices."""
 
+import math
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -76,16 +78,47 @@ def start(arguments, *, processes: int = 2, devices: int = 4, before=(), logs) -
     for number in range(processes):
         own = environment(devices, number if processes > 1 else None, processes, port)
         command = [*EDITMGT, *map(str, [*before, *arguments])]
-        command += ["--distributed", "--heartbeat", "5"] if processes > 1 else []
+        command += ["--distributed", "--heartbeat", str(math.ceil(5 * slowness()))] if processes > 1 else []
         with open(logs / f"{number}.log", "a") as log:
             started.append(subprocess.Popen(command, env=own, stdout=log, stderr=log))
     return started
 
 
+def slowness() -> float:
+    """How many processes want each core of this machine; at least 1."""
+    return max(1.0, os.getloadavg()[0] / os.cpu_count())
+
+
+class Patience:
+    """A limit in seconds of a machine that does nothing else. Where others compute, it lasts longer."""
+
+    def __init__(self, seconds: float):
+        self._left, self._looked = seconds, time.monotonic()
+
+    def over(self) -> bool:
+        """Whether it has passed; asked every so often."""
+        now = time.monotonic()
+        self._left -= (now - self._looked) / slowness()
+        self._looked = now
+        return self._left < 0
+
+
+def wait_for(condition, started, seconds=240) -> None:
+    """Waits while all processes live. Errors: AssertionError when one ends, or it takes too long."""
+    patience = Patience(seconds)
+    while not condition():
+        assert not patience.over() and all(process.poll() is None for process in started)
+        time.sleep(0.02)
+
+
 def finish(started, seconds=300) -> list[int]:
-    """Exit codes; all are killed when one takes too long."""
+    """Exit codes. Errors: AssertionError when one takes too long; all are then killed."""
+    patience = Patience(seconds)
     try:
-        return [process.wait(seconds) for process in started]
+        while any(process.poll() is None for process in started):
+            assert not patience.over(), f"a process goes on for more than {seconds} s of an idle machine"
+            time.sleep(0.02)
+        return [process.returncode for process in started]
     finally:
         for process in started:
             process.kill()

@@ -3,14 +3,13 @@
 import json
 import shutil
 import signal
-import time
 
 import jobs
 import numpy as np
 import pytest
 from campaigns import kill
 from campaigns.kill import Kill
-from jobs import finish, start
+from jobs import finish, start, wait_for
 from PIL import Image
 from small_runs import distances
 
@@ -42,13 +41,6 @@ def assert_close_parameters(one, other):
     for average in (False, True):
         ours, theirs = (jobs.parameters(run, average, STEPS) for run in (one, other))
         assert distances(ours, theirs)[1] < 1e-5
-
-
-def wait_for(condition, started, seconds=240):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end and all(process.poll() is None for process in started)
-        time.sleep(0.02)
 
 
 def test_two_processes_train_as_one_does(home, undisturbed, tmp_path):
@@ -85,7 +77,8 @@ def test_sigterm_to_one_makes_all_save_the_same_step_and_one_process_goes_on(hom
         started[1].send_signal(signal.SIGTERM)
         assert finish(started) == [0, 0], (tmp_path / "logs" / "0.log").read_text()[-3000:]
     finally:
-        finish(started, 1)
+        for process in started:
+            process.kill()
     (step,) = (int(path.name) for path in (tmp_path / "run" / CHECKPOINTS).iterdir() if path.name.isdigit())
     assert f"saved at step {step}" in (tmp_path / "logs" / "0.log").read_text()
     alone = start([*long, f"--config.steps={step + 1}"], processes=1, devices=8, logs=tmp_path / "logs_alone")

@@ -392,27 +392,6 @@ def test_openais_client_and_an_orderly_end(tiny_model):
     assert process.returncode == 0 and INSTRUCTION not in rest and "Traceback" not in rest
 
 
-def test_a_signal_while_it_starts_ends_it_in_a_line():
-    code = (
-        "import sys, time\n"
-        "from editmgt_jax import cli\n"
-        "from editmgt_jax.serving import run\n"
-        "def load(*_, **more):\n"
-        "    print('loading', flush=True); time.sleep(100)\n"
-        "run.EditPipeline.from_pretrained = load\n"
-        "sys.argv[1:] = ['serve', '--port', '0']\n"
-        "sys.exit(cli.main())\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "loading\n"
-    process.send_signal(signal.SIGTERM)
-    try:
-        _, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert (process.returncode, said) == (143, "editmgt: ended by SIGTERM\n")
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -72,7 +72,7 @@ def supervised(tmp_path, on_sigterm) -> subprocess.Popen:
 def test_sigterm_goes_to_the_child_and_ends_the_supervision(tmp_path):
     process = supervised(tmp_path, "None")
     process.terminate()
-    assert process.wait(30) == 0
+    assert process.wait(240) == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a child that its parent died")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,7 +41,7 @@ def test_a_signal_ends_a_command_and_what_it_was_writing(tmp_path, number):
     assert process.stdout.readline() == "ready\n" and len(list(tmp_path.iterdir())) == 2
     process.send_signal(number)
     try:
-        _, text = process.communicate(timeout=30)
+        _, text = process.communicate(timeout=240)
     finally:
         process.kill()
     said = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
@@ -56,7 +57,37 @@ def test_a_signal_that_is_handled_or_ignored_is_left_alone():
         "signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))\n"
         "os.kill(os.getpid(), signal.SIGHUP); os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.3); print('alive')\n"
     )
-    assert start(code).communicate(timeout=30) == ("asked\nalive\n", "")
+    assert start(code).communicate(timeout=240) == ("asked\nalive\n", "")
+
+
+def test_a_signal_ends_a_server_that_starts():
+    code = (
+        "import sys, time\n"
+        "from editmgt_jax import cli\n"
+        "from editmgt_jax.serving import run\n"
+        "def load(*_, **more):\n"
+        "    print('loading', flush=True); time.sleep(100)\n"
+        "run.EditPipeline.from_pretrained = load\n"
+        "sys.argv[1:] = ['serve', '--port', '0']\n"
+        "sys.exit(cli.main())\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGTERM)
+    try:
+        _, said = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert (process.returncode, said) == (143, "editmgt: ended by SIGTERM\n")
+
+
+def test_a_server_s_address_that_is_taken_is_told_before_a_model_is_read(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert cli.main(["serve", "--port", str(port), "--model", "/absent"]) == 2
+    assert f"127.0.0.1 port {port} is not: Address already in use" in capsys.readouterr().err
 
 
 def test_what_a_dead_process_left_is_removed(tmp_path):
@@ -65,10 +96,10 @@ def test_what_a_dead_process_left_is_removed(tmp_path):
         "    temporary.write_text('half'); (folder / 'x').write_text('half')\n"
         "    os.kill(os.getpid(), 9)\n"
     )
-    start(code, cwd=tmp_path).communicate(timeout=30)
+    start(code, cwd=tmp_path).communicate(timeout=240)
     assert len(list(tmp_path.iterdir())) == 2
     (tmp_path / "other.12345678-1-12345678.tmp").write_text("of another machine")
-    start("files.write_text('c.txt', 'whole')", cwd=tmp_path).communicate(timeout=30)
+    start("files.write_text('c.txt', 'whole')", cwd=tmp_path).communicate(timeout=240)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.txt", "other.12345678-1-12345678.tmp"]
 
 
@@ -76,17 +107,27 @@ def test_what_a_dead_process_left_is_removed(tmp_path):
 def test_streams_may_be_closed(tmp_path, closed):
     code = "surroundings.guard_streams()\nprint('x', file=sys.stderr, flush=True)\nopen('a.txt', 'w').write('whole')"
     command = ["bash", "-c", f'"$@" {closed}', "-", *PYTHON, PREAMBLE + code]
-    assert subprocess.run(command, cwd=tmp_path, timeout=30).returncode == 0
+    assert subprocess.run(command, cwd=tmp_path, timeout=240).returncode == 0
     assert (tmp_path / "a.txt").read_text() == "whole"
 
 
 def test_stdout_that_is_full_is_an_error_and_one_that_nobody_reads_is_none():
-    run = lambda command: subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    run = lambda command: subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=240)
     version = f"{sys.executable} -m editmgt_jax --version"
     full = run(f"{version} > /dev/full")
-    assert full.returncode == 2 and full.stderr == "editmgt: error: No space left on device\n"
+    assert full.returncode == 2 and full.stderr == "editmgt: error: standard output: No space left on device\n"
     unread = run(f"{version} | true; exit ${{PIPESTATUS[0]}}")
     assert unread.returncode in (0, cli.PIPE_CLOSED) and unread.stderr == ""
+
+
+def test_a_folder_that_is_gone_is_said(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert cli.main(["train", "--config", "scenes_mgt", "--workdir", "run"]) == 2
+    assert (
+        capsys.readouterr().err == "editmgt: error: the folder that this process is in is gone: change to another one\n"
+    )
 
 
 def test_versions_and_errors_are_one_line(capsys):
@@ -120,6 +161,17 @@ def test_memory_that_does_not_suffice_is_told_in_a_line(monkeypatch, capsys, err
     assert cli.main(["inspect", "model"]) == TRANSIENT
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("editmgt: error: there is not enough memory (") and line.endswith("or free memory")
+
+
+def test_a_platform_that_is_not_there_is_told_in_a_line(monkeypatch, capsys):
+    def fail(_):
+        raise RuntimeError("Unable to initialize backend 'rocket': it is not in the list")
+
+    monkeypatch.setenv("JAX_PLATFORMS", "rocket")
+    monkeypatch.setattr("editmgt_jax.cli.models.inspect", fail)
+    assert cli.main(["inspect", "model"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "JAX_PLATFORMS must name devices of this machine, such as cpu; got 'rocket'" in line
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):
@@ -185,7 +237,7 @@ def test_a_fork_of_a_process_that_used_a_pipeline_refuses(pipe):
             os.write(write, str(error).encode())
         os._exit(0)
     os.close(write)
-    ended = time.monotonic() + 60
+    ended = time.monotonic() + 240
     while os.waitpid(child, os.WNOHANG) == (0, 0):
         assert time.monotonic() < ended, "the child hangs"
         time.sleep(0.05)

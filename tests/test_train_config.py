@@ -284,6 +284,9 @@ def test_errors_of_a_config_file_are_told_with_their_line(tmp_path):
     path.write_text("def get_config():\n    config = {}\n    return config['steps'] + 1\n")
     with pytest.raises(ConfigError, match=r"wrong.py fails in line 3: KeyError: 'steps'"):
         load_config(path)
+    path.write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(ConfigError, match=r"wrong.py fails in line 2: SystemExit: 3"):
+        load_config(path)
     path.write_text("def get_config():\n    return 7\n")
     with pytest.raises(ConfigError, match="must return a ConfigDict; .*wrong.py gives a int"):
         load_config(path)

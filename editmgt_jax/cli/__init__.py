@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 
 from editmgt_jax.cli import surroundings
-from editmgt_jax.errors import EditMGTError, exit_code, one_line
+from editmgt_jax.errors import EditMGTError, UserError, exit_code, one_line
 
 FAMILIES = ("pictures", "serve", "data", "train", "models", "evaluate", "ablate", "compile")
 PIPE_CLOSED = 141  # exit code of a command whose reader has gone, as of one that SIGPIPE ends
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if isinstance(error, BrokenPipeError):
             return PIPE_CLOSED
+        error.filename = error.filename or "standard output"
         return _failed(error)
     return code
 
@@ -70,7 +71,7 @@ def _run(argv) -> int:
             args.end_job(code)
             return code
         except Exception as defect:
-            if (error := _out_of_memory(defect)) is None:
+            if (error := _of_backend(defect)) is None:
                 args.end_job(1, defect)
                 raise
             code = _failed(error)
@@ -79,8 +80,11 @@ def _run(argv) -> int:
     return 0
 
 
-def _out_of_memory(error: Exception) -> EditMGTError | None:
-    """An error of the host's memory or of a device's, as one for users; None for others. A restart may find more."""
+def _of_backend(error: Exception) -> EditMGTError | None:
+    """An error of memory, the host's or a device's, or of JAX_PLATFORMS, as one for users; None for others."""
+    if isinstance(error, RuntimeError) and str(error).startswith("Unable to initialize backend"):
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        return UserError(f"JAX_PLATFORMS must name devices of this machine, such as cpu; got {platforms!r}: {error}")
     of_device = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in str(error)
     if not (of_device or isinstance(error, MemoryError)):
         return None
@@ -92,11 +96,22 @@ def _out_of_memory(error: Exception) -> EditMGTError | None:
 def _failed(error) -> int:
     """Prints an error meant for users, in one line. -> exit code"""
     text = str(error)
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, FileNotFoundError) and error.filename is None and not _has_folder():
+        text = "the folder that this process is in is gone: change to another one"
+    elif isinstance(error, OSError) and error.strerror:
         named = f"{error.filename}: " if error.filename is not None else ""
         text = f"{named}{error.strerror}"
     print(f"editmgt: error: {one_line(text)}", file=sys.stderr)
     return exit_code(error)
+
+
+def _has_folder() -> bool:
+    """Whether the folder of this process still exists."""
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 class _Notes:

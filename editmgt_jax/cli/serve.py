@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import ipaddress
+import socket
 from pathlib import Path
 
 from editmgt_jax.cli import shared
@@ -55,6 +56,7 @@ def serve(args: argparse.Namespace) -> None:
         raise UserError(f"serving needs {error.name}: pip install 'editmgt_jax[{extra}]'") from error
     from editmgt_jax.serving.limits import Limits
 
+    _check_address(args.host, args.port)
     shared.use_disk_cache()
     run(
         args.model,
@@ -69,6 +71,19 @@ def serve(args: argparse.Namespace) -> None:
         workers=args.workers,
         with_page=args.page,
     )
+
+
+def _check_address(host, port) -> None:
+    """Errors: UserError for an address that cannot be listened on, before a model is read."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as tried:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                tried.bind(address)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--host and --port must be free to listen on; {host} port {port} is not: {reason}") from error
 
 
 def _keys(path) -> list[str]:

@@ -89,7 +89,7 @@ def _run(path):
             return module.get_config()
         except ConfigError:
             raise
-        except Exception as error:  # the file is the user's, and any kind of error may come of it
+        except (Exception, SystemExit) as error:  # the file is the user's, and any kind of error may come of it
             raise ConfigError(f"the config {path} {_failure(path, error)}") from error
 
 

@@ -38,15 +38,15 @@ def wait_for_steps(log: Path, more: int, started) -> None:
     def count():
         return log.read_text().count('"loss"') if log.exists() else 0
 
-    wanted, end = count() + more, time.monotonic() + PATIENCE
-    while count() < wanted and time.monotonic() < end and any(process.poll() is None for process in started):
+    wanted, patience = count() + more, jobs.Patience(PATIENCE)
+    while count() < wanted and not patience.over() and any(process.poll() is None for process in started):
         time.sleep(0.02)
 
 
 def wait_for_save(checkpoints: Path, started, seconds=20.0) -> bool:
     """Until a checkpoint is being written. -> whether one was"""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and any(process.poll() is None for process in started):
+    patience = jobs.Patience(seconds)
+    while not patience.over() and any(process.poll() is None for process in started):
         if checkpoints.is_dir() and any("tmp" in path.name for path in checkpoints.iterdir()):
             return True
         time.sleep(0.001)
@@ -95,7 +95,8 @@ def campaign(home: Path, kills: list[Kill], steps: int) -> None:
     finally:
         for process in started:
             process.terminate()
-        jobs.finish(started, 30)
+        with contextlib.suppress(AssertionError):
+            jobs.finish(started, 30)
     for average in (False, True):
         ours, theirs = (jobs.parameters(run, average, steps) for run in (workdir, home / "alone"))
         for name, value in theirs.items():

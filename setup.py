@@ -53,7 +53,7 @@ setup(
             "scikit-learn>=1.5",
             *PREPARE,
             *ABLATE,
-            *PAGE,
+            *SERVE,
             "httpx2>=2.0",  # of starlette's test client
             "openai>=2.0",
             "nbclient>=0.10",

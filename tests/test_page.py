@@ -17,7 +17,7 @@ from editmgt_jax.serving.engine import Engine
 from editmgt_jax.serving.errors import ApiError
 from editmgt_jax.serving.limits import Limits
 
-gradio = pytest.importorskip("gradio")
+gradio = pytest.importorskip("gradio", reason="the page needs pip install '.[page]'")
 
 from editmgt_jax.serving.page import EXAMPLES, PICTURES, Page  # noqa: E402
 from editmgt_jax.serving.session import Session, brushed, region  # noqa: E402

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:
     pytest.skip("there is no Chromium", allow_module_level=True)
-pytest.importorskip("gradio")
+pytest.importorskip("gradio", reason="the page needs pip install '.[page]'")
 playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python")
 SIZE = (1024, 640)
@@ -77,6 +77,13 @@ class Visit:
         self.page.get_by_role("button", name="Another picture").wait_for()
         self.page.wait_for_timeout(1500)
 
+    def fold_settings(self, folded):
+        button, seed = self.page.get_by_role("button", name="Settings"), self.page.get_by_label("Seed", exact=True)
+        button.scroll_into_view_if_needed()
+        self.page.wait_for_timeout(500)
+        button.click()
+        seed.wait_for(state="hidden" if folded else "visible")
+
     def setting(self, label, value):
         self.page.get_by_label(label, exact=True).fill(value)
 
@@ -128,11 +135,15 @@ def test_a_visitor_edits_an_example(url, browser, width, scheme):
     visit = Visit(browser, url, width, scheme, f"page-{width}-{scheme}")
     visit.page.wait_for_timeout(1500)
     visit.check("start")
+    visit.page.get_by_role("button", name="Edit", exact=True).click()
+    visit.page.get_by_text("there is no picture").wait_for()
+    visit.page.wait_for_timeout(1500)
+    visit.check("error")
     visit.example()
-    visit.page.get_by_role("button", name="Settings").click()
+    visit.fold_settings(False)
     visit.setting("Steps", "3")
     visit.check("settings")
-    visit.page.get_by_role("button", name="Settings").click()
+    visit.fold_settings(True)
     visit.edit()
     visit.check("result")
     visit.tab("Where")
@@ -149,7 +160,7 @@ def test_a_visitor_edits_an_example(url, browser, width, scheme):
 def test_the_file_repeats_the_edit(url, browser, tmp_path):
     visit = Visit(browser, url)
     visit.example("make the chick pink")
-    visit.page.get_by_role("button", name="Settings").click()
+    visit.fold_settings(False)
     visit.setting("Seed", "7")
     visit.edit()
     visit.setting("Seed", "8")

@@ -39,6 +39,13 @@ HELD_COLOUR = "#0ea5e9"
 IDLE = 3600  # seconds after which a session that nobody uses is forgotten
 SHOW_RESULT = "() => document.getElementById('results').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 GALLERY = {"fit_columns": False, "height": "auto", "allow_preview": False, "interactive": False, "buttons": []}
+# gradio nests the button that closes a message in another that folds it, which screen readers cannot tell apart.
+HEAD = """<script>
+new MutationObserver(() => document.querySelectorAll(".toast-header[role=button]").forEach((header) => {
+  header.removeAttribute("role");
+  header.removeAttribute("tabindex");
+})).observe(document, {childList: true, subtree: true});
+</script>"""
 ASIDE = {"api_visibility": "private", "show_progress": "hidden"}  # of events that take no time
 
 
@@ -71,6 +78,7 @@ class Page:
             mcp_server=False,
             max_file_size=server.limits.body_bytes,
             theme=_theme(),
+            head=HEAD,
             css=Path(__file__).with_name("page.css").read_text(),
         )
 

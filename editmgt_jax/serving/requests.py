@@ -32,6 +32,7 @@ WITHOUT_EFFECT = {
 }
 FORMATS = ("png", "jpeg", "webp")
 MOST_PARTIAL = 3
+SHOWN = 60  # letters of a value in a message
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,7 +76,7 @@ class Fields:
         """One of `choices`. Errors: ApiError."""
         value = self.text(name) or default
         if value not in choices:
-            raise bad(f"{name} must be one of {', '.join(choices)}; got {value!r}", name)
+            raise bad(f"{name} must be one of {', '.join(choices)}; got {_short(value)}", name)
         return value
 
     def integer(self, name: str, lowest: int, highest: int, default: int) -> int:
@@ -88,13 +89,15 @@ class Fields:
         except ValueError:
             number = None
         if number is None or not lowest <= number <= highest:
-            raise bad(f"{name} must be an integer from {lowest} to {highest}; got {value!r}", name)
+            raise bad(f"{name} must be an integer from {lowest} to {highest}; got {_short(value)}", name)
         return number
 
     def check_empty(self, known: Sequence[str]) -> None:
         """Errors: ApiError for fields that nobody took."""
         if unknown := sorted(self._values):
-            raise bad(f"unknown field {unknown[0]!r}; there are {', '.join(known)}", unknown[0], "unknown_parameter")
+            raise bad(
+                f"unknown field {_short(unknown[0])}; there are {', '.join(known)}", unknown[0], "unknown_parameter"
+            )
 
 
 def read_edit(values: Mapping[str, Sequence[Any]], model: str, limits: Limits) -> Asked:
@@ -134,7 +137,7 @@ def read_generation(values: Mapping[str, Sequence[Any]], model: str, limits: Lim
 def _asked(fields, call, model, limits, own_size) -> Asked:
     named = fields.text("model")
     if named not in (None, model):
-        raise ApiError(404, f"this server has the model {model!r}; got {named!r}", "model", "model_not_found")
+        raise ApiError(404, f"this server has the model {model!r}; got {_short(named)}", "model", "model_not_found")
     call |= {"num_images": fields.integer("n", 1, limits.images, 1), "seed": fields.integer("seed", 0, 2**32 - 1, 0)}
     if (negative := fields.text("negative_prompt")) is not None:
         call["negative_prompt"] = negative
@@ -202,10 +205,12 @@ def _value(setting, values, name):
     try:
         numbers = tuple(setting.kind(word) for word in words)
     except ValueError:
-        raise bad(f"{name} must be {setting.kind.__name__} ({setting.help}); got {values[0]!r}", name) from None
+        one = setting.length == "one"
+        kind = ("an integer" if one else "integers") if setting.kind is int else "a number" if one else "numbers"
+        raise bad(f"{name} must be {kind} ({setting.help}); got {_short(values[0])}", name) from None
     value = numbers if setting.length != "one" else numbers[0] if len(numbers) == 1 else None
     if value is None or not numbers:
-        raise bad(f"{name} must be one value; got {' '.join(words)!r}", name)
+        raise bad(f"{name} must be one value; got {_short(' '.join(words))}", name)
     if setting.length == "pair" and len(numbers) == 1:
         value = numbers[0]
     try:
@@ -222,7 +227,7 @@ def _size(text, own) -> tuple[int, int] | None:
         return None
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isdigit() and 0 < int(part) <= 16384 for part in parts):
-        raise bad(f"size must be auto or WIDTHxHEIGHT, such as 1024x1024; got {text!r}", "size")
+        raise bad(f"size must be auto or WIDTHxHEIGHT, such as 1024x1024; got {_short(text)}", "size")
     width, height = map(int, parts)
     if own is not None and abs(width * own[1] - height * own[0]) > max(own):
         raise bad(
@@ -258,16 +263,20 @@ def check_header(data: Any, name: str, limits: Limits) -> None:
     try:
         with Image.open(io.BytesIO(data)) as picture:
             (width, height), frames = picture.size, getattr(picture, "n_frames", 1)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        kind = f" ({error})" if isinstance(error, Image.DecompressionBombError) else ""
-        raise bad(
-            f"{name} must be a picture, such as PNG, JPEG or WebP; it is none{kind}", name, "invalid_image"
-        ) from None
+    except Image.DecompressionBombError:
+        raise _too_many_pixels(name, limits, "it has far more") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        raise bad(f"{name} must be a picture, such as PNG, JPEG or WebP; it is none", name, "invalid_image") from None
     if width * height > limits.pixels:
-        raise bad(
-            f"{name} may have at most {limits.pixels} pixels; it is {width}x{height}: make it smaller",
-            name,
-            "image_too_large",
-        )
+        raise _too_many_pixels(name, limits, f"it is {width}x{height}")
     if frames > limits.frames:
         raise bad(f"{name} may have {limits.frames} frame; it has {frames}: send one of them", name, "invalid_image")
+
+
+def _too_many_pixels(name, limits, found) -> ApiError:
+    return bad(f"{name} may have at most {limits.pixels} pixels; {found}: make it smaller", name, "image_too_large")
+
+
+def _short(value: str) -> str:
+    """A value of a request in a message."""
+    return repr(value if len(value) <= SHOWN else f"{value[:SHOWN]}...")

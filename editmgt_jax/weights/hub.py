@@ -89,7 +89,7 @@ def push(
       revision: branch, made if need be; the main one by default.
     Errors: UserError for what is no name, and with what the hub says.
     """
-    if not re.fullmatch(NAME, name):
+    if not isinstance(name, str) or not re.fullmatch(NAME, name):
         raise UserError(f"a model is published under a name such as user/model; got {name!r}")
     from huggingface_hub import HfApi
 

@@ -100,6 +100,25 @@ def test_slices_lie_along_the_data_axis():
         make_mesh(ONE | {"fsdp": -1}, devices)
 
 
+@pytest.mark.parametrize("slices", [1, 2])
+def test_a_mesh_of_chips_of_which_no_side_is_an_axis(slices):
+    """16 of 8 x 8 chips: on each a share of both sides."""
+
+    class Chip:
+        platform, device_kind, core_on_chip = "tpu", "TPU v5 lite", 0
+
+        def __init__(self, number):
+            self.id, self.slice_index, self.process_index = number, number // 64, number // 4
+            self.coords = (number % 8, number // 8 % 8, 0)
+
+    chips = [Chip(i) for i in range(64 * slices)]
+    grid = make_mesh(ONE | {"data": -1, "fsdp": 16}, chips).devices
+    assert grid.shape == (4 * slices, 16, 1, 1) and len({chip.id for chip in grid.flat}) == len(chips)
+    for row in grid.reshape(-1, 16):  # chips that share a copy of the parameters are neighbours
+        sides = [{chip.coords[side] for chip in row} for side in range(2)]
+        assert sorted(map(len, sides)) == [2, 8] and len({chip.slice_index for chip in row}) == 1
+
+
 def test_batches_are_spread_over_data_and_fsdp():
     layout = Layout(make_mesh(ONE | {"data": 2, "fsdp": 2, "context": 2}))
     batch = {"source_ids": np.arange(8 * 4 * 4).reshape(8, 4, 4), "text_ids": np.arange(16).reshape(8, 2)}

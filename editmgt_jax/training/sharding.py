@@ -11,6 +11,7 @@ Axes    B batch, H W tokens; others as in `editmgt_jax.config`
 
 import contextlib
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -161,8 +162,13 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
         raise UserError(f"mesh axis data must be a multiple of the {slices} slices; got {sizes}")
     inside = (sizes["data"] // slices, *(sizes[axis] for axis in AXES[1:]))
     if slices == 1:
-        return Mesh(mesh_utils.create_device_mesh(inside, devices), AXES)
-    return Mesh(mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1, 1), devices), AXES)
+        arrange = functools.partial(mesh_utils.create_device_mesh, inside, devices)
+    else:
+        arrange = functools.partial(mesh_utils.create_hybrid_device_mesh, inside, (slices, 1, 1, 1), devices)
+    try:
+        return Mesh(arrange(), AXES)
+    except NotImplementedError:  # an axis of the mesh is no product of sides of the slice, as 16 of 8 x 8 chips
+        return Mesh(arrange(allow_split_physical_axes=True), AXES)
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:

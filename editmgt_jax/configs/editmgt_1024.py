@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
         copy_friendly=False,
         attention="auto",  # the backend: fused on TPUs, and on GPUs in half precision; plain products elsewhere
         head_precision="default",
-        remat="products",  # 4 samples a chip need 9.3 of TPU v5e's 16 GiB, by docs/tpu.md; for more, accumulate
+        remat="products",  # 4 samples a chip need 9.5 of TPU v5e's 16 GiB, by docs/tpu.md; for more, accumulate
         unroll=1,
         scheduler=dict(),  # that of the encoders
     )

@@ -29,7 +29,7 @@ class _Kept:
     Attributes:
       carries: the carry before each block [L ...], that before the first at the end.
       made: [L ...] of each leaf that a block made.
-      given: static; for each leaf its place among what the block was given, or None for the next of `made`.
+      given: static; for each leaf its index in what the block was given, or None for the next of `made`.
       pullback: the static structure of the tree.
     """
 
@@ -47,7 +47,7 @@ def scan_blocks(
     constants: Tree,
     policy: Callable[..., bool],
     unroll: int = 1,
-    rooms: Callable[[int, list], dict[int, Array]] = lambda length, made: {},
+    find_rooms: Callable[[int, list], dict[int, Array]] = lambda length, made: {},
 ) -> Tree:
     """The carry behind L blocks, one after another.
 
@@ -57,23 +57,26 @@ def scan_blocks(
       constants: as `shared`, of any type and without a gradient.
       policy: of `jax.checkpoint_policies`: which arrays of a block are kept; the backward pass computes the others again.
       unroll: at most so many blocks in one turn of the loop; their number divides L.
-      rooms: (L, shapes of what a block keeps) -> {place among them: an empty stack [L ...]} of the results of its kernels, which it gets,
-        and writes on TPUs. They would else be copied.
+      find_rooms: (L, shapes of what a block keeps) -> {index in them: an empty stack [L ...]}. The block gets these stacks. On TPUs it must
+        write into them what it keeps: a compiler copies what a kernel makes, and does not let it write elsewhere.
     """
     block = jax.checkpoint(block, policy=policy, prevent_cse=False)
     length = len(jax.tree.leaves(variables)[0])
-    loop = functools.partial(_loop, length, max(n for n in range(1, min(unroll, length) + 1) if not length % n))
+    if not length:
+        return carry
+    turns = max(n for n in range(1, min(unroll, length) + 1) if not length % n)
+    loop = functools.partial(_loop, length, turns)
 
     @jax.custom_vjp
     def run(variables, carry, shared, constants):
         return loop(lambda i, carry: block(_at(variables, i), carry, shared, constants, None)[0], carry)
 
     def forward(variables, carry, shared, constants):
-        carry, kept = _forward(loop, block, variables, carry, shared, constants, rooms)
+        carry, kept = _forward(length, loop, block, variables, carry, shared, constants, find_rooms)
         return carry, (kept, variables, shared, constants)
 
     def backward(saved, gradient):
-        return *_backward(loop, *saved, gradient), None
+        return *_backward(length, loop, *saved, gradient), None
 
     run.defvjp(forward, backward)
     return run(variables, carry, shared, constants)
@@ -93,7 +96,7 @@ def _loop(length, unroll, step, state):
     return jax.lax.while_loop(lambda x: x[0] < length, lambda x: turn(*x), (jnp.int32(0), state))[1]
 
 
-def _forward(loop, block, variables, carry, shared, constants, rooms):
+def _forward(length, loop, block, variables, carry, shared, constants, find_rooms):
     """-> carry, _Kept"""
     structure = {}
 
@@ -102,37 +105,42 @@ def _forward(loop, block, variables, carry, shared, constants, rooms):
         given = _at(variables, i), carry, shared
         new, pullback, written = jax.vjp(lambda *given: block(*given, constants, room), *given, has_aux=True)
         leaves, tree = jax.tree.flatten(pullback)
-        known = {id(x): place for place, x in enumerate(jax.tree.leaves((given, constants)))}
+        # A pullback holds the very arrays that the block was given. One that it did not recognise would be kept once more.
+        known = {id(x): index for index, x in enumerate(jax.tree.leaves((given, constants)))}
         structure.update(given=tuple(known.get(id(leaf)) for leaf in leaves), pullback=tree)
         return new, [leaf for leaf in leaves if id(leaf) not in known], written
 
     def step(i, state):
         carry, carries, stacks = state
-        room = (tuple(stacks[place] for place in empty), i) if empty else None
+        room = (tuple(stacks[index] for index in rooms), i) if rooms else None
         carry, made, written = visit(i, carry, room)
         stacks = _put(stacks, made, i)
-        for place, stack in zip(empty, written or (), strict=True):
-            stacks[place] = jax.lax.platform_dependent(stacks[place], stack, tpu=lambda _, x: x, default=lambda x, _: x)
+        for index, stack in zip(rooms, written or (), strict=True):
+            stacks[index] = _written(stacks[index], stack)
         return carry, _put(carries, carry, i), stacks
 
-    length = len(jax.tree.leaves(variables)[0])
     _, made, _ = jax.eval_shape(visit, jnp.int32(0), carry)
-    empty = rooms(length, made)
-    stacks = [empty.get(place, stack) for place, stack in enumerate(_room(length, made))]
-    last, carries, stacks = loop(step, (carry, _room(length, carry), stacks))
+    rooms = find_rooms(length, made)
+    stacks = [rooms.get(index, stack) for index, stack in enumerate(_zeros(length, made))]
+    last, carries, stacks = loop(step, (carry, _zeros(length, carry), stacks))
+    # Nobody needs the last carry here, and its memory takes that before the first block.
     return last, _Kept(_put(carries, carry, length - 1), stacks, **structure)
 
 
-def _backward(loop, kept, variables, shared, constants, gradient):
+def _written(copied, by_block):
+    """The stack into which an array was copied, or on TPUs that into which the block wrote it."""
+    return jax.lax.platform_dependent(copied, by_block, tpu=lambda _, x: x, default=lambda x, _: x)
+
+
+def _backward(length, loop, kept, variables, shared, constants, gradient):
     """-> gradients of variables, carry and shared"""
-    last = len(jax.tree.leaves(variables)[0]) - 1
 
     def step(i, state):
-        i = last - i
+        i = length - 1 - i
         gradient, of_shared, of_variables = state
-        before = _at(kept.carries, jnp.where(i > 0, i - 1, last))
+        before = _at(kept.carries, jnp.where(i > 0, i - 1, length - 1))
         given, made = jax.tree.leaves((_at(variables, i), before, shared, constants)), iter(_at(kept.made, i))
-        leaves = [next(made) if place is None else given[place] for place in kept.given]
+        leaves = [next(made) if index is None else given[index] for index in kept.given]
         of_part, gradient, more = jax.tree.unflatten(kept.pullback, leaves)(gradient)
         return gradient, jax.tree.map(jnp.add, of_shared, more), _put(of_variables, of_part, i)
 
@@ -141,7 +149,7 @@ def _backward(loop, kept, variables, shared, constants, gradient):
     return of_variables, gradient, of_shared
 
 
-def _room(length, tree):
+def _zeros(length, tree):
     """Stacks for so many of each array."""
     return jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), tree)
 

@@ -130,7 +130,7 @@ def constrain(x: Array, *axes: str | None) -> Array:
 
 
 def device_kind() -> str:
-    """The kind of the devices of the mesh in use, as 'TPU v5 lite'; empty where it is unknown."""
+    """The kind of the devices of the mesh in use, as 'TPU v5 lite'; empty where it is unknown, as without `jax.set_mesh`."""
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     return device.device_kind if device is not None else ""
 

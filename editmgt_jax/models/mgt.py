@@ -55,7 +55,8 @@ class MGT(nn.Module):
       config: architecture.
       dtype: compute dtype of the matrix products; parameters, norms, softmax and, but for `head_precision`, logits are float32.
       remat: which activations the backward pass keeps: 'none' (all), 'dots' (float32 results of products), 'products' (those
-        that are dear, in `dtype`, and what fused attention needs) or 'full' (recompute everything).
+        that are dear, in `dtype`, and what fused attention needs) or 'full' (recompute everything). Where attention
+        is read or blocks are intervened in, all is kept.
       unroll: blocks in one turn of the scan. All of them is right for training small models on a CPU, which then need
         not stack what the backward pass keeps.
       head_precision: of the product with the codebook; only 'highest' keeps parity, and 'default' suits training.

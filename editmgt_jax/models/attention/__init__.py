@@ -41,8 +41,8 @@ __all__ = [
     "attend",
     "attend_and_read",
     "check_backend",
-    "prepare",
     "empty_rooms",
+    "prepare",
     "strength_bias",
     "text_to_image_attention",
 ]
@@ -104,7 +104,8 @@ def attend_and_read(
     """`attend`, and the attention of text to image that `reading` asks for. -> ([B S A*K], [B' R N] float32 or None, the room)
 
     q, k and v may be tuples of parts, one behind the other in S; then so is the result. What is read has no gradient with some
-    backends. A kernel writes its results into `room`, of arrays like those that `empty_rooms` finds; others leave it as it is.
+    backends. The kernel for TPUs writes its results into `room`,
+    stacks of `empty_rooms`. Other backends return it as it is.
     """
     check_backend(backend, jax.tree.leaves(q)[0].dtype)
     out, attention, room = BACKENDS[backend](q, k, v, group_bias, lengths, preparation, reading, room)
@@ -124,16 +125,21 @@ def _is_half(dtype) -> bool:
 
 
 def empty_rooms(length: int, kept: list) -> dict[int, jax.Array]:
-    """Stacks [L ...] for the results, by their places among the arrays that the backward pass of one block keeps. {} without a TPU's kernel.
+    """Stacks [L ...] for the results, by their indices in what the backward pass of one block keeps; {} without a TPU's kernel.
 
-    With one, queries, keys, values and results are kept, as many of each, and then the sums of the softmax, which alone have five axes.
+    With one, a block keeps queries, keys, values and results, as many of each, and then the sums of the softmax. These alone have
+    five axes.
     """
-    before = next((place for place, x in enumerate(kept) if x.ndim == 5), 0)
-    if before % 4 or not before or device_kind() == "TPU7x":  # there the compiler copies a whole stack for each result
+    sums = next((index for index, x in enumerate(kept) if x.ndim == 5), 0)
+    parts = sums // 4
+    queries, keys, values, results = ([x.shape for x in kept[i * parts : (i + 1) * parts]] for i in range(4))
+    if sums != 4 * parts or queries != results or keys != values:
+        return {}
+    if device_kind() == "TPU7x":  # there the compiler copies a whole stack for each result
         return {}
     from editmgt_jax.models.attention import pallas_tpu
 
-    return {place: pallas_tpu.empty_stack(length, kept[place]) for place in range(before - before // 4, before)}
+    return {index: pallas_tpu.empty_stack(length, kept[index]) for index in range(3 * parts, sums)}
 
 
 def _auto(q, k, v, group_bias, lengths, preparation=None, reading=None, room=None):

@@ -41,14 +41,14 @@ def call_kernel(
     Args:
       inputs, outputs: {name: (arrays or shapes, their blocks)}; prepared: {name: table}, further inputs.
       products: how many of [tile K S'] it computes.
-      read_in_place: inputs that a scan kept; they are not copied out of its stack first.
+      read_in_place: inputs that a loop kept; they are not copied out of its stack first.
       in_place: an input and the output that takes its memory.
     Returns: {name: arrays}.
     """
     (q, _), (k, _) = inputs["q"], inputs["k"]
     batch, keys = len(q[0]), sum(x.shape[1] for x in k)
-    cost = _cost(inputs, outputs, tiling, products)
     inputs |= {table: ((x,), (_table(table, x, tiling),)) for table, x in prepared.items()}
+    cost = _cost(inputs, outputs, tiling, products)
     of_keys = pltpu.VMEM((keys, tiling.width), k[0].dtype)
     scratch = scratch | ({"ready": of_keys} if prepared else {}) | ({"values": of_keys} if len(k) > 1 else {})
     counts = {"scalars": 1} | {name: len(arrays) for name, (arrays, _) in (inputs | outputs).items()}
@@ -151,7 +151,7 @@ def tiles(tiling: Tiling) -> Blocks:
 
 
 def in_stack(block: pl.BlockSpec) -> pl.BlockSpec:
-    """The same block of an array in a stack, whose place there is the third scalar."""
+    """The same block of an array in a stack, whose index there is the third scalar."""
     return pl.BlockSpec((None, *block.block_shape), lambda b, h, i, s: (s[2], *block.index_map(b, h, i, s)))
 
 
@@ -178,7 +178,7 @@ def statistics(tiling: Tiling) -> pl.BlockSpec:
 
 
 def of_bias(biases: jax.Array, tiling: Tiling) -> tuple[tuple[jax.Array], Blocks]:
-    """Biases [1 or B, Q, ...] with their block, as `_call` takes them: of the tile's group, or of all groups."""
+    """Biases [1 or B, Q, ...] with their block, as `call_kernel` takes them: of the tile's group, or of all groups."""
     batch, groups, *rest = biases.shape
 
     def index(b, h, i, scalars):

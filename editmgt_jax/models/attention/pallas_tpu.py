@@ -51,7 +51,7 @@ def attend(
     """
     if isinstance(q, tuple) and not _separable(q, preparation):
         parts, found = [x.shape[1] for x in q], (jnp.concatenate(x, axis=1) for x in (q, k, v))
-        out, read, _ = attend(*found, group_bias, lengths, preparation, reading)
+        out, read, room = attend(*found, group_bias, lengths, preparation, reading, room)
         return tuple(jnp.split(out, np.cumsum(parts)[:-1], axis=1)), read, room
     whole_q, (q, k, v) = not isinstance(q, tuple), (x if isinstance(x, tuple) else (x,) for x in (q, k, v))
     mesh, (batch, _, heads, _) = jax.sharding.get_abstract_mesh(), q[0].shape
@@ -82,11 +82,11 @@ def empty_stack(length: int, kept: jax.ShapeDtypeStruct) -> jax.Array:
         return jax.lax.empty((length, *kept.shape), kept.dtype)
     shape = (length, kept.shape[0] // mesh.size, *kept.shape[1:])
     return jax.shard_map(
-        lambda: jax.lax.empty(shape, kept.dtype), mesh=mesh, in_specs=(), out_specs=_kept(mesh), check_vma=False
+        lambda: jax.lax.empty(shape, kept.dtype), mesh=mesh, in_specs=(), out_specs=_residuals(mesh), check_vma=False
     )()
 
 
-def _kept(mesh):
+def _residuals(mesh):
     """How JAX lays out what a `shard_map` keeps for the backward pass, in a stack."""
     return P(None, mesh.axis_names)
 
@@ -123,7 +123,7 @@ def _on_mesh(run, mesh, q, k, v, group_bias, prepared, weights, wanted, room):
     biases = None if group_bias is None else P(batch if len(group_bias) > 1 else None)
     tables = {name: P(length if name.startswith("q_") and name != "q_scale" else None) for name in prepared}
     specs = (queries, keys, keys, biases, tables, None if weights is None else P(batch, None, length), P())
-    of_room = room and Room(_kept(mesh), P())
+    of_room = room and Room(_residuals(mesh), P())
     return jax.shard_map(
         share,
         mesh=mesh,
@@ -250,7 +250,7 @@ def _forward(q, k, v, prepared, group_bias, weights, scalars, room, tiling):
     if room is not None:
         inputs["room"] = room.stacks, (pl.BlockSpec(memory_space=pl.ANY),) * len(room.stacks)
         outputs["out"] = calls.like(room.stacks), tuple(calls.in_stack(block) for block in calls.tiles(tiling))
-        scalars = jnp.append(scalars, room.place)
+        scalars = jnp.append(scalars, room.index)
     if weights is not None:
         block = pl.BlockSpec((None, weights.shape[1], tiling.tile), lambda b, h, i, _: (b, 0, i))
         inputs["text_weights"] = (weights,), (block,)
@@ -263,7 +263,7 @@ def _forward(q, k, v, prepared, group_bias, weights, scalars, room, tiling):
     read, out = found["read"][0].sum(axis=1) if weights is not None else None, found["out"]
     if room is not None:
         room = room._replace(stacks=out)
-        out = tuple(jax.lax.dynamic_index_in_dim(x, room.place, 0, False, allow_negative_indices=False) for x in out)
+        out = tuple(jax.lax.dynamic_index_in_dim(x, room.index, 0, False, allow_negative_indices=False) for x in out)
     return out, read, room, found["lse"][0]
 
 

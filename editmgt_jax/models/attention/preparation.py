@@ -56,10 +56,10 @@ class Reading:
 
 
 class Room(NamedTuple):
-    """Where the results of a kernel are kept: as [L ...] of each of `stacks`, at `place`, an int32 scalar."""
+    """Where the results of a kernel are kept: in stacks [L ...], one for each result, at an index, int32 []."""
 
     stacks: tuple[jax.Array, ...]
-    place: jax.Array
+    index: jax.Array
 
 
 def prepare(q: jax.Array, k: jax.Array, preparation: Preparation | None) -> tuple[jax.Array, jax.Array]:

@@ -8,6 +8,7 @@ import pytest
 
 from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation import evaluate as job
+from editmgt_jax.evaluation.protocol import Selection
 from editmgt_jax.evaluation.protocols.table import open_protocol
 
 MAKERS = {
@@ -52,6 +53,14 @@ def test_entries_of_json(tmp_path, name, text, told):
     with pytest.raises(UserError, match=told) as error:
         job.evaluate(open_protocol(name), data, tmp_path / "run", outputs=outputs)
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name, choice", [("magicbrush", {"split": "test"}), ("emu_paper", {"language": "en"})])
+def test_what_a_benchmark_has_once_cannot_be_chosen(tmp_path, name, choice):
+    (told,) = choice
+    with pytest.raises(UserError, match=f"{name} has no {told} to choose; got '{choice[told]}'"):
+        job.evaluate(open_protocol(name), tmp_path, tmp_path / "run", outputs=tmp_path, selection=Selection(**choice))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_table_that_is_cut_off(tmp_path):

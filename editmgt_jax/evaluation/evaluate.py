@@ -72,6 +72,9 @@ def evaluate(
     if (outputs is None) == (editor is None):
         raise UserError("an evaluation needs edited pictures or a model that makes them: one of outputs and model")
     data, workdir, models, selection = Path(data), Path(workdir), models or Models(), selection or Selection()
+    for name in ("split", "language"):
+        if getattr(selection, name) is not None and name not in protocol.chosen_by:
+            raise UserError(f"{protocol.name} has no {name} to choose; got {getattr(selection, name)!r}: leave it out")
     if not data.is_dir():
         raise FileNotFoundError(f"the data of a benchmark are a folder; there is none at {data}")
     if outputs is not None and not Path(outputs).is_dir():

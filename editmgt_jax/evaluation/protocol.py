@@ -59,6 +59,9 @@ class Protocol(abc.ABC):
     lpips: ClassVar[str | None] = None  # a network of `models.lpips`
     judged: ClassVar[bool] = False
     directions: ClassVar[dict[str, int]] = {}  # 1: more is better, -1: less is better, by metric
+    chosen_by: ClassVar[
+        tuple[str, ...]
+    ] = ()  # 'split' or 'language': what of a `Selection` its data set has several of
     resizes: ClassVar[bool] = True  # whether the reference resizes an edited picture of another size
 
     @abc.abstractmethod

@@ -41,6 +41,7 @@ class EmuPaper(Protocol):
     reference = "Emu Edit, Sheynin et al. 2023, section 4"
     clip, dino = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
     directions = {"clip_i": 1, "clip_t": 1, "clip_dir": 1, "dino": 1, "l1": -1, "l2": -1}
+    chosen_by = ("split",)
     split, against = "test", "image"
 
     def read(self, data: Path, selection: Selection) -> Iterable[Example | Skipped]:

@@ -102,6 +102,7 @@ class Step1X(Protocol):
     title = "GEdit-Bench, the official scorer's form: the edited picture resized to the source"
     reference = "Step1X-Edit, GEdit-Bench/test_gedit_score.py and calculate_statistics.py"
     judged = True
+    chosen_by = ("language",)
     directions = {name: 1 for name in SCORES} | {"unparsed": -1}
     source_column = "input_image"
     fields = (

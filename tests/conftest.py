@@ -28,6 +28,7 @@ install_import_hook(["editmgt_jax.models", "editmgt_jax.sampling"], "type_check.
 
 import tiny  # noqa: E402
 
+from editmgt_jax import executables  # noqa: E402
 from editmgt_jax.pipeline import EditPipeline  # noqa: E402
 from editmgt_jax.weights import presets  # noqa: E402
 from editmgt_jax.weights.random_model import make_random  # noqa: E402
@@ -43,6 +44,14 @@ def few_programs():
     if maps.exists() and len(maps.read_bytes().splitlines()) > 20_000:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def own_executables():
+    """A command that a test runs in this process names a folder of executables: for that test alone."""
+    before = executables._folder
+    yield
+    executables.keep_in(before)
 
 
 @pytest.fixture

@@ -39,9 +39,8 @@ _ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _CHANGES_NOTHING = "jax_compilation_cache_dir="
 KEPT = 64  # executables of one process at most
 
-preparing = (
-    threading.RLock()
-)  # held by the thread that looks for a program or compiles it, so that no two compile the same
+# Held by the thread that looks for a program or compiles it, so that no two compile the same.
+preparing = threading.RLock()
 
 _folder: Path | None = None
 _ready: dict[str, Callable] = {}

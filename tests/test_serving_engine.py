@@ -31,12 +31,18 @@ def work(seed, size=(8, 8)):
     return Work({"image": Image.new("RGB", size), "seed": seed}, lambda result: result)
 
 
+def running(engine, one):
+    """The answer to come of work that the engine has begun."""
+    answer = engine.submit(one)
+    while engine.waiting:
+        time.sleep(0.01)
+    return answer
+
+
 def test_a_full_queue_a_client_that_goes_and_the_end():
     slow = Slow()
     engine = Engine(slow, Limits(queue=2, batch=2, wait_seconds=0))
-    running = engine.submit(work(0))
-    while engine.waiting:
-        time.sleep(0.01)
+    begun = running(engine, work(0))
     gone, waiting = engine.submit(work(1)), engine.submit(work(2))
     with pytest.raises(ApiError) as full:
         engine.submit(work(3))
@@ -48,7 +54,7 @@ def test_a_full_queue_a_client_that_goes_and_the_end():
     with pytest.raises(ApiError, match="shutting down"):
         engine.submit(work(4))
     slow.go.set()
-    assert running.result(5) == 0
+    assert begun.result(5) == 0
     engine.join(5)
     assert [call["seed"] for call in slow.seen] == [0]
 
@@ -81,9 +87,7 @@ def test_work_that_outlasts_the_end_of_the_server_is_answered_503():
 def test_what_was_cancelled_is_not_decoded_and_shapes_do_not_mix():
     slow = Slow()
     engine = Engine(slow, Limits(queue=9, batch=4, wait_seconds=0.05))
-    first = engine.submit(work(0))
-    while engine.waiting:
-        time.sleep(0.01)
+    first = running(engine, work(0))
     rest = [engine.submit(work(1)), engine.submit(work(2, (9, 8))), engine.submit(work(3)), engine.submit(work(4))]
     rest[3].cancel()
     slow.go.set()

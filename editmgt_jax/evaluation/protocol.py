@@ -59,9 +59,7 @@ class Protocol(abc.ABC):
     lpips: ClassVar[str | None] = None  # a network of `models.lpips`
     judged: ClassVar[bool] = False
     directions: ClassVar[dict[str, int]] = {}  # 1: more is better, -1: less is better, by metric
-    chosen_by: ClassVar[
-        tuple[str, ...]
-    ] = ()  # 'split' or 'language': what of a `Selection` its data set has several of
+    chosen_by: ClassVar[tuple[str, ...]] = ()  # of 'split' and 'language', what its data set has several of
     resizes: ClassVar[bool] = True  # whether the reference resizes an edited picture of another size
 
     @abc.abstractmethod

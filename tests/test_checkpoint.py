@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,8 @@ from editmgt_jax.training.config import Optimizer
 from editmgt_jax.training.optimizer import make_optimizer
 from editmgt_jax.training.sharding import Layout, make_mesh, with_shardings
 from editmgt_jax.training.state import new_state
+from editmgt_jax.weights import trees
 from editmgt_jax.weights.trees import CheckpointError
-
-# Orbax leaves its other reads behind when one fails.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 # Of the host: what jax draws differs in the last place from mesh to mesh, from 0.12 on.
 KERNEL = np.random.default_rng(0).standard_normal((64, 32), np.float32)
@@ -129,6 +128,22 @@ def test_a_damaged_last_checkpoint_is_put_aside(tmp_path, damage, sizes_known, c
         assert restored(tmp_path) == (4.0, 1)
         damage(tmp_path / "checkpoints" / "4")
         assert restored(tmp_path) == (2.0, 1)
+
+
+def test_reads_that_orbax_leaves_behind_are_not_reported_and_other_faults_are():
+    async def left_behind():
+        raise AssertionError
+
+    reported, ours = [], left_behind()
+    hook = trees._of_others(reported.append)
+    theirs = types.SimpleNamespace(cr_code=types.SimpleNamespace(co_filename="site-packages/orbax/serialization.py"))
+    for faulty, error in ((theirs, Exception()), (None, RuntimeError("Event loop is closed"))):
+        hook(types.SimpleNamespace(object=faulty, exc_value=error))
+    assert not reported
+    for faulty, error in ((ours, Exception()), (None, RuntimeError("out of threads")), (left_behind, ValueError())):
+        hook(types.SimpleNamespace(object=faulty, exc_value=error))
+    assert len(reported) == 3
+    ours.close()
 
 
 def test_an_array_that_changed_unnoticed_by_the_format_is_seen(tmp_path, monkeypatch):

@@ -4,6 +4,8 @@ import errno
 import logging
 import os
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -14,6 +16,7 @@ from editmgt_jax.errors import EditMGTError, UserError
 from editmgt_jax.files import system_errors
 
 _PATTERNS = "[]*?\\"
+_READERS = ("tensorstore", "ocdbt", "/orbax/")  # as asyncio's messages name them
 _IN_FLIGHT = 1 << 30  # bytes that a whole tree is written and read with
 
 
@@ -23,11 +26,27 @@ def _is_of_others(record: logging.LogRecord) -> bool:
 
 def _is_new(record: logging.LogRecord) -> bool:
     """asyncio repeats the errors of each array of a checkpoint that cannot be read."""
-    return not ("never retrieved" in record.getMessage() and "tensorstore" in record.getMessage())
+    message = record.getMessage()
+    return not ("never retrieved" in message and any(name in message.lower() for name in _READERS))
+
+
+def _of_others(report: Callable) -> Callable:
+    """`sys.unraisablehook` without the reads that Orbax leaves behind when another one fails, dozens of them: they are dropped
+    before they end, or end when the loop of events is closed that they would tell."""
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        code = getattr(unraisable.object, "cr_code", None)
+        dropped = code is not None and "/orbax/" in code.co_filename
+        too_late = unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed"
+        if not (dropped or too_late):
+            report(unraisable)
+
+    return hook
 
 
 logging.getLogger("absl").addFilter(_is_of_others)  # Orbax prints tracebacks of the errors that it raises, too
 logging.getLogger("asyncio").addFilter(_is_new)
+sys.unraisablehook = _of_others(sys.unraisablehook)
 
 
 class CheckpointError(EditMGTError, RuntimeError):

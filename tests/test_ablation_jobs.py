@@ -116,7 +116,11 @@ def test_several_devices_record_the_same_but_for_rounding(home, whole, tmp_path)
         ),
         (
             "ablate score {whole} --config.score.sets=('9',)",
-            "distinct blocks from 0 to 2 (this model's blocks); got [9]",
+            "distinct blocks from 0 to 2 (this model's blocks); got 9",
+        ),
+        (
+            "ablate run --config {config} --workdir {gone} --config.score.sets=('0-9',)",
+            "distinct blocks from 0 to 2 (this model's blocks); got 0-9",
         ),
         ("ablate score {whole} --config.score.sets=()", "score.sets must be several texts"),
         ("ablate record --config scenes_mgt --workdir {gone}", "task must be one of ablate; got 'mgt'"),
@@ -126,6 +130,8 @@ def test_several_devices_record_the_same_but_for_rounding(home, whole, tmp_path)
 )
 def test_wrong_commands_say_so_in_one_line(home, whole, capsys, words, message):
     places = {"gone": home / "gone", "whole": home / "whole", "config": home / "config.py", "home": home}
+    before = (home / "whole" / "config.json").read_text()
     assert main(words.format(**places).split()) == 2
+    assert (home / "whole" / "config.json").read_text() == before and not (home / "gone" / "records").exists()
     told = capsys.readouterr().err.strip().splitlines()
     assert len(told) == 1 and message in told[0]

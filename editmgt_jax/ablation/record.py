@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from editmgt_jax.ablation.choices import parts
 from editmgt_jax.ablation.config import AblationConfig
 from editmgt_jax.ablation.examples import ExampleSource, model_folder
 from editmgt_jax.ablation.records import MANIFEST, Manifest, RecordError, Records
@@ -44,16 +45,23 @@ class Pass(NamedTuple):
     strength: np.ndarray  # float32 [B]
 
 
-def record(config: AblationConfig, workdir: Path, progress: Callable[[Iterable], Iterable] = iter) -> Path:
+def record(
+    config: AblationConfig, workdir: Path, progress: Callable[[Iterable], Iterable] = iter, scored: bool = False
+) -> Path:
     """Records all that a config asks for; goes on where an earlier call was killed. -> the folder of the records
 
     Each process of the job records whole chunks on its own devices; the model is whole on each of them.
+
+    Args:
+      scored: whether scores follow: what they would refuse is refused first.
     Errors: UserError; RecordError when the folder holds records of something else.
     """
     recorder = Recorder(
         config, EditPipeline.from_pretrained(model_folder(config.model), batch_size=config.record.chunk)
     )
     folder, manifest = workdir / "records", recorder.manifest
+    if scored:
+        parts(config.score, manifest, config.statistics.seed)
     with processes.first_then_others():
         if processes.is_first():
             _begin(folder, manifest)

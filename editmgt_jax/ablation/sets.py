@@ -34,11 +34,9 @@ def of_blocks(blocks: Sequence[int], num_blocks: int, kind: str = "named") -> Bl
     """The mean over some blocks. Errors: UserError for an empty set, or a block that there is not."""
     if not blocks:
         raise UserError(f"a set of blocks must name at least one of 0 to {num_blocks - 1}; got none")
-    bad = [block for block in blocks if block not in range(num_blocks)]
-    if bad or len(set(blocks)) < len(blocks):
-        raise UserError(
-            f"a set must hold distinct blocks from 0 to {num_blocks - 1} (this model's blocks); got {list(blocks)}"
-        )
+    if any(block not in range(num_blocks) for block in blocks) or len(set(blocks)) < len(blocks):
+        got = name_of(blocks) if len(set(blocks)) == len(blocks) else ",".join(map(str, blocks))
+        raise UserError(f"a set must hold distinct blocks from 0 to {num_blocks - 1} (this model's blocks); got {got}")
     weights = np.zeros(num_blocks)
     weights[list(blocks)] = 1 / len(blocks)
     return BlockSet(name_of(blocks), kind, tuple(weights.tolist()))

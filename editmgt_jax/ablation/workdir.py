@@ -1,10 +1,12 @@
 """The work directory of an ablation: its config, and what a config that goes on may change."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from editmgt_jax.ablation.config import ABLATIONS, AblationConfig
 from editmgt_jax.errors import UserError
-from editmgt_jax.files import mounted, read_json, write_json
+from editmgt_jax.files import mounted, read_json, write_json, write_text
 from editmgt_jax.training import declare
 from editmgt_jax.training.config import read_config
 from editmgt_jax.training.declare import ConfigError
@@ -54,3 +56,18 @@ def write_workdir(folder: Path, config: AblationConfig) -> None:
     """Writes what `read_workdir` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG, config.to_dict(), indent=2)
+
+
+@contextlib.contextmanager
+def unchanged_if_refused(folder: Path) -> Iterator[None]:
+    """A UserError leaves the config in a work directory as it was before."""
+    path = folder / CONFIG
+    before = path.read_text() if path.is_file() else None
+    try:
+        yield
+    except UserError:
+        if before is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_text(path, before)
+        raise

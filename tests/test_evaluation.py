@@ -226,3 +226,14 @@ def test_hold_of_one_step_is_applied_afterwards(model, pairs, hold, filter):
     assert sure.mean() > 0.99 and 0.05 < held["keep"].mean() < 0.95
     np.testing.assert_array_equal(found["tokens"][sure], held["tokens"][sure])
     np.testing.assert_array_equal(found["passes"], held["passes"])
+
+
+@pytest.mark.parametrize("settings", [{"steps": 1}, {"steps": 1, "image_guidance_scale": 3.0}, {"steps": 2}], ids=str)
+def test_attention_is_that_of_guided_edits(model, pairs, settings):
+    runner = Runner(EditPipeline.from_pretrained(model), 4, seed=0)
+    settings = settings | {"layers": [0, 1, 2], "hold_threshold": 0.0, "guidance_scale": 4.0}
+    source_ids = runner.ids(pairs.source)
+    guided = runner.edit(pairs, source_ids, **settings)["attention"]
+    np.testing.assert_array_equal(runner.attention(pairs, source_ids, **settings), guided)
+    unguided = runner.edit(pairs, source_ids, **(settings | {"guidance_scale": 1.0}))["attention"]
+    assert np.abs(unguided - guided).max() < 1e-6 or settings["steps"] > 1

@@ -40,14 +40,14 @@ def choose_localisation(runner: Runner, all_layers: Sequence[int], objects: str,
     """Thresholds of the relevance and the best single layer, on local edits of the training split."""
     pairs = Pairs(runner.size, "train", SELECTION_PAIRS, objects, SELECTION_SEED, LOCAL)
     source_ids = runner.ids(pairs.source)
-    edits = runner.edit(pairs, source_ids, **(settings | {"layers": all_layers, "hold_threshold": 0.0}))
+    attention = runner.attention(pairs, source_ids, **(settings | {"layers": all_layers, "hold_threshold": 0.0}))
     truth = pairs.token_mask(source_ids.shape[1:])
 
     used = runner.pipe.settings(**settings)
     layers = list(used.layers)
 
     def relevance(layers):
-        return runner.relevance(edits["attention"], truth.shape[1:], layers, used.filter)
+        return runner.relevance(attention, truth.shape[1:], layers, used.filter)
 
     threshold, value = metrics.best_threshold(relevance(layers), truth)
     singles = {layer: metrics.best_threshold(relevance([layer]), truth) for layer in all_layers}

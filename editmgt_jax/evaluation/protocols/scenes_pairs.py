@@ -116,6 +116,20 @@ class Runner:
         found.append(_columns(*ahead.pop()))
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
+    def attention(self, pairs: Pairs, source_ids: np.ndarray, **settings: Any) -> np.ndarray:
+        """The `attention` of `edit` alone, the same numbers. -> [n J N]
+
+        In the only step of a decode no token has been drawn, so guidance has no say in it: its other copies of the batch are left out,
+        and as many pairs more are edited at once.
+        """
+        used = self.pipe.settings(**settings)
+        if used.steps > 1:
+            return self.edit(pairs, source_ids, **settings)["attention"]
+        copies = 3 if used.image_guided else 2 if used.guided else 1
+        alone = Runner(self.pipe, self.batch_size * copies, self.seed, self.size)
+        unguided = {"guidance_scale": 1.0, "image_guidance_scale": 1.0}
+        return alone.edit(pairs, source_ids, **(settings | unguided))["attention"]
+
     def relevance(self, attention: np.ndarray, grid: tuple[int, int], layers: Sequence[int], kind: str) -> np.ndarray:
         """Relevance [n H W], filtered as `kind` says, of some of the layers in `attention` [n J N]."""
         mgt_grid = tuple(side // self.pipe.model.mgt.config.stride for side in grid)

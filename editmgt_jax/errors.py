@@ -9,6 +9,8 @@ import unicodedata
 
 FINAL = 2  # exit code of errors that a restart cannot fix, as of most commands that were called wrongly
 TRANSIENT = os.EX_TEMPFAIL  # of errors that a restart may fix
+_OF_DEVICES = ("JaxRuntimeError", "XlaRuntimeError")
+_OF_LOADER = ("failed to map segment", "cannot map zero-fill pages")  # of ld.so, for a library that does not fit
 _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH}
 
 
@@ -34,6 +36,16 @@ def exit_code(error: EditMGTError | OSError) -> int:
     if isinstance(error, EditMGTError):
         return error.exit_code
     return TRANSIENT if error.errno in _PASSING else FINAL
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice, the host's or a device's, for an error or for what caused it."""
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ in _OF_DEVICES and "RESOURCE_EXHAUSTED" in text:
+        return True
+    if isinstance(error, ImportError) and any(words in text for words in _OF_LOADER):
+        return True
+    return error.__cause__ is not None and is_of_memory(error.__cause__)
 
 
 def one_line(text: str) -> str:

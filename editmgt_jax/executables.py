@@ -172,7 +172,8 @@ def _read(path: Path) -> Callable | None:
 
 
 def _device() -> jax.Device:
-    return jax.config.jax_default_device or jax.devices()[0]
+    chosen = jax.config.jax_default_device  # a platform's name, where JAX_DEFAULT_DEVICE says it
+    return jax.devices(chosen)[0] if chosen is None or isinstance(chosen, str) else chosen
 
 
 def _name(function, args, static) -> str:

@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import types
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +129,15 @@ def test_a_damaged_last_checkpoint_is_put_aside(tmp_path, damage, sizes_known, c
         assert restored(tmp_path) == (4.0, 1)
         damage(tmp_path / "checkpoints" / "4")
         assert restored(tmp_path) == (2.0, 1)
+
+
+def test_a_checkpoint_is_not_damaged_where_memory_does_not_suffice(tmp_path, monkeypatch):
+    write(tmp_path, steps=(2,))
+    with monkeypatch.context() as patch:
+        patch.setattr("editmgt_jax.training.checkpoint.ocp.load_checkpointables", Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            restored(tmp_path)
+    assert restored(tmp_path) == (2.0, 1)
 
 
 def test_reads_that_orbax_leaves_behind_are_not_reported_and_other_faults_are():

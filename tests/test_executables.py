@@ -149,6 +149,11 @@ def test_a_platform_that_cannot_write_executables_keeps_them(folder, monkeypatch
     assert len(traced) == 1 and not folder.exists()
 
 
+def test_the_default_device_may_be_the_name_of_a_platform(folder):
+    with jax.default_device("cpu"):
+        assert executables._device() == jax.devices("cpu")[0]
+
+
 def test_arrays_on_several_devices_go_the_way_of_jit(folder):
     mesh = Mesh(np.array(jax.devices()), ("data",))
     spread = inputs(16) | {"a": jax.device_put(jnp.arange(16.0), NamedSharding(mesh, PartitionSpec("data")))}

@@ -98,3 +98,12 @@ def test_a_tokenizer_without_pad_token(tmp_path):
     (tmp_path / "t" / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(PromptError, match="pad token"):
         PromptTokenizer(tmp_path / "t", 32)
+
+
+def test_memory_that_does_not_suffice_is_no_damaged_tokenizer(tokenizer, tmp_path, monkeypatch):
+    def read(_):
+        raise ImportError("tokenizers.so: failed to map segment from shared object")
+
+    monkeypatch.setattr("editmgt_jax.models.prompts._read", read)
+    with pytest.raises(ImportError):
+        PromptTokenizer(tmp_path / "tokenizer")

@@ -140,6 +140,8 @@ def test_models_health_and_metrics(client):
 
 BAD = [
     ({"prompt": " "}, "prompt"),
+    ({"prompt": "make the car\0red"}, "prompt"),
+    ({"negative_prompt": "\0"}, "negative_prompt"),
     ({"n": "0"}, "n"),
     ({"n": "11"}, "n"),
     ({"n": "two"}, "n"),

@@ -12,9 +12,10 @@ import zlib
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from editmgt_jax import cli
-from editmgt_jax.cli import compile_cache
+from editmgt_jax.cli import backend, compile_cache
 from editmgt_jax.errors import TRANSIENT, UserError, one_line
 
 PYTHON = [sys.executable, "-c"]
@@ -27,7 +28,7 @@ def start(code, **options):
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU])
 def test_a_signal_ends_a_command_and_what_it_was_writing(tmp_path, number):
     code = (
         f"import signal; signal.signal({number:d}, signal.SIG_DFL)\n"  # whatever started the tests may ignore it
@@ -116,6 +117,8 @@ def test_stdout_that_is_full_is_an_error_and_one_that_nobody_reads_is_none():
     version = f"{sys.executable} -m editmgt_jax --version"
     full = run(f"{version} > /dev/full")
     assert full.returncode == 2 and full.stderr == "editmgt: error: standard output: No space left on device\n"
+    long = run(f"{sys.executable} -m editmgt_jax inspect --preset editmgt-1024 --json > /dev/full")
+    assert long.returncode == 2 and long.stderr == "editmgt: error: standard output: No space left on device\n"
     unread = run(f"{version} | true; exit ${{PIPESTATUS[0]}}")
     assert unread.returncode in (0, cli.PIPE_CLOSED) and unread.stderr == ""
 
@@ -141,6 +144,9 @@ def test_versions_and_errors_are_one_line(capsys):
         assert (
             ended.value.code == 2 and text.count("\n") == 1 and text.startswith("editmgt") and text[:-1].isprintable()
         )
+    with pytest.raises(SystemExit):
+        cli.main(["edit", "--instruction", "-x"])
+    assert "a value that begins with a dash is given as --instruction=-VALUE" in capsys.readouterr().err
     assert one_line("a\nb\x00\udce9é") == "a\\nb\\x00\\udce9é"
 
 
@@ -150,8 +156,9 @@ def test_versions_and_errors_are_one_line(capsys):
         MemoryError(),
         np._core._exceptions._ArrayMemoryError((10**9,), np.dtype("f4")),
         jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nstack"),
+        ImportError("libjax_common.so: failed to map segment from shared object"),
     ],
-    ids=["python", "numpy", "jax"],
+    ids=["python", "numpy", "jax", "library"],
 )
 def test_memory_that_does_not_suffice_is_told_in_a_line(monkeypatch, capsys, error):
     def fail(_):
@@ -172,6 +179,42 @@ def test_a_platform_that_is_not_there_is_told_in_a_line(monkeypatch, capsys):
     assert cli.main(["inspect", "model"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "JAX_PLATFORMS must name devices of this machine, such as cpu; got 'rocket'" in line
+
+
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("XLA_FLAGS", "--nonsense", "Unknown flag in XLA_FLAGS: --nonsense"),
+        ("XLA_FLAGS", "--xla_force_host_platform_device_count=x", "Couldn't interpret value x"),
+        ("JAX_PLATFORMS", "cuda", "JAX_PLATFORMS must name devices of this machine, such as cpu; got 'cuda'"),
+        ("JAX_DEFAULT_DEVICE", "rocket", "an environment variable of JAX"),
+        ("JAX_ENABLE_X64", "maybe", "an environment variable of JAX"),
+    ],
+)
+def test_environment_variables_of_jax_are_told_in_a_line(tmp_path, name, value, said):
+    Image.new("RGB", (32, 32)).save(tmp_path / "in.png")
+    command = [*(sys.executable, "-m", "editmgt_jax", "edit", "--image", "in.png"), *("--instruction", "x")]
+    run = subprocess.run(
+        [*command, "--output", "out.png"],
+        cwd=tmp_path,
+        env={**os.environ, name: value},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    (line,) = run.stderr.splitlines()
+    assert run.returncode == 2 and said in line and line.startswith("editmgt: error: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
+
+
+def test_flags_that_xla_knows_are_taken(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    backend.check_flags()
+
+
+def test_threads_that_may_not_start_are_told():
+    told = backend.for_users(RuntimeError("can't start new thread"))
+    assert told.exit_code == TRANSIENT and "ulimit -u" in str(told)
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):

@@ -1,4 +1,4 @@
-"""The command line, `editmgt`. Each module but `shared`, `surroundings` and `compile_cache` is a family of commands: arguments and actions.
+"""The command line, `editmgt`. Each module but `shared`, `surroundings`, `backend` and `compile_cache` is a family of commands: arguments and actions.
 
 Heavy modules are imported inside the commands.
 """
@@ -6,12 +6,13 @@ Heavy modules are imported inside the commands.
 import argparse
 import importlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 
-from editmgt_jax.cli import surroundings
-from editmgt_jax.errors import EditMGTError, UserError, exit_code, one_line
+from editmgt_jax.cli import backend, surroundings
+from editmgt_jax.errors import EditMGTError, exit_code, one_line
 
 FAMILIES = ("pictures", "serve", "data", "train", "models", "evaluate", "ablate", "compile")
 PIPE_CLOSED = 141  # exit code of a command whose reader has gone, as of one that SIGPIPE ends
@@ -29,10 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(argv)
     surroundings.guard_streams()
     surroundings.hush_others()
-    surroundings.watch_signals()
     try:
         try:
-            code = _run(sys.argv[1:])
+            code = _run(sys.argv[1:], _begin)
         except SystemExit as ended:  # of argparse, for one
             code = ended.code
         sys.stdout.flush()
@@ -40,12 +40,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if isinstance(error, BrokenPipeError):
             return PIPE_CLOSED
-        error.filename = error.filename or "standard output"
         return _failed(error)
     return code
 
 
-def _run(argv) -> int:
+def _begin() -> None:
+    """Prepares the process for a command. Errors: UserError."""
+    surroundings.watch_signals()
+    backend.check_flags()
+
+
+def _run(argv, begin=lambda: None) -> int:
+    """`main` for arguments, after `begin`, whose errors are told like a command's."""
     parser = make_parser()
     args, extra = parser.parse_known_args(argv)
     args.overrides = extra
@@ -59,6 +65,7 @@ def _run(argv) -> int:
         warnings.showwarning = _Notes()
         warnings.simplefilter("default", UserWarning)  # notes are printed, whatever else makes warnings errors
         try:
+            begin()
             args.run(args)
         except KeyboardInterrupt:
             print("editmgt: interrupted", file=sys.stderr)
@@ -71,26 +78,13 @@ def _run(argv) -> int:
             args.end_job(code)
             return code
         except Exception as defect:
-            if (error := _of_backend(defect)) is None:
+            if (error := backend.for_users(defect)) is None:
                 args.end_job(1, defect)
                 raise
             code = _failed(error)
             args.end_job(code)
             return code
     return 0
-
-
-def _of_backend(error: Exception) -> EditMGTError | None:
-    """An error of memory, the host's or a device's, or of JAX_PLATFORMS, as one for users; None for others."""
-    if isinstance(error, RuntimeError) and str(error).startswith("Unable to initialize backend"):
-        platforms = os.environ.get("JAX_PLATFORMS", "")
-        return UserError(f"JAX_PLATFORMS must name devices of this machine, such as cpu; got {platforms!r}: {error}")
-    of_device = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in str(error)
-    if not (of_device or isinstance(error, MemoryError)):
-        return None
-    first_line = next(iter(str(error).strip().splitlines()), "nothing more is known")
-    advice = "take fewer or smaller pictures, smaller batches or a smaller model, or free memory"
-    return EditMGTError(f"there is not enough memory ({first_line}): {advice}", transient=True)
 
 
 def _failed(error) -> int:
@@ -135,6 +129,8 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message):
+        if match := re.fullmatch(r"argument (--\S+): expected one argument", message):
+            message += f": a value that begins with a dash is given as {match[1]}=-VALUE"
         self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
 
 

@@ -1,6 +1,6 @@
 """The process of a command: its standard streams, its signals, its forked children. Nothing heavy is imported.
 
-SIGINT, SIGTERM and SIGHUP end a command at once, at any moment, without what it was writing and without its own child
+SIGINT, SIGTERM, SIGHUP and SIGXCPU end a command at once, at any moment, without what it was writing and without its own child
 processes. Python's way, an exception in the main thread, waits for compilations, and libraries swallow it or crash.
 """
 
@@ -15,7 +15,7 @@ from editmgt_jax import locks
 from editmgt_jax.files import remove_pending
 
 OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # this package
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)  # the last of a limit of processor time
 _ENDS = threading.Lock()
 
 
@@ -24,27 +24,45 @@ def guard_streams() -> None:
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # else a file that is opened later would have their number
         os.set_inheritable(spare, True)
     os.close(spare)
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for the life of the process)
+    sys.stdout = _Named(sys.stdout or open(os.devnull, "w"))  # noqa: SIM115  (for the life of the process)
     sys.stderr = _Tolerant(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115  (the same)
 
 
-class _Tolerant:
-    """A stream of messages: what cannot be written is lost."""
+class _Stream:
+    """A standard stream whose writes happen under `_watched`."""
 
     def __init__(self, stream):
         self._stream = stream
 
     def write(self, text):
-        with contextlib.suppress(OSError, ValueError):
+        with self._watched():
             return self._stream.write(text)
 
     def flush(self):
-        with contextlib.suppress(OSError, ValueError):
+        with self._watched():
             self._stream.flush()
 
     def __getattr__(self, name):
         return getattr(self._stream, name)
+
+
+class _Tolerant(_Stream):
+    """A stream of messages: what cannot be written is lost."""
+
+    def _watched(self):
+        return contextlib.suppress(OSError, ValueError)
+
+
+class _Named(_Stream):
+    """A stream of results, whose errors name it."""
+
+    @contextlib.contextmanager
+    def _watched(self):
+        try:
+            yield
+        except OSError as error:
+            error.filename = "standard output"
+            raise
 
 
 def hush_others() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from editmgt_jax.errors import UserError
+from editmgt_jax.errors import UserError, is_of_memory
 from editmgt_jax.files import new_folder
 from editmgt_jax.models import clip_tokenizer
 
@@ -56,6 +56,8 @@ class PromptTokenizer:
         try:
             self._tokenizer = _read(directory)
         except Exception as error:  # noqa: BLE001  (the libraries raise bare ones for damaged files)
+            if is_of_memory(error):
+                raise
             raise PromptError(f"{directory} must hold a tokenizer that transformers can read: {error}") from error
         self.length, self.truncate = length or self._tokenizer.model_max_length, truncate
         if self._tokenizer.pad_token_id is None:

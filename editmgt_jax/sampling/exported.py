@@ -20,7 +20,7 @@ import numpy as np
 from jax import export
 
 from editmgt_jax import executables
-from editmgt_jax.errors import UserError
+from editmgt_jax.errors import UserError, is_of_memory
 from editmgt_jax.files import parse_json, replacing
 from editmgt_jax.models.mgt import MGT
 from editmgt_jax.sampling.edit import TokenEdit, decode_edit
@@ -115,6 +115,8 @@ class ExportedDecode:
         try:
             self._exported = export.deserialize(bytearray(program))
         except Exception as error:  # noqa: BLE001  (a damaged program raises errors of many kinds)
+            if is_of_memory(error):
+                raise
             first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise UserError(f"{path} cannot be read, export it again: {first_line}") from error
         self._program = _program_of(self._exported, executables.digest(content))

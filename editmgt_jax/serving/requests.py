@@ -70,6 +70,8 @@ class Fields:
             raise bad(
                 f"{name} must be a text; got a file" if hasattr(value, "read") else f"{name} must be one value", name
             )
+        if "\0" in str(value):  # which tells of bytes that are no text
+            raise bad(f"{name} must be text without NUL; got {_short(str(value))}", name)
         return None if value is None or value == "" else str(value)
 
     def choice(self, name: str, choices: Sequence[str], default: str) -> str:

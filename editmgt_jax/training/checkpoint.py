@@ -22,6 +22,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from editmgt_jax.data.loader import Batches
+from editmgt_jax.errors import is_of_memory
 from editmgt_jax.files import write_json
 from editmgt_jax.training.processes import any_problem, wait_for_all
 from editmgt_jax.training.state import TrainState
@@ -140,6 +141,8 @@ class Checkpoints:
                 facts_of(ocp.metadata(path).custom_metadata)
                 ocp.load_checkpointables(path, {STATE: {"step": np.empty((), np.int32)}})
         except Exception as error:  # noqa: BLE001  (as many kinds as for damaged files)
+            if is_of_memory(error):
+                raise
             raise CheckpointError(
                 f"checkpoint {step} was written to {self._directory}, and cannot be read back ({short(error)}): what follows would be "
                 "lost, too. Take another workdir"
@@ -233,6 +236,8 @@ class Checkpoints:
                 arrays = ocp.load_checkpointables(path, {STATE: abstract})[STATE]
                 facts = facts_of(ocp.metadata(path).custom_metadata)
         except Exception as error:  # noqa: BLE001  (damaged files raise many kinds)
+            if is_of_memory(error):
+                raise
             return None, None, short(error)
         return arrays, facts, None
 

@@ -9,6 +9,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from editmgt_jax import locks
+from editmgt_jax.errors import is_of_memory
 from editmgt_jax.training.checkpoint import facts_of, fingerprint, short
 from editmgt_jax.training.state import Params
 from editmgt_jax.weights.trees import CheckpointError, check_name
@@ -40,6 +41,8 @@ def restore_params(directory: str | Path, step: int | None = None, average: bool
                 chosen = _best(checkpointer) if step is None else step
                 return *_read_params(checkpointer, chosen, "ema" if average else "params"), chosen
             except Exception as error:  # noqa: BLE001  (damaged files raise many kinds)
+                if is_of_memory(error):
+                    raise
                 if not (directory.parent / locks.NOTE).exists():
                     raise CheckpointError(
                         f"checkpoint {chosen or steps[-1]} in {directory} is damaged, it cannot be read: {short(error)}"

@@ -286,7 +286,7 @@ def test_emu_pictures_like_the_compared_ones_are_perfect(tmp_path, name, first, 
     else:
         black = np.asarray(made.picture(4), float).mean() / 255
         assert figures["l1"]["mean"] == pytest.approx(black / 5) and figures["l1"]["n"] == 5
-        assert [each["system"] for each in found["published"]] == ["Emu Edit"]
+        assert [each["system"] for each in found["published"]][-1] == "Emu Edit"
 
 
 def test_anybench_types_layout_and_resizing(tmp_path, editor):

@@ -50,8 +50,13 @@ def test_the_table_has_every_system_and_the_published_numbers(evaluated):
     assert "# magicbrush version 1" in text and "## all_turn" in text and "## final_turn" in text
     line = next(line for line in text.splitlines() if line.startswith("| l1 ↓"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[1] == "0 [0, 0]" and cells[3] == "0.058" and cells[4].endswith("* worse")
-    assert "1 missing" in text and published.EDITMGT in text
+    assert cells[1] == "0 [0, 0]" and cells[3].endswith("* worse")
+    assert (
+        "| system | l1 ↓ |" in text
+        and "| EditMGT (published) | 0.058 |" in text
+        and "| AnyEdit (published) | - |" in text
+    )
+    assert "1 missing" in text and f"Published: {published.EDITMGT}." in text
 
 
 def test_pictures_are_in_order_of_difference(evaluated):
@@ -96,7 +101,7 @@ def test_the_page_is_whole_and_escapes(evaluated, tmp_path):
     runs[0].outcomes[key]["instruction"] = "make <b> bold"
     text = comparison_report.write(runs, tmp_path, "l1", pictures=3).read_text()
     assert text.count('<div class="row"') == 3 and text.count("<img") == 3 * 4
-    assert text.count("<table>") == text.count("</table>") == 3 and 'src="data:image/jpeg' in text
+    assert text.count("<table>") == text.count("</table>") == 5 and 'src="data:image/jpeg' in text
     assert not re.search(r"https?://", re.sub(r"arXiv[^<]*", "", text))
     assert (
         "<b>" not in text and "make &lt;b&gt; bold" in comparison_report.write(runs, tmp_path, pictures=9).read_text()
@@ -126,9 +131,10 @@ def test_other_protocols_are_not_compared(evaluated, tmp_path):
 
 
 def test_published_numbers_name_their_source_and_known_metrics():
-    assert len({(each.protocol, each.system) for each in published.TABLE}) == len(published.TABLE)
+    assert len({(each.protocol, each.system, each.view) for each in published.TABLE}) == len(published.TABLE)
     for each in published.TABLE:
         assert "arXiv" in each.source and each.values
         assert each.values.keys() <= open_protocol(each.protocol).directions.keys()
         assert each.protocol in PROTOCOLS
+        assert each.view in (None, "en", *open_protocol(each.protocol).views())
     assert published.of("magicbrush")[0].values == {"clip_i": 0.911, "clip_t": 0.301, "l1": 0.058, "dino": 0.881}

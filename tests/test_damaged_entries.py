@@ -8,6 +8,8 @@ import pytest
 
 from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation import evaluate as job
+from editmgt_jax.evaluation.features import Models
+from editmgt_jax.evaluation.judge import Judged
 from editmgt_jax.evaluation.protocol import Selection
 from editmgt_jax.evaluation.protocols.table import open_protocol
 
@@ -86,3 +88,50 @@ def test_an_example_without_an_instruction_is_skipped(tmp_path, monkeypatch):
     assert summary["skipped"]["no instruction"] == {"count": 1, "keys": [first.key]} and summary["examples"] == len(
         others
     )
+
+
+CSV = "key,sementics_score,quality_score,instruction_language\n"
+PAIR = '{"key": "q_pair_a_vs_b"'
+
+
+@pytest.mark.parametrize(
+    "name, text, told",
+    [
+        ("gedit_editmgt", "a,b\n1,2\n", "line 2 of .*judged.csv must have two numbers .*; got None, None, None"),
+        ("gedit_editmgt", CSV + "x,high,3,en\n", "line 2 of .*; got high, 3, en"),
+        ("gedit_editmgt", CSV + "x,7\n", "line 2 of .*; got 7, None, None"),
+        ("gedit_editmgt", b"\xff\xfe", "judged.csv must be a CSV file of text"),
+        ("geditbench_v2", "{", "line 1 of .*judged.jsonl must be JSON: it is cut off"),
+        ("geditbench_v2", "[1]", "^line 1 of .* must be a JSON object; got list"),
+        ("geditbench_v2", '{"key": 3}', "^line 1 of .* must have 'key', a text; got 3"),
+        ("geditbench_v2", '\n{"key": "x"}', "line 2 of .* of the form KEY_pair_A_vs_B; got 'x'"),
+        ("geditbench_v2", PAIR + ', "results": 3}', "the results in line 1 of .* must be a JSON object; got int"),
+    ],
+)
+def test_judged_files(tmp_path, name, text, told):
+    data, outputs, judged = tmp_path / "data", tmp_path / "outputs", tmp_path / "judged"
+    data.mkdir()
+    judged.mkdir()
+    data = made.gedit(data, {"color_alter": 1}) if name.startswith("gedit_") else made.geditbench_v2(data, count=1)
+    (entry,) = open_protocol(name).read(data, Selection())
+    made.save(made.picture(1), outputs / entry.output)
+    file = judged / ("judged.csv" if name.startswith("gedit_") else "judged.jsonl")
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=told) as error:
+        job.evaluate(open_protocol(name), data, tmp_path / "run", outputs=outputs, models=Models(judge=Judged(judged)))
+    assert "\n" not in str(error.value)
+
+
+def test_judged_scores_that_are_none_are_counted(tmp_path):
+    data, outputs = tmp_path / "data", tmp_path / "outputs"
+    data.mkdir()
+    made.gedit(data, {"color_alter": 4})
+    for entry in open_protocol("gedit_editmgt").read(data, Selection()):
+        made.save(made.picture(1), outputs / entry.output)
+    lines = ["color_alter0,8,2,en", "color_alter1,nan,2,en", "color_alter2,70,2,en", 'color_alter3,"8",2,en']
+    (tmp_path / "judged.csv").write_text(CSV + "\n".join(lines))
+    models = Models(judge=Judged(tmp_path / "judged.csv"))
+    found = job.evaluate(open_protocol("gedit_editmgt"), data, tmp_path / "run", outputs=outputs, models=models)
+    figures = found["results"]["en"]["all"]
+    assert figures["unparsed"]["mean"] == 0.5 and figures["overall_score"]["mean"] == 4
+    assert figures["overall_score"]["n"] == 2 and figures["quality_score"]["n"] == 4

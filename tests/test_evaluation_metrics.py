@@ -120,3 +120,20 @@ def test_the_mean_of_groups_weighs_groups_alike():
     outcomes = [{"group": "a", "x": 1.0}] * 9 + [{"group": "b", "x": 5.0}]
     found = stats.mean_of_groups(outcomes, "x", ("a", "b", "c"))
     assert found == {"mean": 3, "low": 3, "high": 3, "n": 10}
+
+
+def test_the_shift_of_groups_and_its_interval():
+    dice, outcomes = np.random.default_rng(2), []
+    for number in range(300):
+        value = dice.normal(5, 1)
+        known = dice.random() < 0.8
+        outcomes.append({"group": "ab"[number % 2], "x": value if known else np.nan, "y": value if known else 3.0})
+    found = stats.shift_of_groups(outcomes, "x", "y", ("a", "b", "c"))
+    means = [stats.mean_of_groups(outcomes, name, ("a", "b"))["mean"] for name in ("x", "y")]
+    assert found["mean"] == pytest.approx(means[1] - means[0]) and found["n"] == 300
+    assert found["low"] < found["mean"] < found["high"] < 0
+    # a share of 0.2 is moved by -2: its standard error is 2 sqrt(0.2 * 0.8 / 300) and little more
+    assert (found["high"] - found["low"]) / 2 / 1.96 == pytest.approx(2 * np.sqrt(0.2 * 0.8 / 300), rel=0.25)
+    same = stats.shift_of_groups(outcomes, "y", "y", ("a", "b"))
+    assert (same["mean"], same["low"], same["high"]) == (0, 0, 0)
+    assert np.isnan(stats.shift_of_groups([], "x", "y", ("a",))["mean"])

@@ -87,7 +87,8 @@ def compare(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
     """Everything that a report shows but the pictures.
 
     -> {protocol, version, title, reference, systems: [{label, noop, edited, scored, skipped, ...}],
-        views: {view: [{metric, direction, values: [figure or None], published: {system: value}, differences: [figure]}]}}
+        published: [as in `published.Published`],
+        views: {view: [{metric, direction, values: [figure or None], differences: [figure]}]}}
     """
     first = evaluated[0].summary
     views = {}
@@ -120,9 +121,6 @@ def _entry(evaluated, view, metric, first) -> dict[str, Any]:
         "metric": metric,
         "direction": first["directions"].get(metric.rpartition(":")[2], 0),
         "values": values,
-        "published": {
-            each["system"]: each["values"][metric] for each in first["published"] if metric in each["values"]
-        },
         "differences": [difference(evaluated[0], other, metric, view) for other in evaluated[1:]],
     }
 

@@ -51,7 +51,7 @@ def sections(comparison: dict) -> list[Section]:
         *(_view(view, entries, labels, published) for view, entries in comparison["views"].items()),
     ]
     idle = [Text(_idle(each)) for each in systems if _idle(each)]
-    sources = [Text(f"Published: {each['system']}: {each['source']}.") for each in published]
+    sources = [Text(f"Published: {source}.") for source in dict.fromkeys(each["source"] for each in published)]
     return [*found, Section("", [*idle, Text(LEGEND), *sources])]
 
 
@@ -67,21 +67,33 @@ def _systems(systems) -> Table:
 def _view(view, entries, labels, published) -> Section:
     known = {entry["metric"] for entry in entries}
     variants = [e for e in entries if ":" in e["metric"] and e["metric"].split(":", 1)[1] in known]
-    names = [each["system"] for each in published]
-    heads = ["metric", *labels, *(f"{name} (published)" for name in names)]
-    heads += [f"{label} - {labels[0]}" for label in labels[1:]]
+    heads = ["metric", *labels, *(f"{label} - {labels[0]}" for label in labels[1:])]
     cells = [
         [
             entry["metric"] + _arrow(entry["direction"]),
             *map(figure_text, entry["values"]),
-            *(_number(entry["published"].get(name)) for name in names),
             *(_difference_text(each, entry["direction"]) for each in entry["differences"]),
         ]
         for entry in entries
         if entry not in variants
     ]
     of_variants = [part for i, label in enumerate(labels) for part in variant_table(variants, i, label)]
-    return Section(view, [Table(heads, cells), *of_variants])
+    return Section(view, [Table(heads, cells), *_published_table(view, entries, labels, published), *of_variants])
+
+
+def _published_table(view, entries, labels, published) -> list[Part]:
+    """A line for each system and for each published one, a column for each metric that papers print. -> no parts without any"""
+    shown = [each for each in published if each.get("view") in (None, view)]
+    printed = [entry for entry in entries if any(entry["metric"] in each["values"] for each in shown)]
+    if not printed:
+        return []
+    cells = [[label, *(figure_text(entry["values"][i]) for entry in printed)] for i, label in enumerate(labels)]
+    cells += [
+        [f"{each['system']} (published)", *(_number(each["values"].get(entry["metric"])) for entry in printed)]
+        for each in shown
+    ]
+    heads = ["system", *(entry["metric"] + _arrow(entry["direction"]) for entry in printed)]
+    return [Text("Beside published numbers:"), Table(heads, cells)]
 
 
 def variant_table(entries: Sequence[dict], number: int, label: str) -> list[Part]:

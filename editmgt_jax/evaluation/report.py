@@ -60,9 +60,12 @@ def benchmark(summary: dict) -> str:
     for view, groups in summary["results"].items():
         lines += ["", view, f"{'':44}{'mean':>10}{'95 % interval':>22}{'n':>7}"]
         lines += [f"{name:44}{_figure(figure)}" for name, figure in groups["all"].items()]
-    for number in summary["published"]:
-        values = ", ".join(f"{name} {value}" for name, value in number["values"].items())
-        lines += ["", f"published: {number['system']}: {values} ({number['source']})"]
+    for source in dict.fromkeys(number["source"] for number in summary["published"]):
+        lines += ["", f"published by {source}"]
+        for number in summary["published"]:
+            if number["source"] == source:
+                values = ", ".join(f"{name} {value}" for name, value in number["values"].items())
+                lines.append(f"  {', '.join(filter(None, (number['system'], number['view'])))}: {values}")
     return "\n".join(lines)
 
 

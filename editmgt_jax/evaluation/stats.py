@@ -90,7 +90,36 @@ def mean_of_groups(outcomes: Sequence[Mapping], name: str, groups: Sequence[str]
     draws = np.mean(
         [values[dice.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1) for values in columns], axis=0
     )
+    mean = float(np.mean([values.mean() for values in columns]))
+    return {"mean": mean} | _percentiles(draws) | {"n": sum(map(len, columns))}
+
+
+def shift_of_groups(outcomes: Sequence[Mapping], name: str, other: str, groups: Sequence[str]) -> dict[str, float]:
+    """The mean over groups of `other` minus that of `name`, each as `mean_of_groups` has it; the interval resamples both together.
+
+    -> {mean, low, high, n}. A draw without a value in any group is left out.
+    """
+    names, dice = (name, other), np.random.default_rng(0)
+    before, after = (mean_of_groups(outcomes, metric, groups)["mean"] for metric in names)
+    draws = np.full((2, len(groups), RESAMPLES), np.nan)
+    for number, group in enumerate(groups):
+        members = [outcome for outcome in outcomes if outcome["group"] == group]
+        if members:
+            chosen = dice.integers(len(members), size=(RESAMPLES, len(members)))
+            draws[:, number] = [_means(column(members, metric)[chosen], axis=1) for metric in names]
+    shifts = np.diff(_means(draws, axis=1), axis=0)[0]
+    return {"mean": after - before} | _percentiles(shifts[~np.isnan(shifts)]) | {"n": len(outcomes)}
+
+
+def _means(values, axis):
+    """Means without NaN along an axis; NaN where there is nothing else."""
+    known = ~np.isnan(values)
+    return np.where(known, values, 0).sum(axis=axis) / np.where(known.any(axis=axis), known.sum(axis=axis), np.nan)
+
+
+def _percentiles(draws) -> dict[str, float]:
+    if not len(draws):
+        return {"low": float("nan"), "high": float("nan")}
     tail = 50 * (1 - LEVEL)
     low, high = np.percentile(draws, [tail, 100 - tail])
-    mean = float(np.mean([values.mean() for values in columns]))
-    return {"mean": mean, "low": float(low), "high": float(high), "n": sum(map(len, columns))}
+    return {"low": float(low), "high": float(high)}

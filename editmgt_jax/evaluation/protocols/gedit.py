@@ -183,7 +183,7 @@ class Step1X(Protocol):
         entry = judged.table(".csv", _csv_entries).get((example.facts["name"], example.facts["language"]))
         if entry is None:
             return None, None, ["not among the judged files"]
-        return [float(entry["sementics_score"])], [float(entry["quality_score"])]
+        return [None if not 0 <= score <= 10 else [score] for score in entry]
 
     def summary(self, outcomes: Sequence[dict]) -> dict[str, dict]:
         """Means over groups of the groups' means, for each language, on all cases and on the intersection."""
@@ -200,13 +200,8 @@ class Step1X(Protocol):
                 if kept and "unparsed" in table:
                     table["unparsed"] = stats.table(kept)["unparsed"]
                     for name in SCORES:
-                        shift = table[f"{name}_guessed"]["mean"] - table[name]["mean"]
-                        table[f"{name}_shift_by_guesses"] = {
-                            "mean": shift,
-                            "low": math.nan,
-                            "high": math.nan,
-                            "n": len(kept),
-                        }
+                        shift = stats.shift_of_groups(kept, name, f"{name}_guessed", GROUPS)
+                        table[f"{name}_shift_by_guesses"] = shift
                 found[view] = {"all": table} | {
                     group: stats.table(members) for group, members in groups.items() if members
                 }
@@ -277,12 +272,24 @@ def _asked(judge: Judge, instruction: str, pair) -> tuple:
     return semantics, quality
 
 
-def _csv_entries(paths: list[Path]) -> dict[tuple[str, str], dict]:
-    """{(key, language): entry} of judged files."""
+def _csv_entries(paths: list[Path]) -> dict[tuple[str, str], list[float]]:
+    """{(key, language): [semantics, quality]} of judged files. Errors: UserError naming file and line."""
     found = {}
     for path in paths:
-        with path.open(newline="") as file:
-            for entry in csv.DictReader(file):
-                key = entry.get("key") or Path(entry["edited_image"]).stem
-                found[key, entry["instruction_language"]] = entry
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file)
+                entries = [(reader.line_num, entry) for entry in reader]
+        except (ValueError, csv.Error) as error:
+            raise UserError(f"{path} must be a CSV file of text; it is none: {error}") from error
+        for number, entry in entries:
+            name = entry.get("key") or Path(entry.get("edited_image") or "").stem
+            try:
+                found[name, entry["instruction_language"]] = [float(entry[score]) for score in SCORES[:2]]
+            except (KeyError, TypeError, ValueError) as error:
+                asked = (*SCORES[:2], "instruction_language")
+                raise UserError(
+                    f"line {number} of {path} must have two numbers and a language as {', '.join(asked)}; got "
+                    f"{', '.join(str(entry.get(name)) for name in asked)}"
+                ) from error
     return found

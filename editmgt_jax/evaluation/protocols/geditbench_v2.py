@@ -63,10 +63,7 @@ class GEditBenchV2(Protocol):
         for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
             if not line.strip():
                 continue
-            try:
-                item = fields(parse_json(line), f"line {number} of {path}", key=str, instruction=str, source_image=str)
-            except ValueError as error:
-                raise UserError(f"line {number} of {path} must be JSON: it is cut off or damaged ({error})") from error
+            item = _entry(line, f"line {number} of {path}", key=str, instruction=str, source_image=str)
             for each in item.get("candidates") or []:
                 fields(each, f"a candidate of {item['key']} in {path}", model=str, image=str)
             yield Example(
@@ -130,14 +127,28 @@ def _ask(judge, example, edited, source, name, path) -> Comparison:
     return Comparison(example.key, *((SELF, name) if first else (name, SELF)), winner_of(judge.ask(text, pictures)))
 
 
+def _entry(line: str, where: str, **kinds: type) -> dict:
+    """A line of JSON with values of these kinds. Errors: UserError."""
+    try:
+        found = parse_json(line)
+    except ValueError as error:
+        raise UserError(f"{where} must be JSON: it is cut off or damaged ({error})") from error
+    return fields(found, where, **kinds)
+
+
 def _judged(paths: list[Path]) -> dict[str, Comparison]:
-    """{key of a pair: comparison} of judged files."""
+    """{key of a pair: comparison} of judged files. Errors: UserError naming file and line."""
     found = {}
     for path in paths:
-        for line in filter(None, map(str.strip, path.read_text().splitlines())):
-            entry = parse_json(line)
-            query, pair = entry["key"].split("_pair_", 1)
-            first, second = pair.split("_vs_", 1)
-            winner = (entry.get("results") or entry.get("result") or {}).get("winner")
-            found[entry["key"]] = Comparison(query, first, second, WINNERS.get(winner))
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+            if not line.strip():
+                continue
+            where = f"line {number} of {path}"
+            entry = _entry(line, where, key=str)
+            names = re.fullmatch(r"(.+?)_pair_(.+?)_vs_(.+)", entry["key"])
+            if names is None:
+                raise UserError(f"{where} must have a 'key' of the form KEY_pair_A_vs_B; got {entry['key']!r}")
+            result = fields(entry.get("results") or entry.get("result") or {}, f"the results in {where}")
+            winner = result.get("winner")
+            found[entry["key"]] = Comparison(*names.groups(), WINNERS.get(winner if isinstance(winner, str) else None))
     return found

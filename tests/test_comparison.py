@@ -52,9 +52,7 @@ def test_the_table_has_every_system_and_the_published_numbers(evaluated):
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1] == "0 [0, 0]" and cells[3].endswith("* worse")
     assert (
-        "| system | l1 ↓ |" in text
-        and "| EditMGT (published) | 0.058 |" in text
-        and "| AnyEdit (published) | - |" in text
+        "| system | l1 ↓ |" in text and "| EditMGT (published) | 0.058 |" in text and "AnyEdit (published)" not in text
     )
     assert "1 missing" in text and f"Published: {published.EDITMGT}." in text
 
@@ -67,6 +65,19 @@ def test_pictures_are_in_order_of_difference(evaluated):
         assert sessions == sorted(sessions, reverse=True) and "100_1" not in keys
     with pytest.raises(UserError, match="l1"):
         comparison.ordered(runs, "nothing")
+
+
+def test_the_worst_of_one_evaluation_come_first(evaluated):
+    _, (_, dark) = evaluated
+    keys = [key for key in dark.outcomes if not dark.outcomes[key]["skipped"]]
+    assert [key for key, _ in comparison.ordered([dark])] == keys  # without a metric in the order of the data
+    for metric, sign in (("l1", -1), ("psnr_outside", 1)):
+        found = comparison.ordered([dark], metric)
+        assert [value for _, value in found] == sorted((value for _, value in found), key=lambda value: sign * value)
+        assert len(found) > 4 and found[0][1] != found[-1][1]
+    (title, rows) = comparison_report.edits([dark], "l1", 2).title, comparison_report.edits([dark]).parts
+    assert title == "Edits, the worst first, by l1" and "difference" not in rows[0].text
+    assert [picture.caption for picture in rows[0].pictures] == ["source", "target", "dark"]
 
 
 def test_an_editor_that_does_nothing_wins_nothing(evaluated, tmp_path):

@@ -11,6 +11,7 @@ from tiny import write_model
 from editmgt_jax.data.scenes.source import CATEGORIES
 from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation import comparison, comparison_report, metrics, stats
+from editmgt_jax.evaluation.examples import read_picture
 from editmgt_jax.evaluation.protocols import scenes, scenes_figures, scenes_run
 from editmgt_jax.evaluation.protocols.scenes import Encoded, Pairs, Runner
 from editmgt_jax.images import ImageError
@@ -159,6 +160,14 @@ def test_protocol_on_a_tiny_model(model, tmp_path, capsys, monkeypatch):
     assert "held:success ↑" in str(comparison_report.sections(comparison.compare([run, run])))
     with Image.open(run.outputs / run.outcomes["00003"]["output"]) as edited:
         assert edited.size == (32, 32)
+    row = comparison_report.edits([run]).parts[3]
+    assert [picture.caption for picture in row.pictures] == ["source", "target", "run free", "run held"]
+    captions = [picture.caption for picture in comparison_report.edits([run], "held:l1_inside").parts[0].pictures]
+    assert captions[2] == "run free" and captions[3].startswith("run held: held:l1_inside 0.")
+    again = scenes.Scenes().examples_again(run.summary, ["00003"], run.outputs)["00003"]
+    pair = Pairs(32, "train", [3], "rich", scenes.SELECTION_SEED + 1)
+    assert again.instruction == pair.instructions[0] == run.outcomes["00003"]["instruction"]
+    np.testing.assert_allclose(np.asarray(read_picture(again.target)[0]) / 255, pair.target[0], atol=1e-6)
 
 
 def test_stopped_and_shared_evaluations_end_with_the_same_files(model, tmp_path, monkeypatch):

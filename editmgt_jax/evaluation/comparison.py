@@ -129,7 +129,8 @@ def ordered(evaluated: Sequence[Evaluated], metric: str | None = None) -> list[t
     """(key, difference) of the examples that the first two evaluations scored, the largest absolute difference first.
 
     Args:
-      metric: whose values differ; None compares the edited pictures themselves. Of one evaluation, its worst come first.
+      metric: whose values differ; None compares the edited pictures themselves. Of one evaluation, its worst come first, and without a
+        metric the order of its data.
     Errors: UserError for a metric that neither has.
     """
     first, second = evaluated[0], evaluated[min(1, len(evaluated) - 1)]
@@ -141,12 +142,15 @@ def ordered(evaluated: Sequence[Evaluated], metric: str | None = None) -> list[t
         if other is None or one["skipped"] or other["skipped"]:
             continue
         if metric is None:
-            value = _picture_difference(first, second, one, other)
+            value = 0.0 if second is first else _picture_difference(first, second, one, other)
         else:
             pair = one.get(metric), other.get(metric)
             value = None if None in pair else pair[1] - pair[0] if second is not first else pair[0]
         if value is not None:
             found.append((key, float(value)))
+    if second is first:
+        sign = 1 if metric is None else first.summary["directions"].get(metric.rpartition(":")[2]) or -1
+        return sorted(found, key=lambda each: sign * each[1])
     return sorted(found, key=lambda each: (-abs(each[1]), each[0]))
 
 

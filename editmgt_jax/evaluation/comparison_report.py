@@ -7,8 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from editmgt_jax.evaluation.comparison import Evaluated, compare, ordered
-from editmgt_jax.evaluation.examples import Example, Unreadable, read_picture
-from editmgt_jax.evaluation.protocol import Selection
+from editmgt_jax.evaluation.examples import Unreadable, read_picture
 from editmgt_jax.evaluation.protocols.table import open_protocol
 from editmgt_jax.files import write_text
 from editmgt_jax.report.page import Part, Picture, Row, Section, Table, Text, to_html, to_markdown
@@ -51,7 +50,9 @@ def sections(comparison: dict) -> list[Section]:
         *(_view(view, entries, labels, published) for view, entries in comparison["views"].items()),
     ]
     idle = [Text(_idle(each)) for each in systems if _idle(each)]
-    sources = [Text(f"Published: {source}.") for source in dict.fromkeys(each["source"] for each in published)]
+    known = {entry["metric"] for entries in comparison["views"].values() for entry in entries}
+    named = dict.fromkeys(each["source"] for each in published if known & each["values"].keys())
+    sources = [Text(f"Published: {source}.") for source in named]
     return [*found, Section("", [*idle, Text(LEGEND), *sources])]
 
 
@@ -85,7 +86,8 @@ def _published_table(view, entries, labels, published) -> list[Part]:
     """A line for each system and for each published one, a column for each metric that papers print. -> no parts without any"""
     shown = [each for each in published if each.get("view") in (None, view)]
     printed = [entry for entry in entries if any(entry["metric"] in each["values"] for each in shown)]
-    if not printed:
+    shown = [each for each in shown if any(entry["metric"] in each["values"] for entry in printed)]
+    if not shown:
         return []
     cells = [[label, *(figure_text(entry["values"][i]) for entry in printed)] for i, label in enumerate(labels)]
     cells += [
@@ -155,24 +157,21 @@ def _arrow(direction) -> str:
 
 
 def edits(evaluated: Sequence[Evaluated], metric: str | None = None, count: int = 24) -> Section:
-    """The `count` examples that differ most: source, target, every system's edit. Errors: see `ordered`."""
-    examples, found = _examples(evaluated[0]), ordered(evaluated, metric)[:count]
+    """The `count` examples that differ most: source, target, every system's edit. Of one evaluation its worst, or the first ones.
+
+    Errors: see `ordered`.
+    """
+    found = ordered(evaluated, metric)[:count]
     about = f"by {metric}" if metric else "by the mean absolute difference of the pictures"
-    rows = [_row(evaluated, examples.get(key), key, value, metric) for key, value in found]
-    return Section(f"Edits, those that differ most first, {about}", rows)
+    title = f"Edits, those that differ most first, {about}"
+    if len(evaluated) == 1:
+        title = f"Edits, the worst first, {about}" if metric else "Edits"
+    protocol, first = open_protocol(evaluated[0].summary["protocol"]), evaluated[0]
+    examples = protocol.examples_again(first.summary, [key for key, _ in found], first.outputs)
+    return Section(title, [_row(evaluated, protocol, examples.get(key), key, value, metric) for key, value in found])
 
 
-def _examples(evaluated) -> dict[str, Example]:
-    """The benchmark's examples by key; none where its data are gone."""
-    summary = evaluated.summary
-    data = Path(summary["data"])
-    if not data.is_dir():
-        return {}
-    entries = open_protocol(summary["protocol"]).read(data, Selection(**summary["selection"]))
-    return {entry.key: entry for entry in entries if isinstance(entry, Example)}
-
-
-def _row(evaluated, example, key, value, metric) -> Row:
+def _row(evaluated, protocol, example, key, value, metric) -> Row:
     shown = []
     if example is not None:
         shown.append(("source", example.source))
@@ -182,7 +181,9 @@ def _row(evaluated, example, key, value, metric) -> Row:
         outcome = each.outcomes.get(key)
         if outcome and not outcome["skipped"]:
             measured = "" if metric is None or outcome.get(metric) is None else f": {metric} {outcome[metric]:.4g}"
-            shown.append((f"{each.label}{measured}", each.outputs / outcome["output"]))
+            for word, file in protocol.pictures_of(outcome).items():
+                of_it = metric is not None and word in ("", metric.rpartition(":")[0])
+                shown.append((" ".join(filter(None, (each.label, word))) + measured * of_it, each.outputs / file))
     pictures, absent = [], []
     for caption, path in shown:
         try:
@@ -190,7 +191,7 @@ def _row(evaluated, example, key, value, metric) -> Row:
         except Unreadable as error:
             absent.append(f"{caption}: {error.reason}")
     instruction = evaluated[0].outcomes[key].get("instruction") or ""
-    text = f"{instruction} ({key}, difference {value:+.4g})"
+    text = f"{instruction} ({key}{f', difference {value:+.4g}' if len(evaluated) > 1 else ''})"
     return Row(". ".join([text, *absent]), pictures)
 
 

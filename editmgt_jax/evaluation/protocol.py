@@ -85,6 +85,22 @@ class Protocol(abc.ABC):
         """The files of an example in the folder of outputs, by the official layout."""
         return [example.output]
 
+    def examples_again(self, summary: dict, keys: Sequence[str], outputs: Path) -> dict[str, Example]:
+        """The examples of a complete evaluation by key, for reports; none where its data are gone.
+
+        Args:
+          summary: of the evaluation; keys: of the examples; outputs: its folder of edited pictures.
+        """
+        data = Path(summary["data"])
+        if not data.is_dir():
+            return {}
+        entries = self.read(data, Selection(**summary["selection"]))
+        return {entry.key: entry for entry in entries if isinstance(entry, Example) and entry.key in keys}
+
+    def pictures_of(self, outcome: dict) -> dict[str, str]:
+        """{what it is: file} of the edited pictures of an outcome, in the folder of outputs. One without a word of its own by default."""
+        return {"": outcome["output"]}
+
     def views(self) -> dict[str, Any]:
         """{view: predicate of an outcome}: subsets that the benchmark reports apart. All outcomes by default."""
         return {"all": lambda outcome: True}

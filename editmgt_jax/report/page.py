@@ -18,8 +18,9 @@ STYLE = """
     --shade: rgba(255, 255, 255, .25); }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 860px; padding: 1.2rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; max-width: 1200px; padding: 1.2rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
+body > * { max-width: 820px; } body > .scroll, body > .row { max-width: none; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 figure { margin: 1rem 0; overflow-x: auto; }
 figure svg { width: 100%; min-width: 560px; height: auto; display: block; }

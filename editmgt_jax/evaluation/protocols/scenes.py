@@ -6,6 +6,7 @@ on the training split; the held-out split is for reporting.
 
 import dataclasses
 import functools
+import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from editmgt_jax.data.scenes.source import CATEGORIES
 from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation import metrics, report, stats
 from editmgt_jax.evaluation.devices import SpreadPipeline
-from editmgt_jax.evaluation.examples import Example, Skipped
+from editmgt_jax.evaluation.examples import Example, Skipped, read_picture
 from editmgt_jax.evaluation.features import Lpips
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
 from editmgt_jax.evaluation.protocols.scenes_figures import ceilings, mean_over_seeds, score_edits
@@ -227,6 +228,27 @@ class Scenes(Protocol):
     def score(self, example: Example, edited: Image.Image, given: Scoring) -> dict[str, Any]:
         """Errors: UserError."""
         raise UserError("scenes are scored by editmgt evaluate scenes")
+
+    def examples_again(self, summary: dict, keys: Sequence[str], outputs: Path) -> dict[str, Example]:
+        """Draws them: see `Protocol.examples_again`."""
+        _, objects, split = summary["data"].split()
+        found = {}
+        for key in keys:
+            edited, _ = read_picture(outputs / self.pictures_of({"output": f"free/{key}.png"})["free"])
+            pair = _pairs(edited.width, split, objects, [int(key)])
+            source, target = (_png(images.to_image(picture[0])) for picture in (pair.source, pair.target))
+            found[key] = Example(key, pair.categories[0], pair.instructions[0], "", source, target)
+        return found
+
+    def pictures_of(self, outcome: dict) -> dict[str, str]:
+        """The edits without and with hold."""
+        return {mode: f"{mode}/{Path(outcome['output']).name}" for mode in ("free", "held")}
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def _report(whole: Part, choice, used, split, objects, seeds) -> dict:

@@ -98,6 +98,24 @@ def test_figures_of_a_perfect_edit(pairs):
     assert np.nanmin(leaking["changed_outside"]) == 1
 
 
+def test_leakage_of_scenes(pairs):
+    ids = np.zeros((len(pairs), 8, 8), np.int32)
+    changed = np.where(pairs.token_mask((8, 8)), 1, ids)
+    encoded = Encoded(ids, changed, pairs.source, pairs.target)
+    local = np.isin(pairs.categories, scenes.LOCAL)
+    for found in scenes_figures.leaks(pairs, changed, pairs.target, encoded):
+        assert (found["psnr_outside"][local] == 100).all() and (found["flipped_outside"][local] == 0).all()
+        assert (found["noop"] == 0).mean() > 0.9 and np.isnan(found["psnr_outside"][pairs.categories == "style"]).all()
+    for found in scenes_figures.leaks(pairs, ids, pairs.source, encoded):
+        assert (found["noop"] == 1).all() and np.isnan(found["psnr_outside_edited"]).all()
+    dark = np.where(
+        pairs.mask[..., None], pairs.target, pairs.source / 2
+    )  # it leaks, in cells whose ids did not change
+    plain, composited = scenes_figures.leaks(pairs, changed, dark, encoded)
+    assert (composited["psnr_far"][local] > plain["psnr_far"][local] + 5).all()
+    np.testing.assert_array_equal(composited["flipped_outside"], plain["flipped_outside"])
+
+
 def test_only_the_inside_is_perceived(pairs):
     """A stand-in for LPIPS, whose distance is the largest difference."""
     network = types.SimpleNamespace(distance=lambda one, other: np.abs(one - other).max())
@@ -138,6 +156,7 @@ def test_protocol_on_a_tiny_model(model, tmp_path, capsys, monkeypatch):
     scenes.evaluate_scenes(model, report, gallery, workdir=tmp_path / "run", **options)
     printed = capsys.readouterr().out
     assert "without region hold" in printed and "recognised" in printed
+    assert "held+composite" in printed and "psnr_ceiling" in printed
     found = json.loads(report.read_text())
     assert found["split"] == "train" and found["seeds"] == [0, 5] and found["settings"]["steps"] == 2
     free, held = found["results"]["free"], found["results"]["held"]

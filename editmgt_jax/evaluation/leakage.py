@@ -36,6 +36,7 @@ DIRECTIONS = {
     "l1_inside": -1,
     "noop": -1,
 }
+NAMES = (*DIRECTIONS, "psnr_ceiling", "changed_inside")  # of all figures
 
 
 def band_of(mask: np.ndarray) -> np.ndarray:

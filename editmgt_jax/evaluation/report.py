@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from editmgt_jax import images
+from editmgt_jax.evaluation import leakage
 
 if TYPE_CHECKING:
     from editmgt_jax.evaluation.protocols.scenes_run import Part
@@ -14,23 +15,32 @@ if TYPE_CHECKING:
 _TITLES = {"free": "without region hold", "held": "with region hold, lambda {hold_threshold:.3f}"}
 
 
+_APART = {*leakage.NAMES} - {"l1_inside", "psnr_outside"}  # figures of scenes that have a table of their own
+
+
 def table(report: dict) -> str:
-    """The report of the protocol `scenes` as lines of text: a block for each mode, a line for each group of pairs."""
+    """The report of the protocol `scenes` as lines of text: a block for each mode, a line for each group of pairs; then leakage."""
     localisation = report["localisation"]
     lines = [
         f"protocol {report['protocol']}, {report['pairs']} pairs of the split {report['split']}; "
         f"reconstruction {report['reconstruction_psnr']:.2f} dB",
         f"relevance: consolidated layers {localisation['layers']}, best single layer {localisation['single_layer']}",
     ]
-    for mode, groups in report["results"].items():
-        names = [name for name in groups["all"] if name != "pairs"]
-        lines += ["", _TITLES[mode].format(**report["settings"])]
+    for mode, title in _TITLES.items():
+        groups = report["results"][mode]
+        names = [name for name in groups["all"] if name != "pairs" and name not in _APART]
+        lines += ["", title.format(**report["settings"])]
         lines.append(f"{'':12}{'pairs':>6}" + "".join(f"{name:>19}" for name in names))
         for group, values in groups.items():
             cells = (f"{values[name]:19.4f}" if name in values else f"{'':19}" for name in names)
             lines.append(f"{group:12}{values['pairs']:6d}" + "".join(cells))
             if group == "all":
                 lines.append(f"{'95 % interval':18}" + "".join(_interval(report["intervals"][mode], n) for n in names))
+    variants = {name: groups["all"] for name, groups in report["results"].items()}
+    lines += ["", f"{'outside of the mask, all':26}" + "".join(f"{name:>19}" for name in variants)]
+    for name in (name for name in leakage.NAMES if name != "l1_inside"):
+        cells = (f"{values[name]:19.4f}" if name in values else f"{'':19}" for values in variants.values())
+        lines.append(f"{name:26}" + "".join(cells))
     return "\n".join(lines)
 
 

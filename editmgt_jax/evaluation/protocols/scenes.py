@@ -21,8 +21,9 @@ from editmgt_jax.evaluation import metrics, report, stats
 from editmgt_jax.evaluation.devices import SpreadPipeline
 from editmgt_jax.evaluation.examples import Example, Skipped, read_picture
 from editmgt_jax.evaluation.features import Lpips
+from editmgt_jax.evaluation.leakage import DIRECTIONS
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
-from editmgt_jax.evaluation.protocols.scenes_figures import ceilings, mean_over_seeds, score_edits
+from editmgt_jax.evaluation.protocols.scenes_figures import ceilings, leaks, mean_over_seeds, score_edits
 from editmgt_jax.evaluation.protocols.scenes_pairs import Encoded, Pairs, Runner, default_batch
 from editmgt_jax.evaluation.protocols.scenes_run import Part, begun, joined, work, write_outcomes
 from editmgt_jax.files import write_json
@@ -166,11 +167,13 @@ def _scored(job: Job, pairs: Pairs, encoded: Encoded, several: list[dict]) -> tu
     """-> (the figures of some pairs, {mode: pictures of the first seed})"""
     figures, relevances = [], []
     for edited in several:
-        found = {
-            mode: score_edits(pairs, edits["tokens"], pictures, encoded, job.lpips)
-            | {"passes": edits["passes"].astype(float)}
-            for mode, (edits, pictures) in edited.items()
-        }
+        found = {}
+        for mode, (edits, pictures) in edited.items():
+            scores = score_edits(pairs, edits["tokens"], pictures, encoded, job.lpips)
+            plain, composited = leaks(pairs, edits["tokens"], pictures, encoded)
+            found[mode] = scores | {"passes": edits["passes"].astype(float)}
+            found[mode] |= {name: values for name, values in plain.items() if name not in scores}
+            found[f"{mode}+composite"] = composited
         relevances.append(_localised(job, pairs, edited["free"][0], found["free"]))
         figures.append(found)
     results = mean_over_seeds(figures)
@@ -214,10 +217,10 @@ def _localised(job: Job, pairs, free, figures) -> np.ndarray:
 class Scenes(Protocol):
     """What evaluations side by side ask of the protocol. Its examples are drawn, not read."""
 
-    name, version, examples = "scenes", "1", None
+    name, version, examples = "scenes", "2", None
     title = "procedural scenes with known targets, without (free) and with region hold (held)"
     reference = "this package"
-    directions = {"success": 1, "recognised": 1, "psnr_inside": 1, "psnr_outside": 1, "gradient_share": 1} | {
+    directions = DIRECTIONS | {"success": 1, "recognised": 1, "psnr_inside": 1, "psnr_outside": 1, "gradient_share": 1} | {
         name: -1 for name in ("l1_inside", "l1_outside", "lpips_inside", "changed_outside", "passes")
     } | {"iou_consolidated": 1, "iou_single_layer": 1}  # fmt: skip
 

@@ -12,6 +12,8 @@ any of nine other objects in place of the new one; a guess is right once in ten.
 Sharpness is measured inside the true mask: `lpips_inside` is the perceptual distance of the target from the target with the edited region
 in it, `gradient_share` (add and replace) the gradient energy there as a share of the target's. Noise has gradients, too: read both.
 
+The leakage suite of `evaluation.leakage` is of the edits, and of these composited over their sources.
+
 Axes    n pairs; Y X pixels; H W tokens
 """
 
@@ -19,9 +21,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from editmgt_jax import images
 from editmgt_jax.data.scenes.source import name_colour
 from editmgt_jax.evaluation import metrics
 from editmgt_jax.evaluation.features import Lpips
+from editmgt_jax.evaluation.leakage import leakage
+from editmgt_jax.evaluation.protocol import Traces
 from editmgt_jax.evaluation.protocols.scenes_pairs import Encoded, Pairs
 
 DISTRACTORS = 9
@@ -79,6 +84,20 @@ def score_edits(
         "changed_outside": metrics.share_changed(tokens, encoded.source_ids, outside),
         "vq_changed_outside": metrics.share_changed(encoded.target_ids, encoded.source_ids, outside),
     }
+
+
+def leaks(
+    pairs: Pairs, tokens: np.ndarray, edited: np.ndarray, encoded: Encoded
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The leakage suite of edits, ids [n H W] and their pictures [n Y X 3], and of these composited. -> {name: [n]} of each"""
+    plain, composited = [], []
+    for index, mask in enumerate(pairs.mask):
+        source, picture, ceiling = (images.to_image(each[index]) for each in (pairs.source, edited, encoded.source))
+        traces = Traces(tokens[index], encoded.source_ids[index], ceiling)
+        over = images.composite(source, picture, traces.ids == traces.source_ids)
+        plain.append(leakage(picture, source, mask, None, traces))
+        composited.append(leakage(over, source, mask, None, traces))
+    return tuple({name: np.array([one[name] for one in all_]) for name in all_[0]} for all_ in (plain, composited))
 
 
 def mean_over_seeds(several: Sequence[dict[str, dict[str, np.ndarray]]]) -> dict[str, dict[str, np.ndarray]]:

@@ -39,7 +39,7 @@ class Part:
     """What is found of some pairs.
 
     about    {'instructions', 'categories', 'novel', 'reconstruction_psnr': [n]}
-    figures  {mode: {figure: [n]}}, means over the seeds
+    figures  {mode: {figure: [n]}}, means over the seeds; modes are 'free', 'held', and these with '+composite'
     shown    of the first seed {'free', 'held', 'target': ids int32 [n H W], 'relevance': float32 [n H W]}
     """
 

@@ -34,9 +34,11 @@ def held(folder: str | Path, job: str) -> Iterator[None]:
 
     Args:
       job: what is done in it, for the message to others, such as 'train'.
-    Errors: UserError when another job, or this process already, holds it; it names process and machine. OSError.
+    Errors: UserError when another job, or this process already, holds it, which names process and machine, and for a file. OSError.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{job} works in a folder, and {folder} is a file: name another")
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     mine = _mine(job)

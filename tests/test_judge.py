@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import benchmark_data as made
 import numpy as np
@@ -20,7 +21,6 @@ from editmgt_jax.evaluation.judge import Judge, Judged, JudgeError, read_prompts
 from editmgt_jax.evaluation.protocol import Selection
 from editmgt_jax.evaluation.protocols import gedit, geditbench_v2, imgedit
 from editmgt_jax.evaluation.protocols.table import open_protocol
-from editmgt_jax.evaluation.ratings import Comparison, ratings
 
 PICTURE = made.picture(0)
 
@@ -76,6 +76,17 @@ def test_passing_faults_are_tried_again(tmp_path, monkeypatch, bad):
     with serving(lambda body, number: bad if number < 2 else reply("fine"), monkeypatch) as stub:
         assert make_judge(tmp_path).ask("what?", [PICTURE]) == "fine"
     assert len(stub.bodies) == 3
+
+
+def test_equal_questions_at_one_time_are_asked_once(tmp_path, monkeypatch):
+    def answer(body, number):
+        time.sleep(0.2)
+        return reply(f"reply {number}")
+
+    with serving(answer, monkeypatch) as stub, ThreadPoolExecutor(4) as pool:
+        judge = make_judge(tmp_path)
+        replies = list(pool.map(lambda _: judge.ask("what?", [PICTURE]), range(4)))
+    assert replies == ["reply 0"] * 4 and len(stub.bodies) == 1
 
 
 def test_a_late_reply_is_asked_for_again(tmp_path, monkeypatch):
@@ -367,29 +378,3 @@ def test_which_picture_is_a_depends_on_the_query():
     firsts = [geditbench_v2.is_first(f"key_{n}", "BAGEL") for n in range(200)]
     assert 70 < sum(firsts) < 130
     assert geditbench_v2.winner_of('{"winner": "Image B"}') == 0 and geditbench_v2.winner_of("B") is None
-
-
-def test_ratings_recover_known_abilities():
-    abilities, dice = {"a": 0.8, "b": 0.0, "c": -0.8}, np.random.default_rng(0)
-    comparisons = []
-    for query in range(400):
-        for first, second in (("a", "b"), ("b", "c"), ("c", "a")):
-            weights = np.exp(
-                [abilities[first], abilities[second], np.log(2 * 0.3) + (abilities[first] + abilities[second]) / 2]
-            )
-            result = (1.0, 0.0, 0.5)[dice.choice(3, p=weights / weights.sum())]
-            comparisons.append(Comparison(str(query), first, second, result))
-    found = ratings(comparisons, bootstraps=100)
-    for name, ability in abilities.items():
-        figure = found[name]
-        assert figure["mean"] == pytest.approx(1000 + 400 / np.log(10) * ability, abs=25)
-        assert figure["low"] < figure["mean"] < figure["high"] and figure["n"] == 800
-
-
-def test_two_systems_without_ties_have_the_closed_form():
-    comparisons = [Comparison(str(n), "a", "b", float(n < 30)) for n in range(40)]
-    found = ratings(comparisons, bootstraps=50)
-    # the ridge of weight 1 holds back the odds of 3 a little: the slope of its penalty is the ability difference
-    difference = (found["a"]["mean"] - found["b"]["mean"]) * np.log(10) / 400
-    assert 40 / (1 + math.exp(-difference)) - 30 + difference == pytest.approx(0, abs=1e-3)
-    assert ratings(comparisons[:0]) == {}

@@ -136,3 +136,13 @@ def test_a_damaged_note_holds_nothing(tmp_path, text, monkeypatch):
     (tmp_path / NOTE).write_text(text)
     with held(tmp_path, "train"):
         pass
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with (
+        pytest.raises(UserError, match="evaluate works in a folder, and .*run is a file"),
+        held(tmp_path / "run", "evaluate"),
+    ):
+        pass
+    assert (tmp_path / "run").read_text() == "mine"

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import random
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -69,6 +70,7 @@ class Judge:
         self._retries, self._first_wait, self._timeout = retries, first_wait, timeout
         self._prompts = None if prompts is None else read_prompts(prompts)
         self.asked = 0  # requests that went out
+        self._asking: dict[str, threading.Lock] = {}  # by hash of the question
 
     @property
     def variant(self) -> str:
@@ -107,12 +109,13 @@ class Judge:
         }
         digest = hashlib.sha256(json.dumps([body, attempt], sort_keys=True).encode()).hexdigest()
         path = self.cache / digest[:2] / f"{digest}.json"
-        if path.is_file():
-            return json.loads(path.read_text())["reply"]
-        reply = self._repeat(body)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"model": self.where, "attempt": attempt, "reply": reply})
-        return reply
+        with self._asking.setdefault(digest, threading.Lock()):  # equal questions at one time are one
+            if path.is_file():
+                return json.loads(path.read_text())["reply"]
+            reply = self._repeat(body)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"model": self.where, "attempt": attempt, "reply": reply})
+            return reply
 
     def _repeat(self, body) -> str:
         """Asks until there is a reply, waiting longer each time."""

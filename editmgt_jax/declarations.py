@@ -39,6 +39,7 @@ class Setting:
     length   'one' value, 'several', or a 'pair' (first, last), for which one value may stand
     stated   a model's files state it even if it is the default; others are written where they differ from it
     metavar  of the command line
+    needs    (setting, value) without which it is not read
     """
 
     name: str
@@ -51,6 +52,7 @@ class Setting:
     length: Literal["one", "several", "pair"] = "one"
     stated: bool = False
     metavar: str | None = None
+    needs: tuple[str, str] | None = None
 
     @property
     def key(self) -> str | None:
@@ -200,6 +202,7 @@ SETTINGS = (
         "traced",
         "decode",
         60.0,
+        needs=("sampler", "entropy"),
     ),
     Setting(
         "copy_penalty",
@@ -209,6 +212,7 @@ SETTINGS = (
         "traced",
         "reference",
         3.0,
+        needs=("sampler", "changes_first"),
     ),
     Setting(
         "reference_strength",
@@ -248,6 +252,7 @@ SETTINGS = (
         "traced",
         "reference",
         0,
+        needs=("hold", "from_step"),
     ),
     Setting(
         "layers",

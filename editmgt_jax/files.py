@@ -40,6 +40,8 @@ def mounted(path: str | Path, what: str) -> Path:
     Args:
       what: says in the message whose path it is.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UserError(f"{what} must be a path; got {path!r}")
     if "://" in str(path):
         raise UserError(
             f"{what} must lie in a file system that this machine mounts, and every other one of its job; got {path}. A bucket "
@@ -48,6 +50,11 @@ def mounted(path: str | Path, what: str) -> Path:
     if "\0" in str(path):
         raise UserError(f"{what} must have a name that files can have; got {str(path)!r}")
     return Path(path).absolute()
+
+
+def real(path: str | Path) -> Path:
+    """A path without links, absolute. A loop of links stays as it is: whatever opens it, tells."""
+    return Path(os.path.realpath(path))
 
 
 @contextlib.contextmanager
@@ -146,7 +153,7 @@ def new_folder(output: str | Path, *sources: str | Path) -> Iterator[Path]:
     Errors: FileExistsError, UserError.
     """
     output = mounted(output, "a new directory")
-    if output.exists():
+    if os.path.lexists(output):
         raise FileExistsError(f"{output} exists: a new directory is written, name another one")
     check_outside(output, *sources)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +174,7 @@ def new_folder(output: str | Path, *sources: str | Path) -> Iterator[Path]:
 def check_outside(output: str | Path, *sources: str | Path) -> None:
     """Errors: UserError when what is written lies in a folder that is read meanwhile, or is it."""
     for source in sources:
-        if Path(output).resolve().is_relative_to(Path(source).resolve()):
+        if real(output).is_relative_to(real(source)):
             raise UserError(f"the output must lie outside of what is read, {source}; got {output}")
 
 

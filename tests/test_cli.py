@@ -95,9 +95,44 @@ def test_flags_reach_the_pipeline(model, folder, monkeypatch):
     assert "steps" not in calls[1][2]
 
 
+@pytest.mark.parametrize("command", ["prepare", "convert orbax", "train --workdir run --config", "report"])
+def test_a_loop_of_links_is_told_in_a_line(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    end = {"prepare": ["--output", "new"], "convert orbax": ["new"], "report": ["--output", "new"]}.get(command, [])
+    assert cli.main([*command.split(), "loop", *end]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "loop" in line and not Path("new").exists()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        ("supervise --wait -1 -- true", "--wait: must be seconds, 0 or more; got '-1'"),
+        ("supervise --healthy nan -- true", "--healthy: must be seconds, 0 or more; got 'nan'"),
+        ("make-random --preset editmgt-1024 --out new --seed -1", "--seed: must be at least 0"),
+        ("convert editor model new --seed 4294967296", "--seed: must be at least 0 and at most 4294967295"),
+        ("scenes --preview new.png --rows 99999", "a preview must have at most 100000000 pixels"),
+        ("serve --host=", "'' is not loopback"),
+    ],
+)
+def test_flags_out_of_range(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = cli.main(arguments.split())
+    except SystemExit as ended:
+        code = ended.code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 2 and message in line and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--hold-step", "1"], "--hold-step is read with --hold from_step alone; it is released"),
+        (["--entropy-bound", "9"], "--entropy-bound is read with --sampler entropy alone; it is confidence"),
+        (["--copy-penalty", "1"], "--copy-penalty is read with --sampler changes_first alone; it is confidence"),
+        (["--released-mask"], "give --mask, too"),
         (dict(image="gone.png"), "an image must be a file; there is none at gone.png"),
         (dict(output="out.xyz"), "suffix of an output must be one of .png, .jpg"),
         (dict(output="gone/out.png"), "there is no gone: create it"),

@@ -100,6 +100,22 @@ def test_a_folder_appears_only_once_complete(tmp_path):
     assert names(tmp_path / "deep") == ["new"]
 
 
+def test_a_new_folder_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "nowhere").symlink_to("gone")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("nowhere", "loop"):
+        with pytest.raises(FileExistsError, match=name), new_folder(tmp_path / name):
+            raise AssertionError("no work was to be done")
+
+
+def test_a_path_is_a_text_and_a_loop_of_links_stays_itself(tmp_path):
+    for wrong in (5, None, b"x", ["a"]):
+        with pytest.raises(UserError, match="the output must be a path; got"):
+            mounted(wrong, "the output")
+    (tmp_path / "loop").symlink_to("loop")
+    assert files.real(tmp_path / "loop") == files.real(tmp_path) / "loop"
+
+
 def test_a_folder_lies_outside_of_its_sources(tmp_path):
     with (
         pytest.raises(UserError, match="must lie outside"),

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from test_pipeline import INSTRUCTION, picture
 
+from editmgt_jax.errors import UserError
 from editmgt_jax.images import ImageError
 from editmgt_jax.models.prompts import PromptError
 from editmgt_jax.pipeline import EditPipeline
@@ -119,6 +120,23 @@ def test_more_pictures_than_memory_holds_are_refused_before_work(pipe, monkeypat
 def test_empty_instruction(pipe, instruction):
     with pytest.raises(PromptError, match="must say what to change"):
         pipe(picture(), instruction)
+
+
+def test_arrays_that_are_no_pictures_and_no_ids(pipe):
+    floats = np.zeros((1, 16, 16, 3), np.float32)
+    for wrong in ("in.png", floats[0], floats[:, :15], floats[..., :1], np.zeros((1, 16, 16, 3), np.uint8)):
+        with pytest.raises(UserError, match=r"pixels must be floats \[B Y X 3\]"):
+            pipe.encode_image(wrong)
+    ids = pipe.encode_image(floats)
+    np.testing.assert_array_equal(ids, pipe.encode_image(floats.astype(np.float64)))
+    for wrong in ([[[0]]], np.asarray(ids)[0], np.zeros(ids.shape)):
+        with pytest.raises(UserError, match=r"ids must be integers \[B H W\]"):
+            pipe.decode_image(wrong)
+    for wrong in (-1, pipe.mask_token_id + 1):
+        with pytest.raises(UserError, match=f"ids must be in 0..{pipe.mask_token_id}; got {wrong} to {wrong}"):
+            pipe.decode_image(np.full(ids.shape, wrong))
+    with pytest.raises(UserError, match="paint_steps takes a result"):
+        pipe.paint_steps(5)
 
 
 def test_long_instruction_and_foreign_query(pipe):

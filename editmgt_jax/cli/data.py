@@ -19,7 +19,7 @@ def _add_scenes(commands) -> None:
     command.add_argument("--preview", required=True, metavar="GRID.png", help="picture to write")
     command.add_argument("--size", type=int, default=64, help="pixels a side (default 64)")
     command.add_argument("--split", default="train", help="train or heldout")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=shared.seed, default=0)
     command.add_argument("--objects", default="core", help="core, all or rich (default core)")
     command.add_argument("--rows", type=shared.positive, default=8)
     command.add_argument("--columns", type=shared.positive, default=3)

@@ -41,7 +41,7 @@ def _add_convert(commands):
     text = "text-to-image base to an editor to train: a new connector, all other weights copied"
     command = add("editor", convert_editor, text, "model directory of the base")
     command.add_argument("--llm-encoder", metavar="DIR", help="folder of the Gemma 2 text encoder")
-    command.add_argument("--seed", type=int, default=0, help="seed of the new connector")
+    command.add_argument("--seed", type=shared.seed, default=0, help="seed of the new connector")
 
     command = add("lora", convert_lora, "LoRA from Orbax to PEFT's safetensors, or back", "folder of the LoRA")
     command.add_argument("--model", required=True, metavar="DIR", help="the model that it adapts")
@@ -155,7 +155,7 @@ def _add_make_random(commands) -> None:
     command.add_argument("--out", required=True, metavar="DIR", help="new folder")
     command.add_argument("--text-encoders", default="small", help="small (default) or full")
     command.add_argument("--dtype", default="float32", type=shared.dtype, help="float32 (default), bfloat16 or float16")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=shared.seed, default=0)
 
 
 def make_random(args: argparse.Namespace) -> None:

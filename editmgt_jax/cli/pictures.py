@@ -106,6 +106,8 @@ def edit(args: argparse.Namespace) -> None:
         return _repeat(args)
     if args.instruction is None:
         raise SettingsError("an edit needs --instruction, or --from a picture whose edit is to be repeated")
+    if args.released_mask and args.mask is None:
+        raise SettingsError("--released-mask hides what a mask opens: give --mask, too")
     outputs = _check_outputs(args)
     image = images.load(args.image, keep_profile=True)
     mask = None if args.mask is None else images.load_mask(args.mask, image.size)
@@ -218,6 +220,8 @@ def _make_pictures(args, outputs, make, image=None) -> None:
         program = None if path is None else ExportedDecode(path)
         reading = {"dtype": args.dtype, "strict": args.strict, "lora": args.lora, "variant": args.variant}
         pipeline = EditPipeline.from_pretrained(args.model, **reading, program=program)
+        chosen = shared.settings_of(args)
+        shared.check_read(chosen, pipeline.settings(**chosen))
         result = make(
             pipeline,
             seed=args.seed,
@@ -225,7 +229,7 @@ def _make_pictures(args, outputs, make, image=None) -> None:
             negative_prompt=args.negative_prompt,
             record=args.save_steps is not None,
             progress=stages,
-            **shared.settings_of(args),
+            **chosen,
         )
         stages("save")
         for index, files in enumerate(outputs):

@@ -42,7 +42,7 @@ def serve(args: argparse.Namespace) -> None:
     """Serves until a signal ends it."""
     keys = _keys(args.api_key_file)
     if not keys and not _is_loopback(args.host):
-        raise UserError(f"an address that others reach needs --api-key-file; {args.host} is not loopback")
+        raise UserError(f"an address that others reach needs --api-key-file; {args.host!r} is not loopback")
     if not 0 <= args.port <= 65535:
         raise UserError(f"--port must be from 0 to 65535; got {args.port}")
     sizes = [_size(text) for text in args.warm.split(",")] if args.warm else []

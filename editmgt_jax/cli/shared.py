@@ -1,8 +1,9 @@
 """Parts of several commands: flags, types of arguments, the job of processes, the cache of compiled programs."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from editmgt_jax.config import dtype_name
 from editmgt_jax.declarations import MAX_IMAGES, MAX_SEED, SETTINGS, SettingsError
@@ -111,6 +112,16 @@ def settings_of(args: argparse.Namespace) -> dict:
                 except SettingsError as error:
                     raise SettingsError(f"--{setting.name.replace('_', '-')}: {error}") from error
     return chosen
+
+
+def check_read(chosen: Mapping[str, Any], settings: Any) -> None:
+    """Errors: SettingsError for a chosen setting that the resolved `settings` do not read."""
+    for setting in SETTINGS:
+        if setting.name in chosen and setting.needs is not None:
+            other, value = setting.needs
+            if getattr(settings, other) != value:
+                flag, needed = (name.replace("_", "-") for name in (setting.name, other))
+                raise SettingsError(f"--{flag} is read with --{needed} {value} alone; it is {getattr(settings, other)}")
 
 
 def dtype(text: str) -> str:

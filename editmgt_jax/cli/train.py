@@ -1,6 +1,7 @@
 """`editmgt train`, `supervise` and `export`: training runs."""
 
 import argparse
+import math
 
 from editmgt_jax.cli import shared
 
@@ -46,10 +47,10 @@ def _add_supervise(commands) -> None:
         "--max-restarts", type=_count, default=100, metavar="N", help="restarts in a row (default 100)"
     )
     command.add_argument(
-        "--wait", type=float, default=1.0, metavar="SECONDS", help="wait before the first restart (default 1)"
+        "--wait", type=_seconds, default=1.0, metavar="SECONDS", help="wait before the first restart (default 1)"
     )
     text = "a run of this length resets the count of restarts (default 600)"
-    command.add_argument("--healthy", type=float, default=600.0, metavar="SECONDS", help=text)
+    command.add_argument("--healthy", type=_seconds, default=600.0, metavar="SECONDS", help=text)
     command.add_argument("command", nargs="+", metavar="-- COMMAND", help="such as editmgt train ...")
 
 
@@ -80,6 +81,13 @@ def _step_range(text) -> tuple[int, int]:
     if not (colon and first.isdigit() and end.isdigit() and int(first) < int(end)):
         raise argparse.ArgumentTypeError(f"steps are given as START:END, START before END; got {text!r}")
     return int(first), int(end)
+
+
+def _seconds(text) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"must be seconds, 0 or more; got {text!r}")
+    return seconds
 
 
 def _count(text) -> int:

@@ -12,7 +12,7 @@ from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation import outcomes, pixels, stats
 from editmgt_jax.evaluation.examples import read_picture
 from editmgt_jax.evaluation.protocols.table import open_protocol
-from editmgt_jax.files import read_json
+from editmgt_jax.files import read_json, real
 
 OUTSIDE = ("outside", "band", "far", "unedit_part")  # in names of figures that an editor which does nothing would win
 
@@ -57,7 +57,7 @@ def is_evaluation(folder: str | Path) -> bool:
 
 
 def _labels(folders) -> list[str]:
-    names = [folder.resolve().name for folder in folders]
+    names = [real(folder).name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 

@@ -30,7 +30,7 @@ from editmgt_jax.evaluation.features import Models
 from editmgt_jax.evaluation.judge import Judge
 from editmgt_jax.evaluation.leakage import leakage
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection, Traces
-from editmgt_jax.files import claim, read_json, write_json
+from editmgt_jax.files import claim, read_json, real, write_json
 
 IDENTITY = "evaluation.json"
 CHUNK = 32  # examples of a part
@@ -121,10 +121,10 @@ def _identity(protocol, data, outputs, editor, models, selection, model, entries
         "version": protocol.version,
         "title": protocol.title,
         "reference": protocol.reference,
-        "data": str(data.resolve()),
+        "data": str(real(data)),
         "examples_sha256": hashlib.sha256(keys.encode()).hexdigest(),
         "selection": dataclasses.asdict(selection),
-        "edited": {"outputs": str(Path(outputs).resolve())}
+        "edited": {"outputs": str(real(outputs))}
         if outputs
         else {
             "model": model,

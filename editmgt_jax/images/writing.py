@@ -100,6 +100,8 @@ def save(image: Image.Image, path: str | Path, notes: Mapping[str, str] | None =
       notes: texts by their keys, for PNG alone; see `read_notes`.
     Errors: ImageError; OSError naming the file.
     """
+    if not (isinstance(image, Image.Image) and isinstance(path, (str, os.PathLike))):
+        raise ImageError(f"a PIL image is saved under a path; got {type(image).__name__} and {type(path).__name__}")
     path = Path(path)
     check_size_of(path, image.size)
     check_output(path)

@@ -164,6 +164,8 @@ class EditPipeline(TokenPipeline):
         Tokens that are still hidden are grey. Sides are the result's, scaled so that none is longer than FRAME.
         Errors: SettingsError for a result that was not recorded.
         """
+        if not isinstance(result, Result):
+            raise UserError(f"paint_steps takes a result of this pipeline; got {type(result).__name__}")
         if result.step_tokens is None:
             raise SettingsError("a result has steps when it was made with record=True; this one was not")
         width, height = result.images[index].size

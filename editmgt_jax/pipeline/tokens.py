@@ -22,7 +22,7 @@ from editmgt_jax.models.prompts import PromptError
 from editmgt_jax.models.text import EncodedText
 from editmgt_jax.models.vq import ids_to_pixels, pixels_to_ids
 from editmgt_jax.pipeline.diffusers_names import takes_diffusers_names
-from editmgt_jax.sampling.canvas import canvas_size, check_results, free_memory, host_memory
+from editmgt_jax.sampling.canvas import canvas_size, check_ids, check_pixels, check_results, free_memory, host_memory
 from editmgt_jax.sampling.decode import Noise
 from editmgt_jax.sampling.edit import TokenEdit
 from editmgt_jax.sampling.exported import ExportedDecode, export_decode
@@ -144,13 +144,15 @@ class TokenPipeline:
         return query_weights(self.model.text, text, phrase)
 
     def encode_image(self, pixels: np.ndarray | jax.Array) -> jax.Array:
-        """Pictures to ids. float [B Y X 3] in [0, 1] -> ids int32 [B H W]"""
+        """Pictures to ids. float [B Y X 3] in [0, 1] -> ids int32 [B H W]. Errors: UserError."""
         check_process()
+        check_pixels(pixels, self.model.vq.config.factor)
         return executables.run(pixels_to_ids, self._vq_params, jnp.asarray(pixels, jnp.float32), vq=self.model.vq)
 
     def decode_image(self, ids: np.ndarray | jax.Array) -> jax.Array:
-        """Ids to pictures. int32 [B H W] -> float32 [B Y X 3] in [0, 1]"""
+        """Ids to pictures. int32 [B H W] -> float32 [B Y X 3] in [0, 1]. Errors: UserError."""
         check_process()
+        check_ids(ids, self.mask_token_id)
         return executables.run(ids_to_pixels, self._vq_params, jnp.asarray(ids, jnp.int32), vq=self.model.vq)
 
     def edit_tokens(

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from editmgt_jax.config import MGTConfig, VQConfig
 from editmgt_jax.declarations import SettingsError
+from editmgt_jax.errors import UserError
 
 COPIES = 2  # of a batch, under guidance
 LIVE = 3  # arrays of one kind at once
@@ -40,6 +42,29 @@ def canvas_size(
     size = int(sides[0]), int(sides[1])
     check_memory(size, pictures, model.mgt.config, model.vq.config, free)
     return size
+
+
+def check_pixels(pixels: Any, factor: int) -> None:
+    """Errors: UserError for what is no batch of pictures, floats [B Y X 3] with sides that are multiples of `factor`."""
+    shape = getattr(pixels, "shape", ())
+    good = len(shape) == 4 and shape[3] == 3 and not any(side % factor for side in shape[1:3])
+    if not (isinstance(pixels, (np.ndarray, jax.Array)) and good and jnp.issubdtype(pixels.dtype, jnp.floating)):
+        raise UserError(
+            f"pixels must be floats [B Y X 3] in 0..1, Y and X multiples of {factor}; got {_described(pixels)}: see images.to_pixels"
+        )
+
+
+def check_ids(ids: Any, highest: int) -> None:
+    """Errors: UserError for what are no ids, integers [B H W] in 0..highest; those on a device are not read."""
+    whole = isinstance(ids, (np.ndarray, jax.Array)) and jnp.issubdtype(ids.dtype, jnp.integer)
+    if not whole or ids.ndim != 3:
+        raise UserError(f"ids must be integers [B H W]; got {_described(ids)}")
+    if isinstance(ids, np.ndarray) and ids.size and not 0 <= ids.min() <= ids.max() <= highest:
+        raise UserError(f"ids must be in 0..{highest}; got {ids.min()} to {ids.max()}")
+
+
+def _described(value) -> str:
+    return f"{value.dtype} {list(value.shape)}" if hasattr(value, "dtype") else type(value).__name__
 
 
 def _is_whole(value) -> bool:

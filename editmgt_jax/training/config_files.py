@@ -14,6 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from editmgt_jax.files import real
 from editmgt_jax.training import declare
 from editmgt_jax.training.config import RUNS, TrainConfig, read_config, run_type
 from editmgt_jax.training.declare import ConfigError
@@ -66,7 +67,7 @@ def shipped() -> list[str]:
 
 
 def _find(config) -> Path:
-    path = Path(config).resolve()
+    path = real(config)
     if path.is_file():
         return path
     if str(config) in shipped():

@@ -7,7 +7,7 @@ from editmgt_jax.ablation.report import pictures, runs, studies, sweeps, views
 from editmgt_jax.ablation.search import FOLDER, SUMMARY
 from editmgt_jax.ablation.workdir import is_ablation, read_workdir
 from editmgt_jax.errors import UserError
-from editmgt_jax.files import write_text
+from editmgt_jax.files import real, write_text
 from editmgt_jax.report.page import Section, to_html, to_markdown
 
 HTML, MARKDOWN = "report.html", "report.md"
@@ -24,17 +24,17 @@ def report(where: str | Path) -> Path:
             f"a report is of a folder of an ablation or a run, or of an evaluation's file; no {where}"
         )
     if where.is_dir() and is_ablation(where):
-        title, sections, folder = f"Ablation {where.resolve().name}", of_ablation(where), where
+        title, sections, folder = f"Ablation {real(where).name}", of_ablation(where), where
     elif where.is_dir() and (where / "metrics.jsonl").is_file():
-        title, sections, folder = f"Training run {where.resolve().name}", runs.of_training(where), where
+        title, sections, folder = f"Training run {real(where).name}", runs.of_training(where), where
     elif where.is_dir() and (where / "summary.json").is_file():
         title, sections, folder = (
-            f"Evaluation {where.resolve().name}",
+            f"Evaluation {real(where).name}",
             runs.of_evaluation(where / "summary.json"),
             where,
         )
     elif where.suffix == ".json":
-        title, sections, folder = f"Evaluation {where.stem}", runs.of_evaluation(where), where.resolve().parent
+        title, sections, folder = f"Evaluation {where.stem}", runs.of_evaluation(where), real(where).parent
     else:
         raise UserError(
             f"a report is of a folder of an ablation or a run, or of an evaluation's JSON file; {where} is none"

@@ -35,7 +35,7 @@ from editmgt_jax.data.records import (
     read_manifest,
 )
 from editmgt_jax.errors import UserError
-from editmgt_jax.files import claim, mounted, read_json, write_json
+from editmgt_jax.files import claim, mounted, read_json, real, write_json
 from editmgt_jax.locks import held
 
 NEEDED = ("apache_beam", "pyarrow", "tensorflow_datasets")  # of the extra `prepare`
@@ -67,9 +67,9 @@ def prepare(
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise PrepareError(f"preparing data needs {', '.join(missing)}: pip install 'editmgt_jax[prepare]'")
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    where = where if ":" in str(where) else str(Path(where).resolve())
+    where = where if ":" in str(where) else str(real(where))
     parts = open_source(where, mapping, config.resolution)
-    output = mounted(output, "the output").resolve()
+    output = real(mounted(output, "the output"))
     tasks, run = _tasks(parts, output, config), _runner(flags, workers)
     if not tasks:
         raise PrepareError(f"{where} has no raw pairs")

@@ -24,6 +24,7 @@ __all__ = ["CATEGORIES", "OBJECTS", "SceneConfig", "SceneSource", "instruction_c
 
 CATEGORIES = ("add", "remove", "replace", "colour", "background", "style", "motion")
 SPLITS = ("train", "heldout")
+PREVIEW = 100_000_000  # pixels
 
 _ATTEMPTS = 300
 _GOLDEN = 2654435769  # the golden ratio's fraction, in units of 2^-32
@@ -210,11 +211,17 @@ def instruction_corpus(n: int, config: SceneConfig) -> list[str]:
 
 
 def preview(config: SceneConfig, rows: int = 8, columns: int = 3) -> Image.Image:
-    """A labelled grid of examples: source, target and mask under the instruction. -> RGB picture"""
+    """A labelled grid of examples: source, target and mask under the instruction. -> RGB picture. Errors: UserError."""
     source, gap, line = SceneSource(config), 4, 14
     scale = 2 if config.size <= 128 else 1
     cell = config.size * scale
-    grid = Image.new("RGB", (columns * (3 * cell + 2 * gap), rows * (cell + line + gap)), "white")
+    size = columns * (3 * cell + 2 * gap), rows * (cell + line + gap)
+    if size[0] * size[1] > PREVIEW:
+        raise UserError(
+            f"a preview must have at most {PREVIEW} pixels; {rows} x {columns} scenes have {size[0] * size[1]}: draw fewer, or "
+            "smaller ones"
+        )
+    grid = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(grid)
     for index in range(rows * columns):
         example = source[index]

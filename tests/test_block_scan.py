@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from editmgt_jax.config import MGTConfig
-from editmgt_jax.models import block_scan
+from editmgt_jax.models import rooms
 from editmgt_jax.models.block_scan import scan_blocks
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.training.sharding import ACTIVATIONS, make_mesh
@@ -55,7 +55,7 @@ def _assert_close(found, expected, share):
 @pytest.fixture
 def on_tpu(monkeypatch):
     """Gradients are those of arrays that kernels, here interpreted, wrote where they are kept."""
-    monkeypatch.setattr(block_scan, "_written", lambda copied, by_block: by_block)
+    monkeypatch.setattr(rooms, "_where_used", lambda here, _, *arrays: here(*arrays))
 
 
 def test_gradients_are_those_of_blocks_that_keep_all(params):
@@ -84,31 +84,45 @@ def test_gradients_on_a_mesh(params, on_tpu, sizes, batch):
     _assert_close(found, expected, 2e-5)
 
 
-@pytest.mark.parametrize("text, grid, stacks", [(TEXT, GRID, 1 + 1), (128, (16, 16), 2 + 1)], ids=["whole", "parts"])
-def test_kernels_write_their_results_where_they_are_kept(params, text, grid, stacks):
-    """Those of double-stream blocks, in parts or whole, and of single-stream blocks."""
+@pytest.mark.parametrize("text, grid, parts", [(TEXT, GRID, 1 + 1), (128, (16, 16), 2 + 1)], ids=["whole", "parts"])
+def test_attention_has_its_arrays_where_they_are_kept(params, text, grid, parts):
+    """Queries, keys, values and results of double-stream blocks, in parts or whole, and of single-stream blocks."""
     gradients = partial(_gradients, remat="products", attention="auto", dtype=jnp.bfloat16, text=text, grid=grid)
     program = jax.jit(gradients).trace(params)
-    assert program.lower(lowering_platforms=("tpu",)).as_text().count("AllocateBuffer") == stacks
+    assert program.lower(lowering_platforms=("tpu",)).as_text().count("AllocateBuffer") == 4 * parts
+
+
+def test_the_input_of_an_activation_is_read_where_it_is_kept(params):
+    """Else it would be written twice on TPUs: one barrier for each feed-forward part, beside four for each part of attention."""
+    gradients = partial(_gradients, remat="products", attention="auto", dtype=jnp.bfloat16)
+    program = jax.jit(gradients).trace(params).lower(lowering_platforms=("tpu",)).as_text()
+    assert program.count("optimization_barrier") == (3 + 2) + (3 + 1)
+
+
+def test_rooms_are_not_offered_where_the_compiler_copies_them(params, monkeypatch):
+    monkeypatch.setattr(rooms, "useful", lambda: False)
+    gradients = partial(_gradients, remat="products", attention="auto", dtype=jnp.bfloat16)
+    program = jax.jit(gradients).trace(params).lower(lowering_platforms=("tpu",)).as_text()
+    assert "AllocateBuffer" not in program and "optimization_barrier" not in program
 
 
 @pytest.mark.parametrize("unroll", [1, 2, 4, 6])
-def test_any_number_of_blocks_in_a_turn(unroll):
+def test_any_number_of_blocks_in_a_turn(unroll, on_tpu):
     """Against a plain loop, with a carry that is a tree, and a shared input that all blocks see."""
     weights = jax.random.normal(jax.random.key(1), (6, 3, 3)) / 2
     carry = jax.random.normal(jax.random.key(2), (3,)), jnp.ones((3,))
 
-    def block(weight, carry, shared, constants, _room):
+    def block(weight, carry, shared, constants, keeper):
         x, y = carry
-        return (jnp.tanh(weight @ x + shared * y), y + constants[0] * x), None
+        return jnp.tanh(keeper.keep_product(weight @ x, "product") + shared * y), y + constants[0] * x
 
     def scanned(weights, carry, shared):
-        policy = jax.checkpoint_policies.nothing_saveable
+        policy = jax.checkpoint_policies.save_only_these_names("product")
         return sum(map(jnp.sum, scan_blocks(block, weights, carry, shared, [jnp.float32(0.5)], policy, unroll)))
 
     def plain(weights, carry, shared):
         for weight in weights:
-            carry, _ = block(weight, carry, shared, [jnp.float32(0.5)], None)
+            carry = block(weight, carry, shared, [jnp.float32(0.5)], rooms.Keeper())
         return sum(map(jnp.sum, carry))
 
     found, expected = (jax.value_and_grad(f, (0, 1, 2))(weights, carry, jnp.float32(0.3)) for f in (scanned, plain))

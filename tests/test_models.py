@@ -255,5 +255,5 @@ def test_both_gradients_of_the_token_embedding_are_those_of_a_lookup(dtype, monk
     expected = np.zeros((11, 6), np.float32)
     np.add.at(expected, np.asarray(ids).reshape(-1), np.asarray(wanted, np.float32).reshape(-1, 6))
     np.testing.assert_array_equal(gradient(lambda table: ours.apply({"params": {"embedding": table}}, ids)), expected)
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: default(*args))
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, tpu, default: default(*args))
     np.testing.assert_array_equal(gradient(lambda table: ours.apply({"params": {"embedding": table}}, ids)), expected)

@@ -1,23 +1,25 @@
 """A loop over blocks whose backward pass keeps only what a policy of rematerialisation says.
 
 Differs `jax.lax.scan` of a rematerialised block computes the same; but there JAX copies what is kept into its stacks behind each
-        block. Here the loop carries the stacks: a compiler writes an array where it is kept as part of what makes it.
+        block. Here the loop carries the stacks: a compiler writes an array where it is kept as part of what makes it, or the
+        block writes it there itself (`rooms.py`).
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from editmgt_jax.models import rooms
+from editmgt_jax.models.rooms import Keeper, Room, put_place, read_place
 from editmgt_jax.shapes import Array
 
 Tree = Any  # of arrays
-Stacks = tuple[Array, ...]
-# (its variables, carry, shared, constants, (stacks, number of the block) or None) -> (carry, the stacks or None)
-Block = Callable[[Tree, Tree, Tree, Tree, tuple[Stacks, Array] | None], tuple[Tree, Stacks | None]]
+# (its variables, carry, shared, constants, keeper) -> carry
+Block = Callable[[Tree, Tree, Tree, Tree, Keeper], Tree]
 
 
 @struct.dataclass
@@ -47,7 +49,6 @@ def scan_blocks(
     constants: Tree,
     policy: Callable[..., bool],
     unroll: int = 1,
-    find_rooms: Callable[[int, list], dict[int, Array]] = lambda length, made: {},
 ) -> Tree:
     """The carry behind L blocks, one after another.
 
@@ -57,10 +58,7 @@ def scan_blocks(
       constants: as `shared`, of any type and without a gradient.
       policy: of `jax.checkpoint_policies`: which arrays of a block are kept; the backward pass computes the others again.
       unroll: at most so many blocks in one turn of the loop; their number divides L.
-      find_rooms: (L, shapes of what a block keeps) -> {index in them: an empty stack [L ...]}. The block gets these stacks. On TPUs it must
-        write into them what it keeps: a compiler copies what a kernel makes, and does not let it write elsewhere.
     """
-    block = jax.checkpoint(block, policy=policy, prevent_cse=False)
     length = len(jax.tree.leaves(variables)[0])
     if not length:
         return carry
@@ -69,10 +67,11 @@ def scan_blocks(
 
     @jax.custom_vjp
     def run(variables, carry, shared, constants):
-        return loop(lambda i, carry: block(_at(variables, i), carry, shared, constants, None)[0], carry)
+        return loop(lambda i, carry: block(_at(variables, i), carry, shared, constants, Keeper()), carry)
 
     def forward(variables, carry, shared, constants):
-        carry, kept = _forward(length, loop, block, variables, carry, shared, constants, find_rooms)
+        visit = functools.partial(_visit, block, policy, variables, shared, constants)
+        carry, kept = _forward(length, loop, visit, carry)
         return carry, (kept, variables, shared, constants)
 
     def backward(saved, gradient):
@@ -96,57 +95,96 @@ def _loop(length, unroll, step, state):
     return jax.lax.while_loop(lambda x: x[0] < length, lambda x: turn(*x), (jnp.int32(0), state))[1]
 
 
-def _forward(length, loop, block, variables, carry, shared, constants, find_rooms):
-    """-> carry, _Kept"""
-    structure = {}
+class _Visit(NamedTuple):
+    """One block with its pullback.
 
-    def visit(i, carry, room=None):
-        """One block. -> carry, what it made and its pullback needs, the stacks in its room"""
-        given = _at(variables, i), carry, shared
-        new, pullback, written = jax.vjp(lambda *given: block(*given, constants, room), *given, has_aux=True)
-        leaves, tree = jax.tree.flatten(pullback)
-        # A pullback holds the very arrays that the block was given. One that it did not recognise would be kept once more.
-        known = {id(x): index for index, x in enumerate(jax.tree.leaves((given, constants)))}
-        structure.update(given=tuple(known.get(id(leaf)) for leaf in leaves), pullback=tree)
-        return new, [leaf for leaf in leaves if id(leaf) not in known], written
+    Attributes:
+      made: leaves of the pullback that the block made; given, pullback: as of `_Kept`.
+      places: for each request for a room the indices of its arrays in `made`; empty: how its stacks are made.
+      stacks: those of the rooms that the block got.
+    """
+
+    carry: Tree
+    made: list[Array]
+    given: tuple[int | None, ...]
+    pullback: Any
+    places: list[list[int]]
+    empty: list[Callable | None]
+    stacks: list[Array]
+
+
+def _visit(block, policy, variables, shared, constants, i, carry, offered=()) -> _Visit:
+    """Block i. It is offered rooms, in the order of its requests."""
+    keeper = Keeper(offered)
+
+    def run(*given):
+        carry = block(*given, constants, keeper)
+        return carry, (keeper.stacks, keeper.shown)
+
+    given = _at(variables, i), carry, shared
+    checkpointed = jax.checkpoint(run, policy=policy, prevent_cse=False)
+    carry, pullback, (stacks, shown) = jax.vjp(checkpointed, *given, has_aux=True)
+    leaves, tree = jax.tree.flatten(pullback)
+    # A pullback holds the very arrays that the block was given. One that it did not recognise would be kept once more.
+    known = {id(x): index for index, x in enumerate(jax.tree.leaves((given, constants)))}
+    made = [leaf for leaf in leaves if id(leaf) not in known]
+    places = [request.find(made, shown) for request in keeper.requests]
+    empty = [request.empty for request in keeper.requests]
+    return _Visit(carry, made, tuple(known.get(id(leaf)) for leaf in leaves), tree, places, empty, stacks)
+
+
+def _forward(length, loop, visit, carry):
+    """-> carry, _Kept"""
+    requests, found = [], {}
+
+    def shapes(i, carry):
+        one = visit(i, carry)
+        requests.extend(zip(one.places, one.empty, strict=True))
+        return one.made
+
+    made = jax.eval_shape(shapes, jnp.int32(0), carry)
+    wanted, stacks = [indices for indices, _ in requests], _zeros(length, made)
+    places = wanted if rooms.useful() else [[] for _ in wanted]
+    for indices, of_room in requests if rooms.useful() else ():
+        for index in indices if of_room is not None else ():
+            stacks[index] = of_room(length, made[index])
 
     def step(i, state):
         carry, carries, stacks = state
-        room = (tuple(stacks[index] for index in rooms), i) if rooms else None
-        carry, made, written = visit(i, carry, room)
-        stacks = _put(stacks, made, i)
-        for index, stack in zip(rooms, written or (), strict=True):
-            stacks[index] = _written(stacks[index], stack)
-        return carry, _put(carries, carry, i), stacks
+        offered = (
+            Room(tuple(stacks[index] for index in indices), jnp.int32(i)) if indices else None for indices in places
+        )
+        one = visit(i, carry, offered)
+        if one.places != wanted:
+            raise RuntimeError(f"a block must keep the same with rooms and without; got {one.places} for {wanted}")
+        found.update(given=one.given, pullback=one.pullback)
+        stacks = _put(stacks, one.made, i)
+        for index, stack in zip(sum(places, []), one.stacks, strict=True):
+            stacks[index] = rooms.written(stacks[index], stack)
+        return one.carry, _put(carries, one.carry, i), stacks
 
-    _, made, _ = jax.eval_shape(visit, jnp.int32(0), carry)
-    rooms = find_rooms(length, made)
-    stacks = [rooms.get(index, stack) for index, stack in enumerate(_zeros(length, made))]
     last, carries, stacks = loop(step, (carry, _zeros(length, carry), stacks))
     # Nobody needs the last carry here, and its memory takes that before the first block.
-    return last, _Kept(_put(carries, carry, length - 1), stacks, **structure)
-
-
-def _written(copied, by_block):
-    """The stack into which an array was copied, or on TPUs that into which the block wrote it."""
-    return jax.lax.platform_dependent(copied, by_block, tpu=lambda _, x: x, default=lambda x, _: x)
+    return last, _Kept(_put(carries, carry, length - 1), stacks, **found)
 
 
 def _backward(length, loop, kept, variables, shared, constants, gradient):
     """-> gradients of variables, carry and shared"""
 
-    def step(i, state):
-        i = length - 1 - i
+    def step(turn, state):
+        i = (
+            length - 1 - turn
+        )  # gradients lie in the order of turns: a stack that is written from its end would be filled first
         gradient, of_shared, of_variables = state
         before = _at(kept.carries, jnp.where(i > 0, i - 1, length - 1))
         given, made = jax.tree.leaves((_at(variables, i), before, shared, constants)), iter(_at(kept.made, i))
         leaves = [next(made) if index is None else given[index] for index in kept.given]
         of_part, gradient, more = jax.tree.unflatten(kept.pullback, leaves)(gradient)
-        return gradient, jax.tree.map(jnp.add, of_shared, more), _put(of_variables, of_part, i)
+        return gradient, jax.tree.map(jnp.add, of_shared, more), _put(of_variables, of_part, turn)
 
     start = gradient, jax.tree.map(jnp.zeros_like, shared), jax.tree.map(jnp.zeros_like, variables)
     gradient, of_shared, of_variables = loop(step, start)
-    return of_variables, gradient, of_shared
+    return jax.tree.map(lambda x: jnp.flip(x, axis=0), of_variables), gradient, of_shared
 
 
 def _zeros(length, tree):
@@ -155,12 +193,8 @@ def _zeros(length, tree):
 
 
 def _at(stacks, i):
-    index = functools.partial(jax.lax.dynamic_index_in_dim, index=i, keepdims=False, allow_negative_indices=False)
-    return jax.tree.map(index, stacks)
+    return jax.tree.map(functools.partial(read_place, index=i), stacks)
 
 
 def _put(stacks, arrays, i):
-    def one(stack, x):
-        return jax.lax.dynamic_update_index_in_dim(stack, x, i, 0, allow_negative_indices=False)
-
-    return jax.tree.map(one, stacks, arrays)
+    return jax.tree.map(functools.partial(put_place, index=i), stacks, arrays)

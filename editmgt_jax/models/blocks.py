@@ -19,17 +19,17 @@ from editmgt_jax.config import LoRAConfig, MGTConfig
 from editmgt_jax.models.attention import (
     ATTENTION,
     NO_WEIGHT,
+    ROOM,
     Preparation,
     Reading,
-    Room,
     attend_and_read,
-    empty_rooms,
     prepare,
 )
 from editmgt_jax.models.attention.signals import measure_signals, muted_bias
 from editmgt_jax.models.block_scan import scan_blocks
 from editmgt_jax.models.layers import Linear, NormScale, constrain, shared_vectors
 from editmgt_jax.models.modulation import gated_sum, modulated_norm
+from editmgt_jax.models.rooms import Keeper
 from editmgt_jax.shapes import Array
 
 PRODUCT = "product"  # the name of what rematerialisation 'products' keeps, besides attention
@@ -64,7 +64,6 @@ class Visit(NamedTuple):
 
     wanted: jax.Array  # bool: whether its attention is read
     interventions: Interventions | None = None
-    room: Room | None = None  # for the results of attention; the block then returns it in place of what is read
 
 
 @struct.dataclass
@@ -105,9 +104,9 @@ def _bypassed(visit: Visit, before, after):
     return jax.tree.map(lambda old, new: jnp.where(off, old, new), before, after)
 
 
-def _activated(x):
+def _activated(x, keeper):
     """Inside of a feed-forward part, spread over its channels, too."""
-    return constrain(nn.gelu(checkpoint_name(x, PRODUCT), approximate=True), "batch", "length", "channels")
+    return constrain(nn.gelu(keeper.keep_product(x, PRODUCT), approximate=True), "batch", "length", "channels")
 
 
 class _Block(nn.Module):
@@ -125,12 +124,12 @@ class _Block(nn.Module):
         start = 0 if self.lora.scope == "all" else reference_from
         return functools.partial(Linear(features, self.dtype, self.lora.scale, name=name), adapted_from=start)
 
-    def joint_attention(self, q, k, v, shared: Shared, visit: Visit, preparation: Preparation):
+    def joint_attention(self, q, k, v, shared: Shared, visit: Visit, preparation: Preparation, keeper: Keeper):
         """Projections q, k, v [B S D], or tuples of parts of S -> (the same, attention [B' R N] or signals [B' F A' R N] or None)."""
         if shared.signals and isinstance(q, tuple):
             bounds = [sum(preparation.lengths[:i]) for i in range(1, len(q))]
             whole = (jnp.concatenate(x, axis=1) for x in (q, k, v))
-            out, found = self.joint_attention(*whole, shared, visit, preparation)
+            out, found = self.joint_attention(*whole, shared, visit, preparation, keeper)
             return tuple(jnp.split(out, bounds, axis=1)), found
         bias, lengths = shared.group_bias, (shared.num_live, sum(preparation.lengths) - shared.num_live)
         if visit.interventions is not None:
@@ -146,10 +145,9 @@ class _Block(nn.Module):
         reading = None
         if shared.text_weights is not None and not shared.signals:
             reading = Reading(shared.text_weights, visit.wanted, shared.num_image)
-        inputs = q, k, v, bias, lengths, self.attention, preparation, reading, visit.room
+        inputs = q, k, v, bias, lengths, self.attention, preparation, reading, keeper.room()
         out, attention, room = attend_and_read(*inputs)
-        if room is not None:
-            return out, room
+        keeper.keep(room, ROOM)
         if shared.signals:
             attention = self.signals(q, k, out, shared, visit, preparation)
         return out, attention
@@ -186,8 +184,9 @@ class DoubleBlock(_Block):
     """Text has its own weights; image and reference share theirs and differ in their modulation only."""
 
     @nn.compact
-    def __call__(self, carry, visit: Visit, shared: Shared):
+    def __call__(self, carry, visit: Visit, shared: Shared, keeper: Keeper | None = None):
         text, visual = carry
+        keeper = keeper or Keeper()
         width, length = self.config.width, text.shape[1]
         lengths = (shared.num_image, visual.shape[1] - shared.num_image)
         conditioning = nn.silu(shared_vectors(shared.modulation))
@@ -217,14 +216,14 @@ class DoubleBlock(_Block):
             sin=shared.sin,
             lengths=(length, visual.shape[1]),
         )
-        (text_out, visual_out), attention = self.joint_attention(q, k, v, shared, visit, preparation)
+        (text_out, visual_out), attention = self.joint_attention(q, k, v, shared, visit, preparation, keeper)
 
         visual = self.gated(visual, visual_linear(width, "to_out")(visual_out), gate_attn, lengths)
         text = self.gated(text, text_linear(width, "text_to_out")(text_out), t_gate_attn, (length,))
         x, visual = self.norm(visual, shift_mlp, scale_mlp, lengths)
         t, text = self.norm(text, t_shift_mlp, t_scale_mlp, (length,))
-        hidden = _activated(visual_linear(4 * width, "mlp_in")(x))
-        text_hidden = _activated(text_linear(4 * width, "text_mlp_in")(t))
+        hidden = _activated(visual_linear(4 * width, "mlp_in")(x), keeper)
+        text_hidden = _activated(text_linear(4 * width, "text_mlp_in")(t), keeper)
         visual = self.gated(visual, visual_linear(width, "mlp_out")(hidden), gate_mlp, lengths)
         text = self.gated(text, text_linear(width, "text_mlp_out")(text_hidden), t_gate_mlp, (length,))
         text, visual = _bypassed(visit, carry, (text, visual))
@@ -235,8 +234,8 @@ class SingleBlock(_Block):
     """One set of weights for the whole sequence; attention and feed-forward in parallel."""
 
     @nn.compact
-    def __call__(self, sequence, visit: Visit, shared: Shared):
-        width = self.config.width
+    def __call__(self, sequence, visit: Visit, shared: Shared, keeper: Keeper | None = None):
+        width, keeper = self.config.width, keeper or Keeper()
         conditioning = nn.silu(shared_vectors(shared.modulation))
         modulation = shared_vectors(self.linear(3 * width, "modulation", 1)(conditioning))  # [B 2 3D]
         lengths = (shared.num_live, sequence.shape[1] - shared.num_live)
@@ -250,8 +249,8 @@ class SingleBlock(_Block):
         preparation = Preparation(
             self.scales("norm_q"), self.scales("norm_k"), shared.cos, shared.sin, (sequence.shape[1],)
         )
-        out, attention = self.joint_attention(q, k, v, shared, visit, preparation)
-        hidden = _activated(linear(4 * width, "mlp_in")(x))
+        out, attention = self.joint_attention(q, k, v, shared, visit, preparation, keeper)
+        hidden = _activated(linear(4 * width, "mlp_in")(x), keeper)
         update = linear(width, "proj_out")(out, hidden)
         return spread(_bypassed(visit, sequence, self.gated(sequence, update, gate, lengths))), attention
 
@@ -275,11 +274,9 @@ def rematerialised(
     again what `REMAT_POLICIES[policy]` does not keep. Attention is not read."""
     constants, structure = jax.tree.flatten(shared)
 
-    def one(variables, carry, modulation, constants, room):
+    def one(variables, carry, modulation, constants, keeper):
         shared = jax.tree.unflatten(structure, constants).replace(modulation=modulation)
-        visit = Visit(jnp.bool_(False), room=room and Room(*room))
-        carry, room = block.apply(variables, carry, visit, shared)
-        return carry, room and room.stacks
+        return block.apply(variables, carry, Visit(jnp.bool_(False)), shared, keeper)[0]
 
     inputs = stack.variables, carry, shared.modulation, constants
-    return scan_blocks(one, *inputs, REMAT_POLICIES[policy], unroll, empty_rooms)
+    return scan_blocks(one, *inputs, REMAT_POLICIES[policy], unroll)

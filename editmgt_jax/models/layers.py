@@ -77,7 +77,7 @@ class GroupNorm(nn.Module):
 
 
 class TokenEmbedding(nn.Module):
-    """Vectors of a table by ids. The gradient is a product with one-hot vectors, except on CPUs.
+    """Vectors of a table by ids. The gradient is a product with one-hot vectors, except on CPUs, and where a TPU has a kernel for it.
 
     A scatter-add of half-precision vectors is slow where many ids are equal, as masks are, and on GPUs its sums depend on the
     order in which threads come.
@@ -114,7 +114,14 @@ def _lookup_backward(_dtype, kept, gradient):
         axes = tuple(range(ids.ndim))
         return jnp.tensordot(chosen, gradient, (axes, axes), preferred_element_type=table.dtype)
 
-    return jax.lax.platform_dependent(ids, gradient, cpu=scatter, default=product), None
+    def kernel(ids, gradient):
+        from editmgt_jax.models import embedding_tpu  # its imports take a while
+
+        if not embedding_tpu.fits(gradient.shape):
+            return product(ids, gradient)
+        return embedding_tpu.table_gradient(ids, gradient, len(table)).astype(table.dtype)
+
+    return jax.lax.platform_dependent(ids, gradient, cpu=scatter, tpu=kernel, default=product), None
 
 
 _lookup.defvjp(_lookup_forward, _lookup_backward)

@@ -118,6 +118,12 @@ class Ahead:
         heads, reference = mgt.num_attention_heads // mesh["tensor"], side**2 if self.config.model.reference else 0
         return batch, heads, mgt.attention_head_dim, text, side**2, reference, False, self.config.model.dtype
 
+    def embedding(self) -> tuple:
+        """The gradient of the token embedding on a device, in a training step, see `kernel_cost.Embedding`."""
+        mesh, mgt, dtype = self.layout.mesh.shape, self.task.mgt_config, self.config.model.dtype
+        batch = self.config.batch_size // self.config.accumulate // (mesh["data"] * mesh["fsdp"])
+        return (mgt.stride**2, batch, (self._side // mgt.stride) ** 2, mgt.width), mgt.vocab_size, dtype
+
     @property
     def _side(self) -> int:
         """Tokens a side of a picture of the config's size."""
@@ -344,6 +350,7 @@ def compile_program(ahead: Ahead, name: str, save_text: Path | None = None) -> d
         "moved": [[*key, size] for key, size in cost.moved.most_common(20)],
         "unknown_loops": cost.unknown,
         "attention": ahead.attention(name),
+        "embedding": ahead.embedding(),
     }
 
 

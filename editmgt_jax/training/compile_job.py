@@ -47,8 +47,8 @@ def check(
     found = compiled(asked)
     if "error" in found:
         return entry | found
-    kernels = [name for name in found["kernels"] if name.startswith("fused_attention")]
-    cycles = _kernel_cycles(topology, found["attention"]) if kernels else {}
+    kernels = [name for name in found["kernels"] if name.startswith(("fused_attention", "embedding_gradient"))]
+    cycles = _kernel_cycles(topology, found["attention"], found["embedding"]) if kernels else {}
     missing = sorted(set(kernels) - cycles.keys())
     if missing:
         return entry | {"error": f"the compiler gave no schedule of the kernels {', '.join(missing)}"}
@@ -68,11 +68,12 @@ def compiled(asked: dict, more: dict | None = None) -> dict:
     return {"error": f"the compiler ended with code {done.returncode}: {last}"}
 
 
-def _kernel_cycles(topology: str, shape: list) -> dict[str, float]:
-    """{kernel: cycles of a call} of attention of a shape, see `kernel_cost.Shape`."""
+def _kernel_cycles(topology: str, shape: list, embedding: list) -> dict[str, float]:
+    """{kernel: cycles of a call} of attention and of the gradient of the embedding, see `kernel_cost.Shape` and `Embedding`."""
     with tempfile.TemporaryDirectory() as folder:
         more = {"LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"}
-        return compiled({"kernels": shape, "topology": topology, "folder": folder}, more).get("cycles", {})
+        asked = {"kernels": shape, "embedding": embedding, "topology": topology, "folder": folder}
+        return compiled(asked, more).get("cycles", {})
 
 
 def main(asked: dict) -> dict:
@@ -84,7 +85,9 @@ def main(asked: dict) -> dict:
         shape = kernel_cost.Shape(*asked["kernels"])
         kernel_cost.compile_kernels(asked["topology"], shape._replace(batch=1))
         found = kernel_cost.schedules(Path(asked["folder"]), shape)
-        return {"cycles": {name: schedule.bundles * shape.steps(name) for name, schedule in found.items()}}
+        cycles = {name: schedule.bundles * shape.steps(name) for name, schedule in found.items()}
+        embedding = kernel_cost.Embedding(*asked["embedding"])
+        return {"cycles": cycles | kernel_cost.embedding_cycles(Path(asked["folder"]), asked["topology"], embedding)}
     from editmgt_jax.errors import UserError
     from editmgt_jax.training.compile_ahead import Ahead, compile_program
     from editmgt_jax.training.config_files import load_config

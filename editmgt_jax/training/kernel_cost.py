@@ -1,9 +1,10 @@
-"""What the attention kernels cost by the TPU compiler's own schedule: bundles of instructions times grid steps.
+"""What kernels cost by the TPU compiler's own schedule: bundles of instructions times grid steps.
 
 A bundle is a cycle; waits for memory are left out. The compiler writes its schedule into a folder when libtpu is loaded with
 `dump_environment`: compile the kernels alone, for the dump of a whole program is gigabytes.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from editmgt_jax.models import attention
+from editmgt_jax.models import attention, embedding_tpu
 from editmgt_jax.models.attention.pallas_calls import PARTS
 from editmgt_jax.models.attention.pallas_tpu import backward_tile, tile_of
 from editmgt_jax.training.topologies import devices_of
@@ -46,6 +47,19 @@ class Shape(NamedTuple):
     def steps(self, kernel: str) -> int:
         """Grid steps of a call."""
         return self.batch * self.heads * self.tiles(kernel)
+
+
+class Embedding(NamedTuple):
+    """The gradient of an embedding on one device: of vectors [E B N D], for a table of C rows."""
+
+    shape: tuple[int, int, int, int]
+    rows: int
+    dtype: str = "bfloat16"
+
+    @property
+    def steps(self) -> int:
+        """Grid steps of a call."""
+        return math.prod(embedding_tpu.grid(tuple(self.shape), self.rows))
 
 
 class Schedule(NamedTuple):
@@ -90,6 +104,25 @@ def compile_kernels(topology: str, shape: Shape, prepared: bool = True, backward
         compiled = program.lower(*qkv, array(1, dtype=jnp.float32)).compile()
         temporaries = max(temporaries, compiled.memory_analysis().temp_size_in_bytes)
     return temporaries
+
+
+def embedding_cycles(folder: Path, topology: str, embedding: Embedding) -> dict[str, float]:
+    """{kernel: cycles of a call}; none where the kernel does not take the shape. The compiler dumps into `folder`.
+
+    The table is emptied and written once for each part of its channels.
+    """
+    if not embedding_tpu.fits(tuple(embedding.shape)):
+        return {}
+    on = SingleDeviceSharding(devices_of(topology)[0])
+    ids = jax.ShapeDtypeStruct(embedding.shape[:3], jnp.int32, sharding=on)
+    gradient = jax.ShapeDtypeStruct(tuple(embedding.shape), embedding.dtype, sharding=on)
+    jax.jit(lambda *given: embedding_tpu.table_gradient(*given, embedding.rows)).lower(ids, gradient).compile()
+    parts = embedding_tpu.grid(tuple(embedding.shape), embedding.rows)[0]
+    for path in folder.glob(f"*{embedding_tpu.KERNEL}*-final_bundles.txt"):
+        if "schedule-analysis" not in path.name:
+            total, seldom = _regions(path.read_text())
+            return {embedding_tpu.KERNEL: (total - seldom) * embedding.steps + seldom * parts}
+    return {}
 
 
 def schedules(folder: Path, shape: Shape) -> dict[str, Schedule]:

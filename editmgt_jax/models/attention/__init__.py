@@ -24,24 +24,22 @@ from editmgt_jax.models.attention.preparation import (
     ATTENTION,
     Preparation,
     Reading,
-    Room,
     prepare,
     text_to_image_attention,
 )
-from editmgt_jax.models.layers import device_kind
+from editmgt_jax.models.rooms import Request, Room
 from editmgt_jax.shapes import Array, Float
 
 __all__ = [
     "ATTENTION",
     "BACKENDS",
     "NO_WEIGHT",
+    "ROOM",
     "Preparation",
     "Reading",
-    "Room",
     "attend",
     "attend_and_read",
     "check_backend",
-    "empty_rooms",
     "prepare",
     "strength_bias",
     "text_to_image_attention",
@@ -124,22 +122,31 @@ def _is_half(dtype) -> bool:
     return jnp.dtype(dtype).name in cudnn.NO_WEIGHT_OF
 
 
-def empty_rooms(length: int, kept: list) -> dict[int, jax.Array]:
-    """Stacks [L ...] for the results, by their indices in what the backward pass of one block keeps; {} without a TPU's kernel.
+def _kept(kept: list, _shown: list) -> list[int]:
+    """Indices of queries, keys, values and results in what the backward pass of one block keeps; none without a TPU's kernel.
 
-    With one, a block keeps queries, keys, values and results, as many of each, and then the sums of the softmax. These alone have
-    five axes.
+    With one, a block keeps as many parts of each, one behind the other, and then the sums of the softmax [B A tiles 1 tile]. These
+    alone have five axes.
     """
     sums = next((index for index, x in enumerate(kept) if x.ndim == 5), 0)
-    parts = sums // 4
-    queries, keys, values, results = ([x.shape for x in kept[i * parts : (i + 1) * parts]] for i in range(4))
-    if sums != 4 * parts or queries != results or keys != values:
-        return {}
-    if device_kind() == "TPU7x":  # there the compiler copies a whole stack for each result
-        return {}
+    for parts in range(1, sums // 4 + 1):
+        first = sums - 4 * parts
+        queries, keys, values, results = (
+            [x.shape for x in kept[i : i + parts]] for i in range(first, sums, parts)
+        )  # fmt: skip
+        whole = sum(shape[1] for shape in queries) == kept[sums].shape[2] * kept[sums].shape[4]
+        if whole and queries == results and keys == values:
+            return list(range(first, sums))
+    return []
+
+
+def _empty_stack(length, shape):
     from editmgt_jax.models.attention import pallas_tpu
 
-    return {index: pallas_tpu.empty_stack(length, kept[index]) for index in range(3 * parts, sums)}
+    return pallas_tpu.empty_stack(length, shape)
+
+
+ROOM = Request(_kept, _empty_stack)  # for what the backward pass of attention needs
 
 
 def _auto(q, k, v, group_bias, lengths, preparation=None, reading=None, room=None):

@@ -46,7 +46,7 @@ def call_kernel(
     Returns: {name: arrays}.
     """
     (q, _), (k, _) = inputs["q"], inputs["k"]
-    batch, keys = len(q[0]), sum(x.shape[1] for x in k)
+    batch, keys = q[0].shape[-3], sum(x.shape[-2] for x in k)
     inputs |= {table: ((x,), (_table(table, x, tiling),)) for table, x in prepared.items()}
     cost = _cost(inputs, outputs, tiling, products)
     of_keys = pltpu.VMEM((keys, tiling.width), k[0].dtype)
@@ -109,9 +109,11 @@ def _aliases(inputs, outputs, in_place) -> dict[int, int]:
 
 def _cost(inputs, outputs, tiling, products):
     q, k = inputs["q"][0], inputs["k"][0]
-    size = len(q[0]) * tiling.heads * sum(tiling.parts) * sum(x.shape[1] for x in k)
-    moved = [x for name, (arrays, _) in (inputs | outputs).items() if name not in ("room", "out") for x in arrays]
-    moved += q  # as large as 'out', which may be one array of a stack
+    size = q[0].shape[-3] * tiling.heads * sum(tiling.parts) * sum(x.shape[-2] for x in k)
+    names = (set(inputs) | set(outputs)) - {"room", "q", "k", "v", "out"}
+    moved = [x for name, (arrays, _) in (inputs | outputs).items() if name in names for x in arrays]
+    # These may be stacks, of which one place is moved. There are as many results as queries.
+    moved += [jax.ShapeDtypeStruct(x.shape[-3:], x.dtype) for x in (*q, *q, *k, *inputs["v"][0])]
     return pl.CostEstimate(
         flops=2 * products * size * tiling.width,
         bytes_accessed=sum(x.size * x.dtype.itemsize for x in moved),
@@ -150,9 +152,13 @@ def tiles(tiling: Tiling) -> Blocks:
     return tuple(of_part(int(a), int(b - a)) for a, b in zip(bounds[:-1], bounds[1:], strict=True))
 
 
-def in_stack(block: pl.BlockSpec) -> pl.BlockSpec:
-    """The same block of an array in a stack, whose index there is the third scalar."""
-    return pl.BlockSpec((None, *block.block_shape), lambda b, h, i, s: (s[2], *block.index_map(b, h, i, s)))
+def in_stacks(blocks: Blocks) -> Blocks:
+    """The same blocks of arrays in stacks, whose index there is the third scalar."""
+
+    def one(block):
+        return pl.BlockSpec((None, *block.block_shape), lambda b, h, i, s: (s[2], *block.index_map(b, h, i, s)))
+
+    return tuple(one(block) for block in blocks)
 
 
 def heads(tiling: Tiling, parts: Sequence[jax.Array]) -> Blocks:

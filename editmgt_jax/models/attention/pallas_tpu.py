@@ -25,7 +25,8 @@ from jax.sharding import PartitionSpec as P
 
 from editmgt_jax.models.attention import pallas_calls as calls
 from editmgt_jax.models.attention.pallas_kernels import LANES, LOG2_E, Tiling, backward_kernel, forward_kernel
-from editmgt_jax.models.attention.preparation import ATTENTION, Preparation, Reading, Room
+from editmgt_jax.models.attention.preparation import ATTENTION, Preparation, Reading
+from editmgt_jax.models.rooms import Room, put_and_fix
 from editmgt_jax.shapes import Array, Float
 
 NO_WEIGHT = -1e30  # as in `editmgt_jax.models.attention`, of keys that fill up a block
@@ -225,8 +226,8 @@ def _fused(q, k, v, prepared, group_bias, weights, scalars, room, tiling):
 
 
 def _fused_forward(q, k, v, prepared, group_bias, weights, scalars, room, tiling):
-    out, read, room, lse = _forward(q, k, v, prepared, group_bias, weights, scalars, room, tiling)
-    q, k, v, out, lse = jax.tree.map(lambda x: checkpoint_name(x, ATTENTION), (q, k, v, out, lse))
+    out, read, room, kept = _forward(q, k, v, prepared, group_bias, weights, scalars, room, tiling)
+    q, k, v, out, lse = jax.tree.map(lambda x: checkpoint_name(x, ATTENTION), kept)
     return (out, read, room), (q, k, v, prepared, group_bias, scalars, out, lse)
 
 
@@ -240,17 +241,23 @@ _fused.defvjp(_fused_forward, _fused_backward)
 
 
 def _forward(q, k, v, prepared, group_bias, weights, scalars, room, tiling):
-    """-> out like q, what is read [B R S'] or None, the room, log-sum-exp [B A tiles 1 tile] float32"""
+    """-> out like q, what is read [B R S'] or None, the room, (q, k, v, out, log-sum-exp [B A tiles 1 tile] float32)"""
     batch, keys = len(q[0]), sum(x.shape[1] for x in k)
+    tiles, heads = calls.tiles(tiling), calls.heads(tiling, k)
     lse = jax.ShapeDtypeStruct((batch, tiling.heads, tiling.tiles(sum(tiling.parts)), 1, tiling.tile), jnp.float32)
-    inputs = {"q": (q, calls.tiles(tiling)), "k": (k, calls.heads(tiling, k)), "v": (v, calls.heads(tiling, v))}
-    outputs = {"out": (calls.like(q), calls.tiles(tiling)), "lse": ((lse,), (calls.statistics(tiling),))}
+    inputs = {"q": (q, tiles), "k": (k, heads), "v": (v, heads)}
+    outputs = {"out": (calls.like(q), tiles), "lse": ((lse,), (calls.statistics(tiling),))}
+    if room is not None:
+        stacks = iter(room.stacks)
+        for name, (parts, blocks) in inputs.items():
+            places = tuple(put_and_fix(next(stacks), x, room.index) for x in parts)
+            inputs[name] = places, calls.in_stacks(blocks)
+        given, out = [places for places, _ in inputs.values()], tuple(stacks)
+        inputs["room"] = out, (pl.BlockSpec(memory_space=pl.ANY),) * len(out)
+        outputs["out"] = calls.like(out), calls.in_stacks(tiles)
+        scalars = jnp.append(scalars, room.index)
     if group_bias is not None:
         inputs["bias"] = calls.of_bias(group_bias[:, :, None], tiling)  # [1 or B, Q, 1, S']
-    if room is not None:
-        inputs["room"] = room.stacks, (pl.BlockSpec(memory_space=pl.ANY),) * len(room.stacks)
-        outputs["out"] = calls.like(room.stacks), tuple(calls.in_stack(block) for block in calls.tiles(tiling))
-        scalars = jnp.append(scalars, room.index)
     if weights is not None:
         block = pl.BlockSpec((None, weights.shape[1], tiling.tile), lambda b, h, i, _: (b, 0, i))
         inputs["text_weights"] = (weights,), (block,)
@@ -262,9 +269,9 @@ def _forward(q, k, v, prepared, group_bias, weights, scalars, room, tiling):
     )
     read, out = found["read"][0].sum(axis=1) if weights is not None else None, found["out"]
     if room is not None:
-        room = room._replace(stacks=out)
-        out = tuple(jax.lax.dynamic_index_in_dim(x, room.index, 0, False, allow_negative_indices=False) for x in out)
-    return out, read, room, found["lse"][0]
+        q, k, v, out = (room._replace(stacks=places).read() for places in (*given, out))
+        room = room._replace(stacks=sum((*given, found["out"]), ()))
+    return out, read, room, (q, k, v, out, found["lse"][0])
 
 
 def _backward(q, k, v, prepared, group_bias, scalars, out, lse, gradient, tiling):

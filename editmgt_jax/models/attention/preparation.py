@@ -1,9 +1,7 @@
-"""What happens to queries and keys before their products, what is read off these products and where results are kept: inputs of `attend`.
+"""What happens to queries and keys before their products, and what is read off these products: inputs of `attend`.
 
 Axes    as in `editmgt_jax.config`; M norms, each of one run of positions
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,13 +51,6 @@ class Reading:
     def num_live(self) -> int:
         """T+N, the keys of the softmax."""
         return self.num_text + self.num_image
-
-
-class Room(NamedTuple):
-    """Where the results of a kernel are kept: in stacks [L ...], one for each result, at an index, int32 []."""
-
-    stacks: tuple[jax.Array, ...]
-    index: jax.Array
 
 
 def prepare(q: jax.Array, k: jax.Array, preparation: Preparation | None) -> tuple[jax.Array, jax.Array]:

@@ -17,7 +17,9 @@ from editmgt_jax.models.layers import of_samples
 
 KERNEL = "embedding_gradient"
 _VECTORS = 128  # at a time
-_LARGEST = 40 * 2**20  # bytes of the table, or of those of its channels that are added up at once
+_LARGEST = (
+    10 * 2**20
+)  # bytes of the table, or of those of its channels that are added up at once: TPU v4 has 16 MiB of fast memory
 
 
 def fits(shape: tuple[int, ...]) -> bool:
@@ -80,7 +82,7 @@ def _table(ids, gradient, rows):
             out_shape=jax.ShapeDtypeStruct((rows, width), jnp.float32),
             scratch_shapes=[pltpu.VMEM((rows, part), jnp.float32), pltpu.SemaphoreType.DMA],
             compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("arbitrary",) * 4, vmem_limit_bytes=_LARGEST + 8 * 2**20
+                dimension_semantics=("arbitrary",) * 4, vmem_limit_bytes=_LARGEST + 4 * 2**20
             ),
             cost_estimate=pl.CostEstimate(
                 flops=gradient.size,

@@ -100,7 +100,7 @@ def test_the_input_of_an_activation_is_read_where_it_is_kept(params):
 
 
 def test_rooms_are_not_offered_where_the_compiler_copies_them(params, monkeypatch):
-    monkeypatch.setattr(rooms, "useful", lambda: False)
+    monkeypatch.setattr(rooms, "in_place", lambda: False)
     gradients = partial(_gradients, remat="products", attention="auto", dtype=jnp.bfloat16)
     program = jax.jit(gradients).trace(params).lower(lowering_platforms=("tpu",)).as_text()
     assert "AllocateBuffer" not in program and "optimization_barrier" not in program

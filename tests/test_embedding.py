@@ -30,7 +30,7 @@ def given():
     return jnp.asarray(ids, jnp.int32), gradient, expected
 
 
-@pytest.mark.parametrize("largest, parts", [(1 << 20, 1), (ROWS * 128 * 4, 2), (1, 2)])
+@pytest.mark.parametrize("largest, parts", [(1 << 20, 1), ((ROWS + 256) * 128 * 4, 2)])
 def test_the_sums_of_a_lookup(given, largest, parts, monkeypatch):
     monkeypatch.setattr(embedding_tpu, "_LARGEST", largest)
     ids, gradient, expected = given
@@ -53,6 +53,18 @@ def test_on_a_mesh_devices_add_up(given, sizes, samples):
         np.testing.assert_array_equal(jax.jit(partial(table_gradient, rows=ROWS))(*placed), expected)
 
 
+def test_what_does_not_fit_the_fast_memory_is_left_to_products():
+    gradient = jax.ShapeDtypeStruct((4, 1, 128, 1024), jnp.bfloat16)
+    assert fits(gradient, 27_000) and not fits(gradient, 30_000)
+    assert not fits(jax.ShapeDtypeStruct(gradient.shape, jnp.float16), 100)
+
+
+def test_ids_beyond_the_table_do_not_leave_it(given):
+    ids, gradient, expected = given
+    beyond = jnp.where(ids == ROWS - 1, 10**6, jnp.where(ids == 0, -5, ids))
+    np.testing.assert_array_equal(table_gradient(beyond, gradient, ROWS), expected)
+
+
 @pytest.mark.parametrize(
     "shape, taken", [(SHAPE, True), ((4, 4, 100, 256), False), ((4, 4, 128, 96), False), ((4, 128, 256), False)]
 )
@@ -64,6 +76,6 @@ def test_a_program_for_a_tpu_has_the_kernel_where_it_fits(shape, taken):
             table
         )
 
-    assert fits(shape) == taken
+    assert fits(jax.ShapeDtypeStruct(shape, jnp.bfloat16), ROWS) == taken
     traced = jax.jit(gradient).trace(jnp.ones((ROWS, shape[-1])), jnp.zeros(shape[:-1], jnp.int32))
     assert (embedding_tpu.KERNEL in traced.lower(lowering_platforms=("tpu",)).as_text()) == taken

@@ -83,9 +83,12 @@ class Visit:
         self.page.wait_for_timeout(500)
         button.click()
         seed.wait_for(state="hidden" if folded else "visible")
+        self.page.wait_for_timeout(1500)  # gradio makes the fields anew when they are unfolded
 
     def setting(self, label, value):
         self.page.get_by_label(label, exact=True).fill(value)
+        self.page.keyboard.press("Tab")
+        self.page.wait_for_timeout(1500)
 
     def edit(self, count=1):
         self.page.get_by_role("button", name="Edit", exact=True).click()

@@ -144,8 +144,8 @@ def _forward(length, loop, visit, carry):
 
     made = jax.eval_shape(shapes, jnp.int32(0), carry)
     wanted, stacks = [indices for indices, _ in requests], _zeros(length, made)
-    places = wanted if rooms.useful() else [[] for _ in wanted]
-    for indices, of_room in requests if rooms.useful() else ():
+    places = wanted if rooms.in_place() else [[] for _ in wanted]
+    for indices, of_room in requests if rooms.in_place() else ():
         for index in indices if of_room is not None else ():
             stacks[index] = of_room(length, made[index])
 
@@ -172,9 +172,8 @@ def _backward(length, loop, kept, variables, shared, constants, gradient):
     """-> gradients of variables, carry and shared"""
 
     def step(turn, state):
-        i = (
-            length - 1 - turn
-        )  # gradients lie in the order of turns: a stack that is written from its end would be filled first
+        # Gradients of weights lie in the order of turns: a stack that is written from its end would be filled first.
+        i = length - 1 - turn
         gradient, of_shared, of_variables = state
         before = _at(kept.carries, jnp.where(i > 0, i - 1, length - 1))
         given, made = jax.tree.leaves((_at(variables, i), before, shared, constants)), iter(_at(kept.made, i))

@@ -17,20 +17,25 @@ from editmgt_jax.models.layers import of_samples
 
 KERNEL = "embedding_gradient"
 _VECTORS = 128  # at a time
-_LARGEST = (
-    10 * 2**20
-)  # bytes of the table, or of those of its channels that are added up at once: TPU v4 has 16 MiB of fast memory
+# Bytes of fast memory, of which TPU v4 has 16 MiB: for the channels that are added up at once, and the vectors that come next.
+_LARGEST = 14 * 2**20
 
 
-def fits(shape: tuple[int, ...]) -> bool:
-    """Whether the kernel takes a gradient of this shape [E B N D], as devices have it."""
-    mesh = jax.sharding.get_abstract_mesh()
+def fits(gradient: jax.Array, rows: int) -> bool:
+    """Whether the kernel takes a gradient [E B N D] for a table of so many rows."""
+    mesh, shape = jax.sharding.get_abstract_mesh(), gradient.shape
     whole = mesh.empty or mesh.shape.get("context", 1) == 1  # positions are not spread
-    return whole and len(shape) == 4 and not shape[2] % _VECTORS and not shape[3] % 128
+    if not whole or len(shape) != 4 or shape[2] % _VECTORS or gradient.dtype not in (jnp.bfloat16, jnp.float32):
+        return False
+    return _parts(shape[3], rows) is not None
 
 
 def table_gradient(ids: jax.Array, gradient: jax.Array, rows: int) -> jax.Array:
-    """ids int32 [E B N], gradient [E B N D] -> [C D] float32, C = `rows`. On a mesh each device adds up its samples."""
+    """ids int32 [E B N], gradient [E B N D] -> [C D] float32, C = `rows`. On a mesh each device adds up its samples.
+
+    An id that is not in 0 .. C - 1 counts as the nearest that is.
+    """
+    ids = jnp.clip(ids, 0, rows - 1)
 
     def of_device(ids, gradient):
         return _table(ids, gradient, rows)[None, None]
@@ -41,9 +46,13 @@ def table_gradient(ids: jax.Array, gradient: jax.Array, rows: int) -> jax.Array:
 def grid(shape: tuple[int, int, int, int], rows: int) -> tuple[int, int, int, int]:
     """Parts of the channels, E, B, and tiles of N: what the kernel goes through for a gradient [E B N D]."""
     places, batch, cells, width = shape
-    parts = (count for count in range(1, width // 128 + 1) if not width % (128 * count))
-    smallest = next((count for count in parts if rows * width * 4 <= _LARGEST * count), width // 128)
-    return smallest, places, batch, cells // _VECTORS
+    return _parts(width, rows), places, batch, cells // _VECTORS
+
+
+def _parts(width, rows):
+    """The fewest parts of the channels whose table fits the fast memory, beside two tiles of vectors; None if there are none."""
+    counts = (count for count in range(1, width // 128 + 1) if not width % (128 * count))
+    return next((count for count in counts if (rows + 2 * _VECTORS) * width * 4 <= _LARGEST * count), None)
 
 
 def _table(ids, gradient, rows):
@@ -82,7 +91,7 @@ def _table(ids, gradient, rows):
             out_shape=jax.ShapeDtypeStruct((rows, width), jnp.float32),
             scratch_shapes=[pltpu.VMEM((rows, part), jnp.float32), pltpu.SemaphoreType.DMA],
             compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("arbitrary",) * 4, vmem_limit_bytes=_LARGEST + 4 * 2**20
+                dimension_semantics=("arbitrary",) * 4, vmem_limit_bytes=_LARGEST + 2**20
             ),
             cost_estimate=pl.CostEstimate(
                 flops=gradient.size,

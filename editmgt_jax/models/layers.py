@@ -117,7 +117,7 @@ def _lookup_backward(_dtype, kept, gradient):
     def kernel(ids, gradient):
         from editmgt_jax.models import embedding_tpu  # its imports take a while
 
-        if not embedding_tpu.fits(gradient.shape):
+        if not embedding_tpu.fits(gradient, len(table)):
             return product(ids, gradient)
         return embedding_tpu.table_gradient(ids, gradient, len(table)).astype(table.dtype)
 

@@ -14,8 +14,8 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from editmgt_jax.models import rooms
 from editmgt_jax.models.layers import of_samples, per_segment
-from editmgt_jax.models.rooms import useful
 
 EPSILON = 1e-6
 
@@ -59,7 +59,7 @@ def _norm_backward(lengths, kept, gradients):
     inputs = {"x": x, "of_out": of_out, "of_x": of_x}
     sums, name = {"dshift": shift, "dscale": scale}, "modulated_norm_backward"
     # In place of `of_x`: a loop over blocks that carries it would else copy it.
-    in_place = {"of_x": "dx"} if useful() else {}
+    in_place = {"of_x": "dx"} if rooms.in_place() else {}
     return tuple(
         _call(_norm_backward_kernel, name, inputs, {"scale": scale}, {"dx": x}, sums, lengths, in_place=in_place)
     )

@@ -75,9 +75,11 @@ class Keeper:
         return x
 
 
-def useful() -> bool:
-    """Whether the compiler lets a kernel write a part of an array that holds more. For TPU 7x, that of libtpu 0.0.42.1 copies the
-    whole array, or ends with an internal error."""
+def in_place() -> bool:
+    """Whether compilers let a kernel write into the memory of an argument, where the kind of the chip is known (`layers.device_kind`).
+
+    For TPU 7x, that of libtpu 0.0.42.1 copies the whole argument, or ends with an internal error.
+    """
     return device_kind() != "TPU7x"
 
 

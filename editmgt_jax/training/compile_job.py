@@ -28,6 +28,7 @@ ENVIRONMENT = {
     "XLA_FLAGS": "",  # are of this machine's own devices
 }
 COMMAND = [sys.executable, "-m", "editmgt_jax.training.compile_job"]
+_EMBEDDING = "embedding_gradient"  # the kernel's name, without importing it
 _MARK = "COMPILED "  # before the line of JSON: libtpu prints, too
 
 
@@ -47,8 +48,9 @@ def check(
     found = compiled(asked)
     if "error" in found:
         return entry | found
-    kernels = [name for name in found["kernels"] if name.startswith(("fused_attention", "embedding_gradient"))]
-    cycles = _kernel_cycles(topology, found["attention"], found["embedding"]) if kernels else {}
+    kernels = [name for name in found["kernels"] if name.startswith(("fused_attention", _EMBEDDING))]
+    embedding = found["embedding"] if _EMBEDDING in kernels else None
+    cycles = _kernel_cycles(topology, found["attention"], embedding) if kernels else {}
     missing = sorted(set(kernels) - cycles.keys())
     if missing:
         return entry | {"error": f"the compiler gave no schedule of the kernels {', '.join(missing)}"}
@@ -68,8 +70,9 @@ def compiled(asked: dict, more: dict | None = None) -> dict:
     return {"error": f"the compiler ended with code {done.returncode}: {last}"}
 
 
-def _kernel_cycles(topology: str, shape: list, embedding: list) -> dict[str, float]:
-    """{kernel: cycles of a call} of attention and of the gradient of the embedding, see `kernel_cost.Shape` and `Embedding`."""
+def _kernel_cycles(topology: str, shape: list, embedding: list | None) -> dict[str, float]:
+    """{kernel: cycles of a call} of attention and, unless None, of the gradient of the embedding: see `kernel_cost.Shape` and
+    `Embedding`."""
     with tempfile.TemporaryDirectory() as folder:
         more = {"LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"}
         asked = {"kernels": shape, "embedding": embedding, "topology": topology, "folder": folder}
@@ -86,8 +89,10 @@ def main(asked: dict) -> dict:
         kernel_cost.compile_kernels(asked["topology"], shape._replace(batch=1))
         found = kernel_cost.schedules(Path(asked["folder"]), shape)
         cycles = {name: schedule.bundles * shape.steps(name) for name, schedule in found.items()}
-        embedding = kernel_cost.Embedding(*asked["embedding"])
-        return {"cycles": cycles | kernel_cost.embedding_cycles(Path(asked["folder"]), asked["topology"], embedding)}
+        if asked["embedding"] is not None:
+            embedding = kernel_cost.Embedding(*asked["embedding"])
+            cycles |= kernel_cost.embedding_cycles(Path(asked["folder"]), asked["topology"], embedding)
+        return {"cycles": cycles}
     from editmgt_jax.errors import UserError
     from editmgt_jax.training.compile_ahead import Ahead, compile_program
     from editmgt_jax.training.config_files import load_config

@@ -107,12 +107,10 @@ def compile_kernels(topology: str, shape: Shape, prepared: bool = True, backward
 
 
 def embedding_cycles(folder: Path, topology: str, embedding: Embedding) -> dict[str, float]:
-    """{kernel: cycles of a call}; none where the kernel does not take the shape. The compiler dumps into `folder`.
+    """{kernel: cycles of a call}. The compiler dumps into `folder`.
 
     The table is emptied and written once for each part of its channels.
     """
-    if not embedding_tpu.fits(tuple(embedding.shape)):
-        return {}
     on = SingleDeviceSharding(devices_of(topology)[0])
     ids = jax.ShapeDtypeStruct(embedding.shape[:3], jnp.int32, sharding=on)
     gradient = jax.ShapeDtypeStruct(tuple(embedding.shape), embedding.dtype, sharding=on)

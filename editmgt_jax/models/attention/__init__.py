@@ -102,8 +102,7 @@ def attend_and_read(
     """`attend`, and the attention of text to image that `reading` asks for. -> ([B S A*K], [B' R N] float32 or None, the room)
 
     q, k and v may be tuples of parts, one behind the other in S; then so is the result. What is read has no gradient with some
-    backends. The kernel for TPUs writes its results into `room`,
-    stacks of `empty_rooms`. Other backends return it as it is.
+    backends. The kernel for TPUs has queries, keys, values and results in `room`, of `ROOM`. Other backends return it as it is.
     """
     check_backend(backend, jax.tree.leaves(q)[0].dtype)
     out, attention, room = BACKENDS[backend](q, k, v, group_bias, lengths, preparation, reading, room)

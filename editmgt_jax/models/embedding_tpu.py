@@ -21,7 +21,7 @@ _VECTORS = 128  # at a time
 _LARGEST = 14 * 2**20
 
 
-def fits(gradient: jax.Array, rows: int) -> bool:
+def fits(gradient: jax.Array | jax.ShapeDtypeStruct, rows: int) -> bool:
     """Whether the kernel takes a gradient [E B N D] for a table of so many rows."""
     mesh, shape = jax.sharding.get_abstract_mesh(), gradient.shape
     whole = mesh.empty or mesh.shape.get("context", 1) == 1  # positions are not spread

@@ -50,6 +50,7 @@ setup(
             "pytest-xdist>=3.6",
             "beartype>=0.20",
             "ruff>=0.8",
+            "scikit-image>=0.25",
             "scikit-learn>=1.5",
             *PREPARE,
             *ABLATE,
@@ -60,8 +61,8 @@ setup(
             "ipykernel>=6.29",  # of the notebook
         ],
         "prepare": PREPARE,
-        # Benchmarks: rows of an evaluation; CLIP and DINO are PyTorch models of transformers.
-        "eval": ["pyarrow>=18.0", "torch>=2.6"],
+        # Benchmarks: rows of an evaluation, SSIM; CLIP and DINO are PyTorch models of transformers.
+        "eval": ["pyarrow>=18.0", "scikit-image>=0.25", "torch>=2.6"],
         "ablate": ABLATE,
         "serve": SERVE,
         "wandb": ["wandb>=0.20"],

@@ -71,7 +71,7 @@ def test_magicbrush_targets_are_perfect_and_sources_are_a_no_op(tmp_path):
     targets = evaluate(
         "magicbrush", data, tmp_path / "a", outputs=made.magicbrush_outputs(tmp_path / "t", data, "output")
     )
-    assert targets["scored"] == 1 + 3 + 5 and not targets["skipped"] and targets["version"] == "1"
+    assert targets["scored"] == 1 + 3 + 5 and not targets["skipped"] and targets["version"] == "2"
     for view, count in {"all_turn": 6, "final_turn": 3}.items():
         figures = targets["results"][view]["all"]
         assert figures["l1"] == {"mean": 0, "low": 0, "high": 0, "n": count}
@@ -92,7 +92,7 @@ def test_magicbrush_targets_are_perfect_and_sources_are_a_no_op(tmp_path):
     assert figures["noop"]["mean"] == 1 and figures["psnr_outside"]["mean"] == pixels.EQUAL
     assert figures["psnr_outside_edited"]["n"] == 0  # doing nothing wins nothing
     text = report.benchmark(sources)
-    assert "magicbrush version 1" in text and "EditMGT" in text and "arXiv 2512.11715" in text
+    assert "magicbrush version 2" in text and "EditMGT" in text and "arXiv 2512.11715" in text
 
 
 def test_a_broken_folder_is_counted_and_named_and_the_rest_is_scored(tmp_path):
@@ -122,7 +122,7 @@ def test_a_broken_folder_is_counted_and_named_and_the_rest_is_scored(tmp_path):
     assert found["extra"] == {"count": 1, "files": ["stray.png"]} and found["scored"] == 4
     table = outcomes.read(tmp_path / "run" / "outcomes.parquet")
     assert [outcome["skipped"] for outcome in table] == ["missing", "corrupt", None, None, None, None]
-    assert {(outcome["protocol"], outcome["version"]) for outcome in table} == {("magicbrush", "1")}
+    assert {(outcome["protocol"], outcome["version"]) for outcome in table} == {("magicbrush", "2")}
     text = report.benchmark(found)
     assert "1 missing (100_1)" in text and "stray.png" in text
 

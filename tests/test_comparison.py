@@ -47,7 +47,7 @@ def test_differences_are_over_the_pairs_that_both_scored(evaluated):
 def test_the_table_has_every_system_and_the_published_numbers(evaluated):
     _, runs = evaluated
     text = markdown(*runs)
-    assert "# magicbrush version 1" in text and "## all_turn" in text and "## final_turn" in text
+    assert "# magicbrush version 2" in text and "## all_turn" in text and "## final_turn" in text
     line = next(line for line in text.splitlines() if line.startswith("| l1 ↓"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1] == "0 [0, 0]" and cells[3].endswith("* worse")
@@ -134,7 +134,7 @@ def test_other_protocols_are_not_compared(evaluated, tmp_path):
     folder, _ = evaluated
     data = made.pie(tmp_path / "pie", count=2)
     evaluate.evaluate(open_protocol("pie"), data, tmp_path / "run", outputs=data / "annotation_images")
-    with pytest.raises(UserError, match="magicbrush version 1, pie version 1"):
+    with pytest.raises(UserError, match="magicbrush version 2, pie version 2"):
         comparison.read([folder / "run_good", tmp_path / "run"])
     with pytest.raises(FileNotFoundError, match="summary.json"):
         comparison.read([tmp_path])

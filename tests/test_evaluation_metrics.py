@@ -68,7 +68,7 @@ def test_the_leakage_suite_by_hand():
     assert found["psnr_outside"] == pytest.approx(-10 * np.log10(outside))
     assert found["psnr_far"] < found["psnr_outside"]
     assert found["l1_inside"] == pytest.approx(10 / 255)
-    assert found["noop"] == 0 and found["changed_inside"] == 1
+    assert found["noop"] == 0 and found["changed_inside"] == found["changed_inside_vq"] == 1
     assert found["flipped_outside"] == pytest.approx(2 / 60)
     assert found["flipped_band"] == pytest.approx(1 / 12) and found["flipped_far"] == pytest.approx(1 / 48)
     assert found["psnr_ceiling"] == pixels.EQUAL
@@ -84,7 +84,8 @@ def test_an_editor_that_does_nothing_wins_nothing(noise):
     ids = np.zeros((8, 8), np.int32)
     for idle in (ceiling, Image.fromarray(source)):  # the tokenizer's picture, and the source composited back
         found = leakage(idle, Image.fromarray(source), mask, None, Traces(ids, ids, ceiling))
-        assert found["noop"] == 1
+        assert found["noop"] == 1 and found["changed_inside_vq"] == 0
+        assert found["changed_inside"] == leakage(idle, Image.fromarray(source), mask)["changed_inside"]
         assert np.isnan(found["psnr_outside_edited"]) and np.isnan(found["flipped_outside_edited"])
 
 

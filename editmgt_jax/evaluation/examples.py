@@ -37,6 +37,7 @@ class Cell:
 
 
 _KINDS = {str: "a text", int: "an integer", list: "a list", dict: "an object"}
+_PACKAGES = {"skimage": "scikit-image"}  # of modules of other names
 
 Picture = Path | bytes | Cell
 
@@ -156,10 +157,10 @@ def _is_picture(field):
 
 
 def check_extra(*modules: str) -> None:
-    """Errors: UserError when a package of the extra `eval` is not installed."""
+    """Errors: UserError when a package of the extra `eval`, named by its module, is not installed."""
     import importlib.util
 
-    if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
+    if missing := [_PACKAGES.get(name, name) for name in modules if importlib.util.find_spec(name) is None]:
         raise UserError(f"evaluation needs {', '.join(missing)}: pip install 'editmgt_jax[eval]'")
 
 

@@ -5,9 +5,10 @@
     psnr_outside_vq  against the source as the image tokenizer shows it
     psnr_ceiling     of that picture against the source: no token editor without compositing can be above it
     l1_inside        against the target, inside the mask
-    changed_inside   share of pixels inside the mask that differ clearly from what an editor that does nothing would give
-    noop             1 where that share is below NOOP_SHARE. Figures outside the mask say nothing there, and
-                     `psnr_outside_edited` and `flipped_outside_edited` leave these edits out: doing nothing wins nothing
+    changed_inside   share of pixels inside the mask that differ clearly from the source
+    changed_inside_vq  that differ clearly both from the source and from the source as the image tokenizer shows it
+    noop             1 where that share (without a tokenizer, `changed_inside`) is below NOOP_SHARE. Figures outside the mask say nothing
+                     there, and `psnr_outside_edited` and `flipped_outside_edited` leave these edits out: doing nothing wins nothing
 
 Axes    H W tokens, Y X pixels
 """
@@ -36,7 +37,7 @@ DIRECTIONS = {
     "l1_inside": -1,
     "noop": -1,
 }
-NAMES = (*DIRECTIONS, "psnr_ceiling", "changed_inside")  # of all figures
+NAMES = (*DIRECTIONS, "psnr_ceiling", "changed_inside", "changed_inside_vq")  # of all figures
 
 
 def band_of(mask: np.ndarray) -> np.ndarray:
@@ -57,10 +58,13 @@ def leakage(
     """The figures of one edited picture; all pictures have one size, the mask is bool [Y X]. NaN where a region is empty."""
     after, before = pixels.unit(edited), pixels.unit(source)
     outside, band = ~mask, band_of(mask)
-    idle = before if traces is None else pixels.unit(traces.ceiling)
-    clear = (np.abs(after - before).max(axis=-1) > CLEAR) & (np.abs(after - idle).max(axis=-1) > CLEAR)
-    changed = pixels.mean_where(clear.astype(float), mask)
-    noop = changed < NOOP_SHARE
+    clear = np.abs(after - before).max(axis=-1) > CLEAR
+    changed = shown = pixels.mean_where(clear.astype(float), mask)
+    if traces is not None:
+        idle = pixels.unit(traces.ceiling)
+        clear &= np.abs(after - idle).max(axis=-1) > CLEAR
+        shown = pixels.mean_where(clear.astype(float), mask)
+    noop = shown < NOOP_SHARE
     found = {
         "psnr_outside": pixels.psnr_where(after, before, outside),
         "psnr_band": pixels.psnr_where(after, before, band),
@@ -72,6 +76,7 @@ def leakage(
     if target is not None:
         found["l1_inside"] = pixels.mean_where(np.abs(after - pixels.unit(target)).mean(axis=-1), mask)
     if traces is not None:
+        found["changed_inside_vq"] = shown
         found["psnr_outside_vq"] = pixels.psnr_where(after, idle, outside)
         found["psnr_ceiling"] = pixels.psnr_where(idle, before, outside)
         found |= flipped(traces.ids, traces.source_ids, mask, band)

@@ -29,7 +29,7 @@ VIEWS = ("all_turn", "final_turn")
 class MagicBrush(Protocol):
     """See the module."""
 
-    name, version = "magicbrush", "1"
+    name, version = "magicbrush", "2"
     examples = 1053 + 518  # turns on their own, and later turns of sessions in sequence
     title = "MagicBrush test set, against the target; all turns on their own, and the final turn of sessions"
     reference = "MagicBrush, evaluation/image_eval.py"

@@ -18,7 +18,7 @@ from PIL import Image
 
 from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation import pixels
-from editmgt_jax.evaluation.examples import Example, Skipped, Unreadable, fields, find_file, read_picture
+from editmgt_jax.evaluation.examples import Example, Skipped, Unreadable, check_extra, fields, find_file, read_picture
 from editmgt_jax.evaluation.features import cosine
 from editmgt_jax.evaluation.leakage import DIRECTIONS, leakage
 from editmgt_jax.evaluation.protocol import Protocol, Scoring, Selection
@@ -52,7 +52,7 @@ def plain_prompt(prompt: str) -> str:
 class Pie(Protocol):
     """See the module."""
 
-    name, version, examples = "pie", "1", 700
+    name, version, examples = "pie", "2", 700
     title = "PIE-Bench, outside of the mask against the source"
     reference = "PnP Inversion, evaluation/evaluate.py; with and without its border rule"
     clip, structure, lpips, resizes = "openai/clip-vit-large-patch14", "facebook/dino-vitb8", "squeezenet", False
@@ -69,6 +69,7 @@ class Pie(Protocol):
 
     def read(self, data: Path, selection: Selection) -> Iterable[Example | Skipped]:
         """See `Protocol.read`."""
+        check_extra("skimage")
         for key, item in read_json(find_file(data, "mapping_file.json"), dict).items():
             where = f"{key} of mapping_file.json in {data}"
             if not str(fields(item, where).get("editing_instruction") or "").strip():

@@ -3,7 +3,7 @@
     python tests/compile_gate.py            compares; exit code 1 if anything grew
     python tests/compile_gate.py --write    stores the figures of the installed jax and libtpu, after a change that is meant
 
-The run has the blocks of the full-size editor, one of each, 256 wide, on 8 chips of v5e, 2 samples a chip.
+The run has the blocks of the full-size editor, one of each, 512 wide, on 8 chips of v5e, 2 samples a chip.
 """
 
 import collections
@@ -21,7 +21,7 @@ FIGURES = Path(__file__).parent / "data" / "compile_gate.json"
 TOLERANCE = 0.03
 TOPOLOGY = "v5e:2x4"
 SIZES = {
-    "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 128, "num_attention_heads": 2, "axes_dims_rope": (32, 48, 48),
+    "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 128, "num_attention_heads": 4, "axes_dims_rope": (32, 48, 48),
     "joint_attention_dim": 24, "pooled_projection_dim": 20, "vocab_size": 40, "codebook_size": 32, "connector_type": "none",
     "text_encoder_architecture": "CLIP",
 }  # fmt: skip

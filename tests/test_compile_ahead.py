@@ -103,10 +103,8 @@ def test_presets_of_compiler_options():
     assert compiler.options("default", "cpu") == {} == compiler.options("none", "tpu")
     assert "xla_jf_spmd_threshold_for_windowed_einsum_mib" in compiler.options("default", "tpu")
     assert compiler.options("default", "tpu")["xla_tpu_scoped_vmem_limit_kib"] == "32768"
-    more = compiler.options("no_reduce_scatter", "tpu").items() - compiler.options("default", "tpu").items()
-    assert dict(more) == {"xla_tpu_enable_all_reduce_scatter_fusion": "false"}
     assert "windowed_einsum_mib=1000000" in compiler.describe("default", "tpu") and not compiler.describe("none", "tpu")
-    with pytest.raises(UserError, match="compiler must be one of default, no_reduce_scatter, none; got 'fast'"):
+    with pytest.raises(UserError, match="compiler must be one of default, none; got 'fast'"):
         compiler.options("fast", "tpu")
 
 

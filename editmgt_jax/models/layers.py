@@ -285,7 +285,8 @@ def _biased_backward(_dtype, _kept, gradient):
         return gradient, gradient.sum(axis=axes)
     ones = jnp.ones((8, *gradient.shape[:-1]), gradient.dtype)
     total = jnp.tensordot(ones, gradient, (tuple(axis + 1 for axis in axes), axes), preferred_element_type=jnp.float32)
-    return gradient.astype(jnp.float32), total[0]
+    # The row is taken behind a barrier: libtpu 0.0.42.1 otherwise merges it with the devices' shares of a reduce-scatter, and fails.
+    return gradient.astype(jnp.float32), jax.lax.optimization_barrier(total)[0]
 
 
 _biased.defvjp(_biased_forward, _biased_backward)

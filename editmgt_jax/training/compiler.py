@@ -13,8 +13,6 @@ _FUSIONS = {"xla_tpu_scoped_vmem_limit_kib": "32768"}
 PRESETS = {
     "none": {},
     "default": {"tpu": _WHOLE_PRODUCTS | _FUSIONS},
-    # For slices on which the compiler (libtpu 0.0.42.1) ends with an internal error about an all-reduce-scatter, as v5e:2x2.
-    "no_reduce_scatter": {"tpu": _WHOLE_PRODUCTS | _FUSIONS | {"xla_tpu_enable_all_reduce_scatter_fusion": "false"}},
 }
 
 

@@ -125,10 +125,10 @@ def _html_of(part: Part) -> str:
         return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
     if isinstance(part, Row):
         return f'<p>{html.escape(part.text)}</p>\n<div class="row">{"".join(map(_html_of, part.pictures))}</div>'
-    caption = f"<figcaption>{html.escape(part.caption[:1].upper() + part.caption[1:])}</figcaption>"
     if isinstance(part, Figure):
-        return f"<figure>{figures.svg(part.spec, part.caption)}{caption}</figure>"
-    return f"<figure>{_img(part)}{caption}</figure>"
+        caption = part.caption[:1].upper() + part.caption[1:]
+        return f"<figure>{figures.svg(part.spec, part.caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    return f"<figure>{_img(part)}<figcaption>{html.escape(part.caption)}</figcaption></figure>"
 
 
 def _img(picture: Picture) -> str:

@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from editmgt_jax.training.compile_job import ENVIRONMENT
-from editmgt_jax.training.kernel_cost import Shape, compile_kernels, dump_environment, schedules
+from editmgt_jax.training.compile_job import ENVIRONMENT, dump_environment
+from editmgt_jax.training.kernel_cost import Shape, compile_kernels, schedules
 from editmgt_jax.training.topologies import Chip
 
 

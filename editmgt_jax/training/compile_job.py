@@ -70,13 +70,17 @@ def compiled(asked: dict, more: dict | None = None) -> dict:
     return {"error": f"the compiler ended with code {done.returncode}: {last}"}
 
 
+def dump_environment(folder: str | Path) -> dict[str, str]:
+    """Environment of a process whose libtpu writes schedules into `folder`."""
+    return {"LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"}
+
+
 def _kernel_cycles(topology: str, shape: list, embedding: list | None) -> dict[str, float]:
     """{kernel: cycles of a call} of attention and, unless None, of the gradient of the embedding: see `kernel_cost.Shape` and
     `Embedding`."""
     with tempfile.TemporaryDirectory() as folder:
-        more = {"LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"}
         asked = {"kernels": shape, "embedding": embedding, "topology": topology, "folder": folder}
-        return compiled(asked, more).get("cycles", {})
+        return compiled(asked, dump_environment(folder)).get("cycles", {})
 
 
 def main(asked: dict) -> dict:

@@ -1,7 +1,7 @@
 """What kernels cost by the TPU compiler's own schedule: bundles of instructions times grid steps.
 
 A bundle is a cycle; waits for memory are left out. The compiler writes its schedule into a folder when libtpu is loaded with
-`dump_environment`: compile the kernels alone, for the dump of a whole program is gigabytes.
+`compile_job.dump_environment`: compile the kernels alone, for the dump of a whole program is gigabytes.
 """
 
 import math
@@ -67,11 +67,6 @@ class Schedule(NamedTuple):
 
     bundles: float
     busy: dict[str, float]
-
-
-def dump_environment(folder: str | Path) -> dict[str, str]:
-    """Environment of a process whose libtpu writes schedules into `folder`."""
-    return {"LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"}
 
 
 def compile_kernels(topology: str, shape: Shape, prepared: bool = True, backward: bool = True) -> int:

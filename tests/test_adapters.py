@@ -97,6 +97,13 @@ def test_a_lora_states_rank_alpha_and_targets():
         PEFTConfig.from_dict({})
 
 
+def test_reading_an_adapter_of_another_kind_is_an_error_of_weights(lora, tmp_path):
+    _, mgt, params, _ = lora
+    (tmp_path / "adapter_config.json").write_text(json.dumps(PEFT | {"use_dora": True}))
+    with pytest.raises(WeightsError, match="adapter_config.json: use_dora of a LoRA is not supported"):
+        read(tmp_path, mgt.config, jax.eval_shape(lambda: params))
+
+
 SINGLE = [f"single_transformer_blocks.{i}.attn.to_{name}" for i in (0, 1) for name in "qk"]
 DOUBLE = [f"transformer_blocks.{i}.attn.to_{name}" for i in range(tiny.MGT_CONFIG.num_layers) for name in "qk"]
 

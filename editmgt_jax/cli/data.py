@@ -77,6 +77,7 @@ def _add_prepare(commands):
     group.add_argument(
         "--task-pairs", type=int, metavar="N", help="raw pairs that a worker prepares at a time (default 2048)"
     )
+    group.add_argument("--task-rows", type=int, dest="task_pairs", help=argparse.SUPPRESS)  # its name once
 
 
 def prepare(args: argparse.Namespace) -> None:

@@ -108,9 +108,15 @@ def read(directory: str | Path, mgt: MGTConfig, abstract_params: dict, strict: b
     Modules of other ranks or scales than most are padded and scaled to theirs, and layers without factors have zeros: the
     products are the same.
     Returns: (config, tree of host arrays)
-    Errors: FileNotFoundError when the folder is no LoRA's; UserError, WeightsError, CheckpointError.
+    Errors: FileNotFoundError when the folder is no LoRA's; WeightsError, also for a kind of adapter that is not supported; CheckpointError.
     """
-    directory = Path(directory)
+    try:
+        return _read(Path(directory), mgt, abstract_params, strict)
+    except UserError as error:  # of its config
+        raise error if isinstance(error, WeightsError) else WeightsError(str(error)) from error
+
+
+def _read(directory, mgt, abstract_params, strict) -> tuple[LoRAConfig, dict]:
     names = [name for name in (CONFIG_NAME, PEFT_CONFIG_NAME) if (directory / name).is_file()]
     if not names:
         raise FileNotFoundError(f"a LoRA is a folder with {CONFIG_NAME} or {PEFT_CONFIG_NAME}; {directory} has none")

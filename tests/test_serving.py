@@ -239,6 +239,9 @@ def test_pictures_from_text(tiny_model, tmp_path):
         def generate(**fields):
             return client.post("/v1/images/generations", json={"prompt": INSTRUCTION} | fields)
 
+        compile_for(pipe, (64, 32))
+        before = dict(traces)
+        assert len(pictures(generate(n=2, size="64x32"))) == 2 and dict(traces) == before
         answer = generate(n=2, seed=4, size="64x32", num_inference_steps=3, guidance_scale=3)
         expected = pipe.generate(INSTRUCTION, (64, 32), num_images=2, seed=4, steps=3, guidance_scale=3.0)
         for found, image in zip(pictures(answer), expected.images, strict=True):

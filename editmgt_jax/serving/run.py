@@ -116,16 +116,25 @@ def for_this_machine(limits: Limits, batch: int | None, workers: int | None) -> 
 
 
 def compile_for(pipe: EditPipeline, size: tuple[int, int]) -> None:
-    """Compiles the programs of batches of 1, 2, 4, ... pictures of a size, under the model's own settings.
+    """Compiles the programs of batches of 1, 2, 4, ... pictures of a size, under the model's own settings: of edits, or of pictures from
+    text where the model is no editor.
 
-    Where these take several steps, the programs that keep the steps are compiled, too: partial images and the page show them.
+    Where edits take several steps, the programs that keep the steps are compiled, too: partial images and the page show them.
+    Errors: UserError for a size that the model does not make.
     """
+    if not pipe.model.is_editor:
+        for count in _powers(pipe.batch_size):
+            pipe.generate("warm up", size, num_images=count)
+        return
     call = {"image": Image.new("RGB", size, "gray"), "instruction": "warm up"}
     several = pipe.settings().steps > 1
-    count = 1
-    while count <= power_of_two(pipe.batch_size):
+    for count in _powers(pipe.batch_size):
         for record in (False, True) if several else (False,):
-            results = pipe.together([call | {"record": record}] * min(count, pipe.batch_size))
-        count *= 2
+            results = pipe.together([call | {"record": record}] * count)
     if several:
         pipe.paint_steps(results[0])
+
+
+def _powers(most: int) -> list[int]:
+    """Numbers of pictures that need programs of their own: 1, 2, 4, ... and `most`."""
+    return [min(2**i, most) for i in range(power_of_two(most).bit_length())]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file, save_file
 from small_runs import mgt_config, train, vq_config
 
@@ -16,8 +17,10 @@ from editmgt_jax.config import MGTConfig
 from editmgt_jax.data.loader import batches
 from editmgt_jax.data.records import Field, Schema, TokenBucket, TokenSet, read_manifest, write_shard
 from editmgt_jax.data.scenes.source import SceneConfig, SceneSource
+from editmgt_jax.errors import UserError
 from editmgt_jax.models.mgt import MGT, init_mgt
 from editmgt_jax.models.prompts import PromptTokenizer
+from editmgt_jax.models.vq import pixels_to_ids
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.training import inputs
 from editmgt_jax.training.config import Optimizer
@@ -53,6 +56,56 @@ def test_a_resumed_tokenizer_run_equals_an_uninterrupted_one(vq_run, tmp_path):
     _assert_same_parameters(vq_run[0], tmp_path, step=4)
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps) and steps[-1] == 4
+
+
+def _sharper_config(start, steps):
+    config = vq_config(steps)
+    config.start_from = str(start)
+    config.model.trained = "decoder"
+    config.loss.update(adversarial=0.5, adversarial_from=1)
+    config.discriminator = dict(width=8, halvings=1, learning_rate=1e-3)
+    config.optimizer.update(ema_decay=0.5, warmup_steps=0, weight_decay=0.1)
+    return config
+
+
+def test_a_sharper_decoder_keeps_all_ids_and_is_resumed_with_its_discriminator(vq_run, tmp_path):
+    """From a model directory, exported from a run."""
+    config = _sharper_config(vq_run[1].parent, 4)
+    train(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "4")  # as after a kill
+    train(config, tmp_path / "parts")
+    noted = [ocp.metadata(tmp_path / run / "checkpoints" / "4").custom_metadata for run in ("whole", "parts")]
+    assert noted[0]["fingerprints"] == noted[1]["fingerprints"] and "extra" in noted[0]["fingerprints"]
+    second = ocp.metadata(tmp_path / "parts" / "checkpoints" / "2").custom_metadata
+    assert second["fingerprints"]["extra"] != noted[0]["fingerprints"]["extra"]
+
+    vq, before = load_vq(vq_run[1])
+    for average in (False, True):
+        after = run_params(tmp_path / "whole", average=average, step=4)
+        for name in ("encoder", "quant_conv", "codebook"):
+            jax.tree.map(np.testing.assert_array_equal, after[name], before[name])
+        assert np.any(after["decoder"]["conv_out"]["kernel"] != before["decoder"]["conv_out"]["kernel"])
+        assert np.any(after["post_quant_conv"]["kernel"] != before["post_quant_conv"]["kernel"])
+    export(tmp_path / "whole", tmp_path / "model")
+    pixels = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+    ids = [pixels_to_ids(load_vq(folder)[1], pixels, vq) for folder in (vq_run[1], tmp_path / "model" / "vqvae")]
+    np.testing.assert_array_equal(*ids)
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"latent_channels": 8}, UserError, "the architecture in model must be that of start_from"),
+        ({}, FileNotFoundError, "a model directory with a folder vqvae"),
+    ],
+)
+def test_a_start_that_does_not_fit_a_tokenizer(vq_run, tmp_path, change, error, message):
+    config = vq_config(1)
+    config.start_from = str(vq_run[1].parent if change else tmp_path)
+    config.model.update(change)
+    with pytest.raises(error, match=message):
+        train(config, tmp_path / "run")
 
 
 def test_a_resumed_editor_run_equals_an_uninterrupted_one(vq_run, tmp_path):

@@ -25,6 +25,7 @@ from editmgt_jax.training.declare import (
     below,
     between,
     key,
+    multiple_of,
     one_of,
     section,
 )
@@ -282,6 +283,21 @@ class MGTRun(TrainConfig):
 class VQTraining:
     architecture: VQConfig = architecture(VQConfig, without=("in_channels", "out_channels"), inline=True)
     precision: str = key("highest", "the precision of products in training", PRECISION)
+    trained: str = key(
+        "all",
+        "the part that is trained; decoder leaves every id, and what was trained on ids, as it is",
+        one_of("all", "decoder"),
+        FIXED,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Discriminator:
+    """Of the adversarial term, `loss.adversarial`."""
+
+    width: int = key(64, "the channels of its first convolution", multiple_of(8), FIXED)
+    halvings: int = key(3, "the number of its convolutions with stride 2", at_least(1), FIXED)
+    learning_rate: float = key(2e-4, "its learning rate, the same at all steps", above(0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,6 +317,14 @@ class VQLoss:
     perceptual: float = key(0.0, "the weight of LPIPS; 0 leaves it out", at_least(0))
     lpips: str = key("", "the file of the weights of LPIPS")
     lpips_dtype: str = key("float32", "the dtype of the products of LPIPS", one_of("float32", "bfloat16"))
+    adversarial: float = key(
+        0.0,
+        "the weight of a discriminator's judgement, times the adaptive weight of VQGAN; 0 leaves it out",
+        at_least(0),
+        FIXED,
+        fixed=lambda weight: weight > 0,
+    )
+    adversarial_from: int = key(0, "the step where the discriminator begins to learn and to count", at_least(0))
 
     def __post_init__(self):
         if self.perceptual and not self.lpips:
@@ -314,6 +338,7 @@ class VQRun(TrainConfig):
     model: VQTraining = section(VQTraining)
     loss: VQLoss = section(VQLoss)
     codebook: Codebook = section(Codebook)
+    discriminator: Discriminator = section(Discriminator)
 
     def __post_init__(self):
         wanted = {
@@ -326,6 +351,10 @@ class VQRun(TrainConfig):
                 raise ConfigError(f"{name} must be {only} for task vq; got {value}")
         if self.data.tokens or self.data.heldout:
             raise ConfigError("data.tokens and data.heldout must be empty for task vq, which trains on pictures")
+        if self.model.trained == "decoder" and not self.start_from:
+            raise ConfigError(
+                "model.trained decoder keeps the ids of a trained tokenizer: name its model directory or run in start_from"
+            )
 
 
 RUNS = {"mgt": MGTRun, "vq": VQRun}

@@ -75,6 +75,11 @@ def below(low: float, high: float) -> Rule:
     return Rule(f" of at least {low} and below {high}", lambda value: low <= value < high)
 
 
+def multiple_of(unit: int) -> Rule:
+    """A positive multiple of `unit`."""
+    return Rule(f" that is a positive multiple of {unit}", lambda value: value > 0 and value % unit == 0)
+
+
 def one_of(*choices: str) -> Rule:
     """One of several texts."""
     return Rule(f"one of {', '.join(choices)}", lambda value: value in choices, whole=True)

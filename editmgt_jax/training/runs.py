@@ -1,15 +1,17 @@
 """The folder of a run: its config and its checkpoints."""
 
 from pathlib import Path
+from typing import TypeVar
 
 from editmgt_jax.errors import UserError
 from editmgt_jax.files import JOB, mounted, read_json, write_json
 from editmgt_jax.training import declare
 from editmgt_jax.training.checkpoint_reading import restore_params
-from editmgt_jax.training.config import MGTRun, TrainConfig, read_config
+from editmgt_jax.training.config import RUNS, MGTRun, TrainConfig, read_config
 from editmgt_jax.training.declare import ConfigError
 from editmgt_jax.training.state import Params
 
+Run = TypeVar("Run", bound=TrainConfig)
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
 
@@ -46,6 +48,18 @@ def run_config(workdir: str | Path) -> TrainConfig:
     learnt = workdir / "tokenizer"
     if isinstance(config, MGTRun) and learnt.is_dir() and not Path(config.model.tokenizer or learnt).is_dir():
         config = declare.replaced(config, {"model.tokenizer": str(learnt)})
+    return config
+
+
+def config_of_task(workdir: str | Path, kind: type[Run]) -> Run:
+    """The config of a run that another one starts from, which must be of the same task.
+
+    Errors: as `run_config`; UserError for another task.
+    """
+    config = run_config(workdir)
+    if not isinstance(config, kind):
+        task = next(name for name, each in RUNS.items() if each is kind)
+        raise UserError(f"start_from must be a run of task {task}; {workdir} is one of task {config.task}")
     return config
 
 

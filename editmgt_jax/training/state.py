@@ -23,7 +23,9 @@ class TrainState:
     params: Params
     opt_state: Any
     ema: Params | None  # moving average of params
-    extra: Any = None  # what a task updates without gradients (codebook statistics)
+    extra: Any = (
+        None  # what a task updates itself: statistics of the codebook, a discriminator with its optimizer's state
+    )
 
 
 def new_state(

@@ -14,6 +14,8 @@ from editmgt_jax.training.config import TrainConfig
 from editmgt_jax.training.state import Metric, Metrics, Params, TrainState
 from editmgt_jax.training.tasks.protocol import Task
 
+GRADIENT_NORM = "gradient_norm"  # the metric, and the end of the names of those of what `task.after` trains
+
 
 def train_step(
     task: Task,
@@ -28,16 +30,18 @@ def train_step(
 
     Args:
       frozen: what the task needs and does not train; batch: arrays [B ...].
-    Returns: (state, metrics). Where the loss or a gradient is not finite, or the loss exceeds `config.guard.max_loss`, only
-      the step of the state moves on; the metric 'bad' then counts 1.
+    Returns: (state, metrics). Where the loss or a gradient, also of what `task.after` trains, is not finite, or the loss exceeds
+      `config.guard.max_loss`, only the step of the state moves on; the metric 'bad' then counts 1.
     """
-    gradients, metrics, updates = task.gradients(state.params, frozen, batch, key, state.step)
+    gradients, metrics, updates = task.gradients(state.params, frozen, batch, key, state.step, state.extra)
     norm, loss = optax.tree.norm(gradients), mean(metrics["loss"])
     new = apply_gradients(state, gradients, optimizer, config.optimizer.ema_decay)
     new, more = task.after(new, updates)
     good = jnp.isfinite(loss) & jnp.isfinite(norm) & (loss <= config.guard.max_loss)
+    for name in more:
+        good &= jnp.isfinite(mean(more[name])) if name.endswith(GRADIENT_NORM) else True
     new = jax.tree.map(lambda one, other: jnp.where(good, one, other), new, state.replace(step=new.step))
-    return new, metrics | more | {"gradient_norm": once(norm), "bad": once(jnp.where(good, 0.0, 1.0))}
+    return new, metrics | more | {GRADIENT_NORM: once(norm), "bad": once(jnp.where(good, 0.0, 1.0))}
 
 
 def apply_gradients(

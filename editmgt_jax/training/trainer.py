@@ -28,6 +28,7 @@ from editmgt_jax.training.optimizer import make_optimizer
 from editmgt_jax.training.programs import jitted_steps
 from editmgt_jax.training.samples import Samples
 from editmgt_jax.training.state import new_state
+from editmgt_jax.training.step import GRADIENT_NORM
 from editmgt_jax.training.tasks.protocol import Task
 from editmgt_jax.training.tasks.table import TASKS, make_task
 from editmgt_jax.weights.trees import check_name
@@ -296,15 +297,17 @@ class _Run:
             return len(keep_lines(self.workdir / BAD_BATCHES, start - 1, write=processes.is_first()))
 
     def _note_bad(self, step, metrics) -> None:
-        loss, norm = (float(metrics[name][0] / metrics[name][1]) for name in ("loss", "gradient_norm"))
+        watched = ("loss", *sorted(name for name in metrics if name.endswith(GRADIENT_NORM) and metrics[name][1]))
+        values = {name: float(metrics[name][0] / metrics[name][1]) for name in watched}
         self.bad_batches += 1
         path = self.workdir / BAD_BATCHES
         if processes.is_first():
-            facts = {"step": step, "loss": repr(loss), "gradient_norm": repr(norm)}
+            facts = {"step": step} | {name: repr(value) for name, value in values.items()}
             with path.open("a") as file:
                 file.write(json.dumps(facts | {"records": self.train_data.names(step)}) + "\n")
         guard = self.config.guard
-        what = f"step {step} has loss {loss:.4g} and gradient norm {norm:.4g} (allowed: finite, loss <= {guard.max_loss:g})"
+        found = " and ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items())
+        what = f"step {step} has {found} (allowed: finite, loss <= {guard.max_loss:g})"
         if self.bad_batches > guard.skip:
             raise TrainingError(
                 f"{what}; its records are named in {path}. The checkpoints are from before it. Leave such batches out with "

@@ -30,7 +30,7 @@ from editmgt_jax.training.conditioning import TrainedText, text_of
 from editmgt_jax.training.config import MGTRun
 from editmgt_jax.training.cross_entropy import cross_entropy
 from editmgt_jax.training.initialise import copy_friendly
-from editmgt_jax.training.runs import best_params, is_run, run_config
+from editmgt_jax.training.runs import best_params, config_of_task, is_run
 from editmgt_jax.training.sharding import MGT_RULES, Put
 from editmgt_jax.training.state import Metrics, Params
 from editmgt_jax.training.step import accumulate, loss_weights
@@ -146,10 +146,7 @@ class MGTTask(Task):
     def _read(self, directory, put):
         """Parameters of a run, or of a model directory."""
         if is_run(directory):
-            before = run_config(directory)
-            if not isinstance(before, MGTRun):
-                raise UserError(f"start_from must be a run of task mgt; {directory} is one of task {before.task}")
-            self._check_same(before.model.mgt, directory)
+            self._check_same(config_of_task(directory, MGTRun).model.mgt, directory)
             params = best_params(directory)
             if "mgt" not in params:
                 raise UserError(
@@ -198,7 +195,7 @@ class MGTTask(Task):
     # ---- steps
 
     def gradients(
-        self, params: Params, frozen: dict, batch: dict, key: jax.Array, _step: jax.Array
+        self, params: Params, frozen: dict, batch: dict, key: jax.Array, _step: jax.Array, _extra: None
     ) -> tuple[Params, Metrics, None]:
         """-> (gradients, metrics, nothing for `after`)"""
         prepared = self._prepare(frozen, batch, key, training=True)

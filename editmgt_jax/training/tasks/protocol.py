@@ -59,7 +59,7 @@ class Task(Protocol):
         """Parameters that are not random, on the mesh; None where a run starts from random ones."""
 
     def extra(self, params: Params) -> Params | None:
-        """What is updated without gradients, for a run that starts from `params`. Traced."""
+        """What `after` updates and the optimizer does not, for a run that starts from `params`. Traced."""
         return None
 
     def frozen(self, put: Put, encodes: set[str]) -> dict:
@@ -78,12 +78,19 @@ class Task(Protocol):
 
     @abc.abstractmethod
     def gradients(
-        self, params: Params, frozen: dict, batch: dict, key: jax.Array, step: jax.Array
+        self, params: Params, frozen: dict, batch: dict, key: jax.Array, step: jax.Array, extra: Params | None
     ) -> tuple[Params, Metrics, Any]:
-        """-> (gradients, metrics with 'loss', what `after` needs). Traced."""
+        """-> (gradients, metrics with 'loss', what `after` needs). Traced.
+
+        Args:
+          extra: of the state, see the method `extra`.
+        """
 
     def after(self, state: TrainState, updates: Any) -> tuple[TrainState, Metrics]:
-        """The state after an optimizer step, with what is updated without gradients. Traced."""
+        """The state after an optimizer step, with what the optimizer does not update. Traced.
+
+        Returns: (state, metrics); one that ends in 'gradient_norm' and is not finite makes the step a bad one.
+        """
         return state, {}
 
     @abc.abstractmethod

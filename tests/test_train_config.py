@@ -122,6 +122,7 @@ WRONG_VQ = [
     ("discriminator.width=12", "a positive multiple of 8; got 12"),
     ("discriminator.halvings=0", "at least 1"),
     ("discriminator.learning_rate=0", "above 0"),
+    ("discriminator.ahead=-1", "at least 0"),
     ("model.trained=encoder", "one of all, decoder; got 'encoder'"),
     ("model.trained=decoder", "name its model directory or run in start_from"),
     ("accumulate=2", "accumulate must be 1 for task vq; got 2"),

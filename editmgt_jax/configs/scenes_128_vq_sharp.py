@@ -22,8 +22,8 @@ def get_config() -> ConfigDict:
     config.steps = 3_000
     config.eval_every = config.checkpoint.every = 500
     config.model.trained = "decoder"
-    config.loss.update(adversarial=0.5, adversarial_from=100)
-    config.discriminator = dict(width=64, halvings=3, learning_rate=2e-4)
+    config.loss.update(adversarial=0.5, adversarial_from=300)
+    config.discriminator = dict(width=64, halvings=3, learning_rate=2e-4, ahead=300)
     config.optimizer.update(
         learning_rate=2e-4,
         schedule="constant",

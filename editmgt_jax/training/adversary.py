@@ -44,6 +44,7 @@ class Adversary:
         chosen = config.discriminator
         self.module = PatchGAN(chosen.width, chosen.halvings)
         self.weight, self.start_step, self.seed = config.loss.adversarial, config.loss.adversarial_from, config.seed
+        self.first_lesson = self.start_step - chosen.ahead
         self.optimizer = optax.chain(
             optax.clip_by_global_norm(config.optimizer.clip_norm), optax.adam(chosen.learning_rate, b1=0.5, b2=0.9)
         )
@@ -89,7 +90,7 @@ class Adversary:
         return loss, more, {"adversarial": _since(begun, value), "adversarial_weight": _since(begun, weight)}
 
     def learn(self, state: Params, step: jax.Array, decoded: jax.Array, pixels: jax.Array) -> tuple[Params, Metrics]:
-        """One update of the discriminator on pictures of the decoder and on real ones [B Y X 3]; none before it begins."""
+        """One update of the discriminator on pictures of the decoder and on real ones [B Y X 3]; none before its first lesson."""
 
         def loss(params):
             real, fake = (self._logits(params, each) for each in (pixels, jax.lax.stop_gradient(decoded)))
@@ -101,12 +102,12 @@ class Adversary:
             new = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
             return new, (value, real, fake, optax.tree.norm(gradients))
 
-        begun = step >= self.start_step
+        begun = step >= self.first_lesson
         state, values = jax.lax.cond(begun, updated, lambda state: (state, (jnp.float32(0),) * 4), state)
         names = "discriminator", "logits_real", "logits_fake", "discriminator_gradient_norm"
         return state, {name: _since(begun, value) for name, value in zip(names, values, strict=True)}
 
 
 def _since(begun, value):
-    """A metric that is observed only once the adversary has begun."""
+    """A metric that is observed only once `begun` is true."""
     return value, begun.astype(jnp.float32)

@@ -298,6 +298,7 @@ class Discriminator:
     width: int = key(64, "the channels of its first convolution", multiple_of(8), FIXED)
     halvings: int = key(3, "the number of its convolutions with stride 2", at_least(1), FIXED)
     learning_rate: float = key(2e-4, "its learning rate, the same at all steps", above(0))
+    ahead: int = key(0, "the steps before loss.adversarial_from that it learns in already", at_least(0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,7 +325,7 @@ class VQLoss:
         FIXED,
         fixed=lambda weight: weight > 0,
     )
-    adversarial_from: int = key(0, "the step where the discriminator begins to learn and to count", at_least(0))
+    adversarial_from: int = key(0, "the step where the judgement of the discriminator begins to count", at_least(0))
 
     def __post_init__(self):
         if self.perceptual and not self.lpips:

@@ -91,10 +91,15 @@ def fill(folder: str | Path) -> Iterator[str]:
         yield describe(entry)
 
 
+def _place(row: Row) -> tuple[int, int]:
+    return list(SHAPES).index(row.topology.partition(":")[0]), device_count(row.topology) * row.slices
+
+
 def tables(folder: str | Path) -> str:
-    """The rows that are there, as a table of each config and program, and how many are missing."""
+    """The rows that are there, as a table of each config and program, and how many are missing. A table goes from chip to chip, the fewest
+    devices first."""
     found, missing = {}, 0
-    for row in rows():
+    for row in sorted(rows(), key=_place):
         path = Path(folder) / f"{row.name}.json"
         if path.exists():
             found.setdefault((row.config, row.program), []).append(json.loads(path.read_text()))

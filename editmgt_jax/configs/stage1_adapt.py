@@ -7,7 +7,7 @@ Data    captioned pictures, prepared as pairs of a picture with itself:
         and the same of other pictures for data/captions_heldout
 Start   editmgt convert editor MEISSONIC models/editmgt-base --llm-encoder GEMMA_2_2B
 Run     editmgt train --config configs/stage1_adapt.py --workdir runs/stage1 --distributed
-Needs   5 000 steps of 256: 13 min on 64 TPU v5e if a step takes the 159 ms that their compiler estimates
+Needs   5 000 steps of 256: 13 min on 64 TPU v5e if a step takes the 155 ms that their compiler estimates
         for 4 samples a chip (docs/tpu.md); no TPU has run it.
         `python benchmarks/stages.py --config configs/stage1_adapt.py` prints FLOPs, hours at 40 % of the peak and the state's memory on other chips
 """

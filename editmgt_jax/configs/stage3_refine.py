@@ -4,7 +4,7 @@ Data    as in stage 2, of the chosen pairs: data/best, data/best_heldout. Mixed 
         --config.data.tokens=data/best:3,data/edits
 Run     editmgt train --config configs/stage3_refine.py --workdir runs/stage3 --distributed
         editmgt export --workdir runs/stage3 --output models/editmgt
-Needs   1 000 steps of 256: 5 min on 64 TPU v5e if a step takes the 292 ms that their compiler estimates
+Needs   1 000 steps of 256: 5 min on 64 TPU v5e if a step takes the 284 ms that their compiler estimates
         for 4 samples a chip (docs/tpu.md); no TPU has run it.
         `python benchmarks/stages.py --config configs/stage3_refine.py` prints FLOPs, hours at 40 % of the peak and the state's memory on other chips
 """

@@ -6,7 +6,7 @@ Data    mkdir crisp_heldout && mv CrispEdit-2M/data/*_00000.parquet crisp_heldou
         editmgt prepare crisp_heldout --output heldout_pairs
         editmgt tokenize --records heldout_pairs --model models/editmgt-base --output data/edits_heldout
 Run     editmgt train --config configs/stage2_finetune.py --workdir runs/stage2 --distributed
-Needs   50 000 steps of 256: 4.0 h on 64 TPU v5e if a step takes the 284 ms that their compiler estimates
+Needs   50 000 steps of 256: 3.9 h on 64 TPU v5e if a step takes the 284 ms that their compiler estimates
         for 4 samples a chip (docs/tpu.md); no TPU has run it.
         `python benchmarks/stages.py --config configs/stage2_finetune.py` prints FLOPs, hours at 40 % of the peak and the state's memory on other chips
 """

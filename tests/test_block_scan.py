@@ -92,18 +92,23 @@ def test_attention_has_its_arrays_where_they_are_kept(params, text, grid, parts)
     assert program.lower(lowering_platforms=("tpu",)).as_text().count("AllocateBuffer") == 4 * parts
 
 
+def _barriers(program):
+    """How many barriers keep a room's place; those of the gradients of biases [8 D] are left out."""
+    return len([line for line in program.splitlines() if "optimization_barrier" in line and ": tensor<8x" not in line])
+
+
 def test_the_input_of_an_activation_is_read_where_it_is_kept(params):
     """Else it would be written twice on TPUs: one barrier for each feed-forward part, beside four for each part of attention."""
     gradients = partial(_gradients, remat="products", attention="auto", dtype=jnp.bfloat16)
     program = jax.jit(gradients).trace(params).lower(lowering_platforms=("tpu",)).as_text()
-    assert program.count("optimization_barrier") == (3 + 2) + (3 + 1)
+    assert _barriers(program) == (3 + 2) + (3 + 1)
 
 
 def test_rooms_are_not_offered_where_the_compiler_copies_them(params, monkeypatch):
     monkeypatch.setattr(rooms, "in_place", lambda: False)
     gradients = partial(_gradients, remat="products", attention="auto", dtype=jnp.bfloat16)
     program = jax.jit(gradients).trace(params).lower(lowering_platforms=("tpu",)).as_text()
-    assert "AllocateBuffer" not in program and "optimization_barrier" not in program
+    assert "AllocateBuffer" not in program and not _barriers(program)
 
 
 @pytest.mark.parametrize("unroll", [1, 2, 4, 6])

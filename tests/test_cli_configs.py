@@ -73,6 +73,14 @@ def test_overrides_must_fit(config_file, override, message):
         load_config(config_file, [override])
 
 
+@pytest.mark.parametrize("flag", ["--task-pairs", "--task-rows"])
+def test_prepare_takes_the_former_name_of_a_flag(monkeypatch, flag):
+    taken = []
+    monkeypatch.setattr("editmgt_jax.data.prepare.job.prepare", lambda *args: taken.append(args[2].task_pairs))
+    assert cli.main(["prepare", "raw", "--output", "out", flag, "7"]) == 0
+    assert taken == [7]
+
+
 def test_bad_config_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.py"):
         load_config(tmp_path / "gone.py")

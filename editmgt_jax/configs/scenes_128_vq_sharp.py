@@ -6,13 +6,10 @@ Run
     editmgt train --config configs/scenes_128_vq_sharp.py --workdir runs/vq_128_sharp
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 from editmgt_jax.configs import scenes_128_vq
-
-DEFAULT_MODEL = Path(__file__).parents[1] / "assets" / "default"
+from editmgt_jax.weights.loading import DEFAULT_MODEL
 
 
 def get_config() -> ConfigDict:

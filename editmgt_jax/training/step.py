@@ -39,7 +39,8 @@ def train_step(
     new, more = task.after(new, updates)
     good = jnp.isfinite(loss) & jnp.isfinite(norm) & (loss <= config.guard.max_loss)
     for name in more:
-        good &= jnp.isfinite(mean(more[name])) if name.endswith(GRADIENT_NORM) else True
+        if name.endswith(GRADIENT_NORM):
+            good &= jnp.isfinite(mean(more[name]))
     new = jax.tree.map(lambda one, other: jnp.where(good, one, other), new, state.replace(step=new.step))
     return new, metrics | more | {GRADIENT_NORM: once(norm), "bad": once(jnp.where(good, 0.0, 1.0))}
 

@@ -112,8 +112,10 @@ def read(directory: str | Path, mgt: MGTConfig, abstract_params: dict, strict: b
     """
     try:
         return _read(Path(directory), mgt, abstract_params, strict)
+    except WeightsError:
+        raise
     except UserError as error:  # of its config
-        raise error if isinstance(error, WeightsError) else WeightsError(str(error)) from error
+        raise WeightsError(str(error)) from error
 
 
 def _read(directory, mgt, abstract_params, strict) -> tuple[LoRAConfig, dict]:

@@ -98,11 +98,11 @@ class VQTask(Task):
         self.monitor = ("gradient_error", "min") if self.adversary else ("psnr", "max")
 
     def notes(self) -> list[str]:
-        """See `Task.notes`: a discriminator that never begins."""
+        """See `Task.notes`: a discriminator whose judgement never counts."""
         begin, steps = self.config.loss.adversarial_from, self.config.steps
         if self.adversary is None or begin < steps:
             return []
-        return [f"loss.adversarial_from={begin} is not below steps={steps}: no discriminator is trained"]
+        return [f"loss.adversarial_from={begin} is not below steps={steps}: no discriminator's judgement counts"]
 
     # ---- parameters
 

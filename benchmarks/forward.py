@@ -1,14 +1,19 @@
-"""How near a forward pass of the transformer comes to what this machine's matrix products reach.
+"""How near a forward pass of the transformer comes to what this machine's matrix products reach, and to PyTorch's time.
 
     python benchmarks/forward.py                      the full-size editor at 1024 px, in float32, on random weights
     python benchmarks/forward.py --size 256 --blocks 2 2
+    taskset -c 0 python benchmarks/forward.py         on one core: threads that wait for each other do not count
 
-achieved    operations of the pass (`editmgt_jax.models.flops`) / its time
+achieved    operations of the pass (`editmgt_jax.models.flops`) / its time, with what a decode computes only once
 attainable  the best rate that plain products of several sizes keep up, measured before and after in the same process
+torch       the same pass with the same weights on the blocks of diffusers (`torch_mgt.py`), in turns with ours; left out
+            where the extra `parity` is not installed, off the CPU, and in other dtypes than float32
 """
 
 import argparse
+import importlib.util
 import json
+import os
 import time
 
 import jax
@@ -19,6 +24,7 @@ from editmgt_jax.config import MGTConfig, micro_conditions
 from editmgt_jax.models.flops import forward_flops
 from editmgt_jax.models.mgt import MGT
 from editmgt_jax.weights.components import abstract_params
+from editmgt_jax.weights.conversion import to_released
 
 PRODUCTS = ((2304, 1024, 4096), (2304, 4096, 1024), (2048, 2048, 2048), (4096, 4096, 4096))
 SPELL = 2.0  # seconds
@@ -59,6 +65,36 @@ def random_params(model):
     return jax.tree.map(draw, abstract_params(model))
 
 
+def torch_pass(config: MGTConfig, params: dict, inputs: tuple, threads: int):
+    """A function that makes PyTorch's logits [B H W K] of the same inputs with the same weights."""
+    import torch
+    from torch_mgt import TorchMGT
+
+    torch.set_num_threads(threads)
+    with torch.device("meta"):
+        model = TorchMGT(config)
+    weights = {name: torch.from_numpy(np.array(value)) for name, value in to_released(params, config).items()}
+    model.load_state_dict(weights, assign=True)
+    ids, time, text, pooled, micro = (torch.from_numpy(np.array(value)) for value in inputs)
+
+    @torch.inference_mode()
+    def forward():
+        return model(ids, time, text, pooled, micro, reference=ids).movedim(1, -1).numpy()
+
+    return forward
+
+
+def in_turns(functions: list, repeats: int) -> list[float]:
+    """The shortest time of each function in seconds, of one run to compile and `repeats` more."""
+    return [min(times) for times in zip(*([_once(f) for f in functions] for _ in range(repeats + 1)), strict=True)]
+
+
+def _once(function):
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=1024, help="side of the picture in pixels")
@@ -73,25 +109,31 @@ def main():
     model = MGT(config, jnp.dtype(args.dtype))
     params = random_params(model)
     side = args.size // 16
-    ids = jnp.zeros((1, side, side), jnp.int32)
+    inputs = (
+        jnp.zeros((1, side, side), jnp.int32),
+        jnp.array([3.0]),
+        jnp.ones((1, args.text, config.joint_attention_dim)),
+        jnp.ones((1, config.pooled_projection_dim)),
+        jnp.array([micro_conditions(args.size, args.size)]),
+    )
 
     @jax.jit
-    def condition(params, text, pooled):
-        micro = jnp.array([micro_conditions(args.size, args.size)])
-        return model.apply({"params": params}, text, pooled, micro, ids, 1.0, method="condition")
+    def forward(params, ids, time, text, pooled, micro):
+        condition = model.apply({"params": params}, text, pooled, micro, ids, 1.0, method="condition")
+        return model.apply({"params": params}, ids, time, condition)[0]
 
-    @jax.jit
-    def forward(params, ids, condition):
-        return model.apply({"params": params}, ids, 3.0, condition)[0]
-
-    text = jnp.ones((1, args.text, config.joint_attention_dim))
-    given = condition(params, text, jnp.ones((1, config.pooled_projection_dim)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    functions = [lambda: forward(params, *inputs)]
+    installed = all(map(importlib.util.find_spec, ("torch", "diffusers")))
+    if installed and jax.default_backend() == "cpu" and model.dtype == jnp.float32:
+        functions.append(torch_pass(config, params, inputs, cores))
     before = matmul_rate(model.dtype)
-    elapsed = seconds(forward, params, ids, given, repeats=args.repeats)
+    elapsed, *theirs = in_turns(functions, args.repeats)
     attainable = max(before, matmul_rate(model.dtype))
     operations = forward_flops(config, (side, side), args.text, reference=True)
     report = {
         "device": jax.devices()[0].device_kind,
+        "cores": cores,
         "dtype": args.dtype,
         "blocks": args.blocks,
         "size": args.size,
@@ -99,12 +141,17 @@ def main():
         "operations": operations,
         "achieved_gflops": round(operations / elapsed / 1e9, 1),
         "attainable_gflops": round(attainable / 1e9, 1),
-        "ratio": round(operations / elapsed / attainable, 3),
+        "of_attainable": round(operations / elapsed / attainable, 3),
     }
+    if theirs:
+        report["torch_seconds"] = round(theirs[0], 2)
+        report["of_torch"] = round(elapsed / theirs[0], 3)
+        logits = [np.asarray(function()) for function in functions]
+        report["largest_difference"] = float(np.abs(logits[0] - logits[1]).max() / np.abs(logits[1]).max())
     if args.json:
         print(json.dumps(report))
     else:
-        print("\n".join(f"{name:<18}{value}" for name, value in report.items()))
+        print("\n".join(f"{name:<20}{value}" for name, value in report.items()))
 
 
 if __name__ == "__main__":

@@ -16,18 +16,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from diffusers.models import VQModel as TorchVQModel  # noqa: E402
-from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding  # noqa: E402
-from diffusers.models.transformers.transformer_flux import (  # noqa: E402
-    FluxPosEmbed,
-    FluxSingleTransformerBlock,
-    FluxTransformerBlock,
-)
 from safetensors.torch import save_file  # noqa: E402
 from torch import nn  # noqa: E402
 from transformers import CLIPTextConfig as TorchCLIPTextConfig  # noqa: E402
 from transformers import CLIPTextModelWithProjection, Gemma2ForCausalLM  # noqa: E402
 from transformers import Gemma2Config as TorchGemma2Config  # noqa: E402
 
+from benchmarks.torch_mgt import TorchMGT  # noqa: E402
 from editmgt_jax.config import MGTConfig  # noqa: E402
 from editmgt_jax.sampling import localize  # noqa: E402
 from editmgt_jax.weights import directories  # noqa: E402
@@ -164,100 +159,7 @@ def test_gemma2(tmp_path, layers, heads, groups, cap, window, kinds):
     np.testing.assert_allclose(states, expected, atol=2e-5 * max(1, float(expected.abs().max())))
 
 
-# ---- the transformer, without a reference (the golden files hold what a reference adds)
-
-
-class _Embed(nn.Module):
-    def __init__(self, vocabulary, width):
-        super().__init__()
-        self.embeddings = nn.Embedding(vocabulary, width)
-        self.layer_norm = nn.RMSNorm(width, eps=1e-6)
-        self.conv = nn.Conv2d(width, width, 1, bias=False)
-
-    def forward(self, ids):
-        return self.conv(self.layer_norm(self.embeddings(ids)).permute(0, 3, 1, 2))
-
-
-class _Resample(nn.Module):
-    """RMSNorm over channels, then a 2x2 convolution of stride 2, transposed or not."""
-
-    def __init__(self, width, convolution):
-        super().__init__()
-        self.norm = nn.RMSNorm(width, eps=1e-6)
-        self.conv = convolution(width, width, 2, stride=2, bias=False)
-
-    def forward(self, x):
-        return self.conv(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
-
-
-class _Head(nn.Module):
-    def __init__(self, width, codebook):
-        super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 1, bias=False)
-        self.layer_norm = nn.RMSNorm(width, eps=1e-6)
-        self.conv2 = nn.Conv2d(width, codebook, 1, bias=False)
-
-    def forward(self, x):
-        return self.conv2(self.layer_norm(self.conv1(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
-
-
-class TorchMGT(nn.Module):
-    """The text-to-image transformer on the blocks of diffusers' Flux, under the released names."""
-
-    def __init__(self, config: MGTConfig):
-        super().__init__()
-        self.config, width = config, config.width
-        heads, head = config.num_attention_heads, config.attention_head_dim
-        if config.connector_type == "linear":
-            self.connector = nn.ModuleDict({"projector": nn.Linear(config.joint_attention_dim, width)})
-        self.context_embedder = nn.Linear(width, width)  # with and without a connector, as released
-        self.encoder_proj_layer_norm = nn.RMSNorm(width, eps=1e-6)
-        pooled = config.pooled_projection_dim
-        self.cond_embed = TimestepEmbedding(pooled + 5 * 256, width, sample_proj_bias=False)
-        self.time_text_embed = nn.ModuleDict(
-            {"timestep_embedder": TimestepEmbedding(256, width), "text_embedder": TimestepEmbedding(width, width)}
-        )
-        self.embed = _Embed(config.vocab_size, width)
-        if config.downsample:
-            self.down_block = nn.ModuleDict({"downsample": _Resample(width, nn.Conv2d)})
-            self.up_block = nn.ModuleDict({"upsample": _Resample(width, nn.ConvTranspose2d)})
-        self.project_to_hidden_norm = nn.RMSNorm(width, eps=1e-6)
-        self.project_to_hidden = nn.Linear(width, width, bias=False)
-        self.transformer_blocks = nn.ModuleList(
-            FluxTransformerBlock(width, heads, head) for _ in range(config.num_layers)
-        )
-        self.single_transformer_blocks = nn.ModuleList(
-            FluxSingleTransformerBlock(width, heads, head) for _ in range(config.num_single_layers)
-        )
-        self.project_from_hidden_norm = nn.RMSNorm(width, eps=1e-6)
-        self.project_from_hidden = nn.Linear(width, width, bias=False)
-        self.mlm_layer = _Head(width, config.codebook_size)
-
-    def forward(self, ids, time, states, pooled, micro):
-        config = self.config
-        x = self.embed(ids)
-        if config.downsample:
-            x = self.down_block["downsample"](x)
-        batch, width, rows, columns = x.shape
-        x = self.project_to_hidden(self.project_to_hidden_norm(x.flatten(2).transpose(1, 2)))
-        if config.connector_type == "linear":
-            states = self.connector["projector"](states)
-        text = self.encoder_proj_layer_norm(self.context_embedder(states))
-
-        sinusoid = {"embedding_dim": 256, "flip_sin_to_cos": True, "downscale_freq_shift": 0}
-        micro = get_timestep_embedding(micro.flatten(), **sinusoid).reshape(batch, -1)
-        condition = self.cond_embed(torch.cat([pooled, micro], dim=1))
-        modulation = self.time_text_embed["timestep_embedder"](get_timestep_embedding(time * 1000, **sinusoid))
-        modulation = modulation + self.time_text_embed["text_embedder"](condition)
-
-        positions = torch.zeros(text.shape[1] + rows * columns, 3)
-        positions[text.shape[1] :, 1:] = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
-        rotary = FluxPosEmbed(10000, config.axes_dims_rope)(positions)
-        for block in [*self.transformer_blocks, *self.single_transformer_blocks]:
-            text, x = block(hidden_states=x, encoder_hidden_states=text, temb=modulation, image_rotary_emb=rotary)
-        x = self.project_from_hidden(self.project_from_hidden_norm(x)).transpose(1, 2)
-        x = x.reshape(batch, width, rows, columns)
-        return self.mlm_layer(self.up_block["upsample"](x) if config.downsample else x)
+# ---- the transformer
 
 
 @pytest.mark.parametrize(
@@ -273,7 +175,8 @@ class TorchMGT(nn.Module):
     ],
     ids=["down-sampled, linear connector", "flat, no connector"],
 )  # fmt: skip
-def test_mgt_without_a_reference(tmp_path, config, grid):
+@pytest.mark.parametrize("strength", [None, 1.0, 0.3, 2.5], ids=lambda strength: f"strength {strength}")
+def test_mgt(tmp_path, config, grid, strength):
     theirs = randomised(TorchMGT(config))
     save_file({name: value.contiguous() for name, value in theirs.state_dict().items()}, tmp_path / DIFFUSERS_NAME)
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
@@ -285,11 +188,13 @@ def test_mgt_without_a_reference(tmp_path, config, grid):
         torch.randn(batch, length, config.joint_attention_dim),
         torch.randn(batch, config.pooled_projection_dim),
     )
+    reference = () if strength is None else (torch.randint(config.vocab_size, (batch, *grid)), strength)
     with torch.no_grad():
-        expected = theirs(ids, time, states, pooled, micro)
-    states, pooled, micro, ids, time = (jnp.asarray(x.numpy()) for x in (states, pooled, micro, ids, time))
-    condition = model.apply({"params": params}, states, pooled, micro, method="condition")
-    logits, _ = model.apply({"params": params}, ids, time, condition)
+        expected = theirs(ids, time, states, pooled, micro, *reference)
+    given = (jnp.asarray(x.numpy()) for x in (states, pooled, micro))
+    reference = (jnp.asarray(reference[0].numpy()), strength) if reference else ()
+    condition = model.apply({"params": params}, *given, *reference, method="condition")
+    logits, _ = model.apply({"params": params}, jnp.asarray(ids.numpy()), jnp.asarray(time.numpy()), condition)
     np.testing.assert_allclose(jnp.moveaxis(logits, -1, 1), expected, atol=2e-5)
 
 

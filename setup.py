@@ -56,6 +56,7 @@ setup(
             *ABLATE,
             *SERVE,
             "httpx2>=2.0",  # of starlette's test client
+            "setuptools>=75",  # whether setup.py names every package; Python 3.12 and later have none in an environment
             "openai>=2.0",
             "nbclient>=0.10",
             "ipykernel>=6.29",  # of the notebook

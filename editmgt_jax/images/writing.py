@@ -122,7 +122,7 @@ def save(image: Image.Image, path: str | Path, notes: Mapping[str, str] | None =
 
 def _write(buffer, path) -> None:
     with replacing(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+        temporary.write_bytes(buffer.getvalue())  # not a view, which the frames of an error would hold
 
 
 def save_steps(frames: Sequence[Image.Image], path: str | Path) -> None:

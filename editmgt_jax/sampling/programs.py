@@ -87,6 +87,7 @@ def _jitted(variables, request, mgt, static, progress) -> Callable:
     _new += 1
     if _new > KEPT:  # pictures of many sizes: a program takes tens of MB
         decode_edit.clear_cache()
+        lowered = decode_edit.lower(variables, request, mgt=mgt, static=static)  # the next call finds it
         _new = 1
     progress("compile")
     started = time.perf_counter()

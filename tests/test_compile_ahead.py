@@ -12,6 +12,7 @@ import pytest
 from editmgt_jax import cli
 from editmgt_jax.errors import UserError
 from editmgt_jax.training import compile_job, compile_table, compiler, hlo_cost, kernel_cost
+from editmgt_jax.training.compile_ahead import FROZEN
 from editmgt_jax.training.compile_report import GIB, add_estimate, advice, describe, markdown, out_of_memory
 from editmgt_jax.training.config_files import load_config
 from editmgt_jax.training.topologies import CHIPS, Chip, device_count
@@ -56,6 +57,17 @@ def test_a_loop_counts_as_often_as_it_runs():
     assert cost.collectives == {"all-gather": 3, "all-reduce": 1}
     assert cost.collective_bytes == {"all-gather": 3 * 8 * 8 * 2, "all-reduce": 2 * 10 * 4}
     assert ("add", "while/add", "bf16[4,8]", "blocks.py:7") in cost.by_operation and not cost.unknown
+    assert cost.of("add$") == 3 * 7 and cost.of("nothing") == 0
+
+
+def test_what_the_compiler_adds_to_a_loop_goes_by_the_loop():
+    named = TEXT.replace("body=%turn", 'body=%turn, metadata={op_name="jit(step)/Gemma2/while"}')
+    cost = hlo_cost.read(
+        named.replace(', metadata={op_name="jit(step)/while/add" ', ', metadata={op_name="convert.13" ')
+    )
+    assert cost.of(FROZEN) == 3 * 7
+    assert hlo_cost.read(TEXT.replace("jit(step)/while/add", r"frozen[\\'text\\'][\\'params\\']")).of(FROZEN) == 3 * 7
+    assert hlo_cost.read(TEXT.replace("jit(step)/while/add", r"frozen[\\'mgt\\']")).of(FROZEN) == 0
 
 
 def test_a_kernel_that_reads_a_stack_counts_with_what_it_reads_of_it():
@@ -126,7 +138,7 @@ def _entry(**more):
         "topology": "v5e:4x4", "slices": 1, "program": "train", "devices": 16, "samples": 64,
         "seconds": {"trace": 1.0, "compile": 90.0}, "flops": 197 * 10**9, "frozen_flops": 0,
         "memory": {"arguments": GIB, "temporaries": 2 * GIB, "peak": 3 * GIB, "code": 0},
-        "cycles": 1.5e6, "kernels": {"fused_attention": 10, "modulated_norm": 2}, "kernel_cycles": {"fused_attention": 15_000.0},
+        "cycles": 1.5e6, "frozen_cycles": 0.0, "kernels": {"fused_attention": 10, "modulated_norm": 2}, "kernel_cycles": {"fused_attention": 15_000.0},
         "kernel_bytes": {"fused_attention": 10**6, "modulated_norm": 164 * 10**6},
         "collectives": {"all-gather": {"calls": 3, "bytes": GIB}}, "bound": {"all-gather": GIB}, "top": [],
         "unknown_loops": [],
@@ -143,6 +155,14 @@ def test_estimates_add_instructions_and_kernels():
     assert "all-gather: 3 calls, 1.00 GiB (parameters and gradients alone: 1.00)" in describe(entry)
     header, _, line = markdown([entry]).splitlines()
     assert header.count("|") == line.count("|") and "| 1.30 |" in line
+
+
+def test_frozen_encoders_are_apart():
+    entry = add_estimate(_entry(frozen_cycles=0.3e6, frozen_flops=197 * 10**8), CHIPS["v5e"])
+    times = entry["milliseconds"]
+    assert (times["total"], times["frozen"], times["ratio"]) == pytest.approx((1.3, 0.2, 1.1))
+    line = "frozen encoders apart: 0.2 of the estimate, 0.0 TFLOP a device, ideal 0.1 ms"
+    assert f"ideal 1.0 ms, ratio 1.10; {line}" in describe(entry)
 
 
 def test_what_does_not_fit_gets_advice():

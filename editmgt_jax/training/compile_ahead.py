@@ -33,9 +33,12 @@ from editmgt_jax.training.sharding import BATCH, Layout, make_mesh, path_name, w
 from editmgt_jax.training.state import new_state
 from editmgt_jax.training.tasks.table import make_task
 from editmgt_jax.training.topologies import Chip, devices_of
+from editmgt_jax.weights.components import text_components
 from editmgt_jax.weights.random_model import make_random
 
 STAND_IN = "editmgt-1024"  # what a model directory that is not there is taken to hold
+# What the operations of frozen encoders are called: by their modules, or by the argument that holds their parameters.
+FROZEN = r"\b(" + "|".join(entry.module.__name__ for entry in text_components()) + r")\b|\bfrozen\[\W*text\b"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,6 +343,7 @@ def compile_program(ahead: Ahead, name: str, save_text: Path | None = None) -> d
         "flops": program.flops // program.devices,
         "frozen_flops": program.frozen_flops // program.devices,
         "cycles": cost.cycles,
+        "frozen_cycles": cost.of(FROZEN),
         "kernels": dict(cost.kernels),
         "kernel_bytes": dict(cost.kernel_bytes),
         "collectives": {

@@ -13,7 +13,8 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "": 1}
 
 
 def add_estimate(entry: dict, chip: Chip) -> dict:
-    """An entry of `compile_ahead.compile_program`, with 'milliseconds': of instructions and of kernels, the ideal, the ratio.
+    """An entry of `compile_ahead.compile_program`, with 'milliseconds': of instructions and of kernels, of the frozen encoders
+    among them, the ideal without these, and the ratio of the rest to it.
 
     Args:
       entry: with 'kernel_cycles', {kernel: cycles of a call}, of the kernels that it calls.
@@ -24,11 +25,11 @@ def add_estimate(entry: dict, chip: Chip) -> dict:
     for name, calls in entry["kernels"].items():
         moving = entry["kernel_bytes"].get(name, 0) / chip.bandwidth * chip.clock
         kernels += max(calls * entry["kernel_cycles"].get(name, 0), moving)
-    xla, inside = (cycles / chip.clock * 1e3 for cycles in (entry["cycles"], kernels))
+    xla, inside, frozen = (cycles / chip.clock * 1e3 for cycles in (entry["cycles"], kernels, entry["frozen_cycles"]))
     ideal = entry["flops"] / chip.rate * 1e3
-    times = {"instructions": xla, "kernels": inside, "total": xla + inside, "ideal": ideal}
+    times = {"instructions": xla, "kernels": inside, "total": xla + inside, "frozen": frozen, "ideal": ideal}
     if ideal:
-        times["ratio"] = (xla + inside) / ideal
+        times["ratio"] = (xla + inside - frozen) / ideal
     return entry | {"milliseconds": times, "fits": entry["memory"]["peak"] <= chip.memory}
 
 
@@ -68,6 +69,14 @@ def _where(entry) -> str:
     return entry["topology"] + (f" x {entry['slices']}" if entry["slices"] > 1 else "")
 
 
+def _frozen(entry) -> str:
+    operations, times = entry["frozen_flops"], entry["milliseconds"]
+    ideal = operations * times["ideal"] / entry["flops"] if entry["flops"] else 0.0
+    return f"frozen encoders apart: {times['frozen']:.1f} of the estimate, {operations / 1e12:.1f} TFLOP a device" + (
+        f", ideal {ideal:.1f} ms" if ideal else ""
+    )
+
+
 def describe(entry: dict) -> str:
     """A program in a few lines."""
     name = f"{_where(entry)}, {entry['program']}"
@@ -80,7 +89,7 @@ def describe(entry: dict) -> str:
         + f"; compiled in {entry['seconds']['compile']:.0f} s",
         f"  estimate {times['total']:.1f} ms: instructions {times['instructions']:.1f}, kernels {times['kernels']:.1f}"
         + (f"; ideal {times['ideal']:.1f} ms, ratio {times['ratio']:.2f}" if times["ideal"] else "")
-        + (f"; frozen encoders {entry['frozen_flops'] / 1e12:.1f} TFLOP a device" if entry["frozen_flops"] else ""),
+        + (f"; {_frozen(entry)}" if entry["frozen_flops"] else ""),
     ]
     for kind, moved in sorted(entry["collectives"].items()):
         bound = entry["bound"].get(kind)

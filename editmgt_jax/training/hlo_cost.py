@@ -25,7 +25,8 @@ class Cost:
     """Sums over one run of a program on one device.
 
     Attributes:
-      cycles: of instructions other than kernels; by_operation: {(kind, operation, result, source line): cycles}.
+      cycles: of instructions other than kernels; by_operation: {(kind, operation, result, source line): cycles}. What the
+        compiler adds to a loop's body goes by the loop's operation.
       kernels: {kernel's name: calls}; kernel_bytes: {name: bytes of arguments and results, or what it declares if
         that is less: of a stack a kernel may move a part}; collectives: {kind: calls}; collective_bytes: {kind: bytes of results}.
       moved: {(kind, operation, result): bytes} of the collectives.
@@ -44,6 +45,12 @@ class Cost:
     def top(self, count: int) -> list[tuple[tuple[str, str, str, str], float]]:
         """The dearest operations."""
         return self.by_operation.most_common(count)
+
+    def of(self, pattern: str) -> float:
+        """Cycles of instructions in whose operation a regular expression is found."""
+        return sum(
+            cycles for (_, operation, _, _), cycles in self.by_operation.items() if re.search(pattern, operation)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,11 +126,12 @@ class _Walk:
         self.alone = {}  # cycles of a computation, for the choice of a branch
         self.sizes = {}  # bytes of the results of a computation's instructions
 
-    def run(self, name, times):
+    def run(self, name, times, loop=""):
         for one in self.found.get(name, ()):
-            self._count(one, times, name)
+            self._count(one, times, name, loop)
+            within = one.operation if one.opcode == "while" else loop
             for inner, share in self._inner(one):
-                self.run(inner, times * share)
+                self.run(inner, times * share, within)
 
     def _inner(self, one):
         """(computation, how often it runs for each run of the instruction)"""
@@ -158,9 +166,11 @@ class _Walk:
         self.cost.unknown.append(condition)
         return limits[0] if limits else 1
 
-    def _count(self, one, times, computation):
+    def _count(self, one, times, computation, loop):
         kind, cost = one.opcode.removesuffix("-start"), self.cost
         operation, result = one.operation, one.shape
+        if loop and "/" not in operation:
+            operation = f"{loop}/{operation}"
         if kind in COLLECTIVES:
             self._count_collective(one, times)
         elif one.opcode == "fusion":  # one that begins a transfer, which others then go on with

@@ -186,11 +186,13 @@ def main() -> None:
     args = parser.parse_args()
     home = args.output or Path(tempfile.mkdtemp())
     home.mkdir(parents=True, exist_ok=True)
-    problems = []
-    for name, job in commands(home).items():
-        if args.commands is None or name in args.commands:
-            (home / f"whole-{name}").mkdir()
-            problems += tried(home, name, job, args.kills, random.Random(f"{args.seed} {name}"))
+    problems, jobs = [], commands(home)
+    chosen = args.commands or list(jobs)
+    if unknown := set(chosen) - set(jobs):
+        parser.error(f"--commands must be of {', '.join(jobs)}; got {', '.join(sorted(unknown))}")
+    for name in chosen:
+        (home / f"whole-{name}").mkdir()
+        problems += tried(home, name, jobs[name], args.kills, random.Random(f"{args.seed} {name}"))
     print("\n".join(problems) or "all results are those of undisturbed commands, and nothing is left over")
     raise SystemExit(bool(problems))
 

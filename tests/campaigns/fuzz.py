@@ -74,13 +74,16 @@ def main() -> None:
     args = parser.parse_args()
     home, total, inputs = Path(tempfile.mkdtemp()), 0, 0
     try:
-        for name, target in targets(home).items():
-            if args.targets is None or name in args.targets:
-                count, defects = tried(target, args.examples, args.seed)
-                print(f"{name}: {count} inputs, {len(defects)} defects", flush=True)
-                for data, said in defects.values():
-                    print(f"  {said}\n    input {data[:300]!r}", flush=True)
-                total, inputs = total + len(defects), inputs + count
+        known = targets(home)
+        chosen = args.targets or list(known)
+        if unknown := set(chosen) - set(known):
+            parser.error(f"--targets must be of {', '.join(known)}; got {', '.join(sorted(unknown))}")
+        for name in chosen:
+            count, defects = tried(known[name], args.examples, args.seed)
+            print(f"{name}: {count} inputs, {len(defects)} defects", flush=True)
+            for data, said in defects.values():
+                print(f"  {said}\n    input {data[:300]!r}", flush=True)
+            total, inputs = total + len(defects), inputs + count
     finally:
         shutil.rmtree(home, ignore_errors=True)
     print(f"{inputs} inputs, {total} defects")

@@ -14,7 +14,7 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "": 1}
 
 def add_estimate(entry: dict, chip: Chip) -> dict:
     """An entry of `compile_ahead.compile_program`, with 'milliseconds': of instructions and of kernels, of the frozen encoders
-    among them, the ideal without these, and the ratio of the rest to it.
+    among them, the ideals without and of these, and the ratio of the rest to its ideal.
 
     Args:
       entry: with 'kernel_cycles', {kernel: cycles of a call}, of the kernels that it calls.
@@ -26,8 +26,9 @@ def add_estimate(entry: dict, chip: Chip) -> dict:
         moving = entry["kernel_bytes"].get(name, 0) / chip.bandwidth * chip.clock
         kernels += max(calls * entry["kernel_cycles"].get(name, 0), moving)
     xla, inside, frozen = (cycles / chip.clock * 1e3 for cycles in (entry["cycles"], kernels, entry["frozen_cycles"]))
-    ideal = entry["flops"] / chip.rate * 1e3
-    times = {"instructions": xla, "kernels": inside, "total": xla + inside, "frozen": frozen, "ideal": ideal}
+    ideal, frozen_ideal = (entry[flops] / chip.rate * 1e3 for flops in ("flops", "frozen_flops"))
+    times = {"instructions": xla, "kernels": inside, "total": xla + inside, "ideal": ideal}
+    times |= {"frozen": frozen, "frozen_ideal": frozen_ideal}
     if ideal:
         times["ratio"] = (xla + inside - frozen) / ideal
     return entry | {"milliseconds": times, "fits": entry["memory"]["peak"] <= chip.memory}
@@ -69,14 +70,6 @@ def _where(entry) -> str:
     return entry["topology"] + (f" x {entry['slices']}" if entry["slices"] > 1 else "")
 
 
-def _frozen(entry) -> str:
-    operations, times = entry["frozen_flops"], entry["milliseconds"]
-    ideal = operations * times["ideal"] / entry["flops"] if entry["flops"] else 0.0
-    return f"frozen encoders apart: {times['frozen']:.1f} of the estimate, {operations / 1e12:.1f} TFLOP a device" + (
-        f", ideal {ideal:.1f} ms" if ideal else ""
-    )
-
-
 def describe(entry: dict) -> str:
     """A program in a few lines."""
     name = f"{_where(entry)}, {entry['program']}"
@@ -89,7 +82,11 @@ def describe(entry: dict) -> str:
         + f"; compiled in {entry['seconds']['compile']:.0f} s",
         f"  estimate {times['total']:.1f} ms: instructions {times['instructions']:.1f}, kernels {times['kernels']:.1f}"
         + (f"; ideal {times['ideal']:.1f} ms, ratio {times['ratio']:.2f}" if times["ideal"] else "")
-        + (f"; {_frozen(entry)}" if entry["frozen_flops"] else ""),
+        + (
+            f"; frozen encoders apart: {times['frozen']:.1f} of the estimate, ideal {times['frozen_ideal']:.1f} ms"
+            if entry["frozen_flops"]
+            else ""
+        ),
     ]
     for kind, moved in sorted(entry["collectives"].items()):
         bound = entry["bound"].get(kind)

@@ -195,7 +195,7 @@ class MGTTask(Task):
     # ---- steps
 
     def gradients(
-        self, params: Params, frozen: dict, batch: dict, key: jax.Array, _step: jax.Array, _extra: None
+        self, params: Params, frozen: dict, batch: dict, key: jax.Array, _step: jax.Array, _extra: None = None
     ) -> tuple[Params, Metrics, None]:
         """-> (gradients, metrics, nothing for `after`)"""
         prepared = self._prepare(frozen, batch, key, training=True)

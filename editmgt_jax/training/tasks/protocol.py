@@ -78,7 +78,7 @@ class Task(Protocol):
 
     @abc.abstractmethod
     def gradients(
-        self, params: Params, frozen: dict, batch: dict, key: jax.Array, step: jax.Array, extra: Params | None
+        self, params: Params, frozen: dict, batch: dict, key: jax.Array, step: jax.Array, extra: Params | None = None
     ) -> tuple[Params, Metrics, Any]:
         """-> (gradients, metrics with 'loss', what `after` needs). Traced.
 

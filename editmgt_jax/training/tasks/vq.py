@@ -213,7 +213,7 @@ class VQTask(Task):
         return decoded, lambda by_decoded: pull(by_decoded)[0]
 
     def gradients(
-        self, params: Params, frozen: dict, batch: dict, key: jax.Array, step: jax.Array, extra: Params
+        self, params: Params, frozen: dict, batch: dict, key: jax.Array, step: jax.Array, extra: Params | None = None
     ) -> tuple[Params, Metrics, dict]:
         """-> (gradients, metrics, what `after` needs)"""
         quantise = step >= self.config.codebook.start_step

@@ -86,8 +86,13 @@ class Ahead:
         self.config, self.chip = config, Chip.of(topology)
         self.devices = devices_of(topology, slices)
         self.task = make_task(config)
-        self.layout = Layout(make_mesh(dataclasses.asdict(config.mesh), self.devices), self.task.rules)
-        self.layout.check_batch(config.batch_size, config.accumulate)
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """Of the programs on all devices. Errors: UserError for a mesh or batch that does not suit them."""
+        layout = Layout(make_mesh(dataclasses.asdict(self.config.mesh), self.devices), self.task.rules)
+        layout.check_batch(self.config.batch_size, self.config.accumulate)
+        return layout
 
     def program(self, name: str) -> Program:
         """A program of `compile_job.NAMES`."""
@@ -104,7 +109,7 @@ class Ahead:
 
     def attention(self, name: str) -> tuple:
         """The shape of a device's attention in a program, see `kernel_cost.Shape`."""
-        mesh, mgt, side = self.layout.mesh.shape, self.task.mgt_config, self._side // self.task.mgt_config.stride
+        mgt, side = self.task.mgt_config, self._side // self.task.mgt_config.stride
         text = self._text_states(1)[0].shape[1]
         if name == "decode":
             return (
@@ -117,6 +122,7 @@ class Ahead:
                 True,
                 self.config.model.dtype,
             )
+        mesh = self.layout.mesh.shape
         batch = self.config.batch_size // self.config.accumulate // (mesh["data"] * mesh["fsdp"])
         heads, reference = mgt.num_attention_heads // mesh["tensor"], side**2 if self.config.model.reference else 0
         return batch, heads, mgt.attention_head_dim, text, side**2, reference, False, self.config.model.dtype
@@ -353,8 +359,8 @@ def compile_program(ahead: Ahead, name: str, save_text: Path | None = None) -> d
         "top": [[*key, cycles] for key, cycles in cost.top(40)],
         "moved": [[*key, size] for key, size in cost.moved.most_common(20)],
         "unknown_loops": cost.unknown,
-        "attention": ahead.attention(name),
-        "embedding": ahead.embedding(),
+        "attention": ahead.attention(name) if cost.kernels else None,
+        "embedding": ahead.embedding() if name == "train" else None,
     }
 
 

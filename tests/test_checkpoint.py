@@ -219,8 +219,17 @@ def test_a_checkpoint_that_its_run_deletes_meanwhile_is_not_damaged(tmp_path, mo
         return read(*given)
 
     monkeypatch.setattr(checkpoint_reading, "_read_params", stutter)
+    open_folder = checkpoint_reading.ocp.training.Checkpointer
+
+    def listed(*given):
+        if len(gone) == 3:  # while the steps of a folder are looked at, too
+            raise gone.pop()
+        return open_folder(*given)
+
+    gone.append(FileNotFoundError("2"))
+    monkeypatch.setattr(checkpoint_reading.ocp.training, "Checkpointer", listed)
     with locks.held(tmp_path, "train"):
-        assert restore_params(tmp_path / "checkpoints")[0]["kernel"][0, 0] == 2.0
+        assert restore_params(tmp_path / "checkpoints")[0]["kernel"][0, 0] == 2.0 and not gone
         gone.extend([OSError("no")] * 100)
         with pytest.raises(CheckpointError, match="the run is writing in .*Try again"):
             restore_params(tmp_path / "checkpoints")

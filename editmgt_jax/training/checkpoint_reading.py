@@ -30,23 +30,25 @@ def restore_params(directory: str | Path, step: int | None = None, average: bool
     if not directory.is_dir():
         raise CheckpointError(f"a run needs a folder of checkpoints; there is none at {directory}")
     for _ in range(_READS):
-        with ocp.training.Checkpointer(directory) as checkpointer:
-            steps = sorted(c.step for c in checkpointer.checkpoints)
-            if not steps:
-                raise CheckpointError(f"a run needs a checkpoint; none in {directory}")
-            if step is not None and step not in steps:
-                raise CheckpointError(f"step {step} is not kept in {directory}; there are {steps}")
-            chosen = step
-            try:
+        chosen = step
+        try:
+            with ocp.training.Checkpointer(directory) as checkpointer:  # which looks into each of them
+                steps = sorted(c.step for c in checkpointer.checkpoints)
+                if not steps:
+                    raise CheckpointError(f"a run needs a checkpoint; none in {directory}")
+                if step is not None and step not in steps:
+                    raise CheckpointError(f"step {step} is not kept in {directory}; there are {steps}")
+                chosen = steps[-1]
                 chosen = _best(checkpointer) if step is None else step
                 return *_read_params(checkpointer, chosen, "ema" if average else "params"), chosen
-            except Exception as error:  # noqa: BLE001  (damaged files raise many kinds)
-                if is_of_memory(error):
-                    raise
-                if not (directory.parent / locks.NOTE).exists():
-                    raise CheckpointError(
-                        f"checkpoint {chosen or steps[-1]} in {directory} is damaged, it cannot be read: {short(error)}"
-                    ) from error
+        except CheckpointError:
+            raise
+        except Exception as error:  # noqa: BLE001  (damaged files raise many kinds)
+            if is_of_memory(error):
+                raise
+            if not (directory.parent / locks.NOTE).exists():
+                name = "a checkpoint" if chosen is None else f"checkpoint {chosen}"
+                raise CheckpointError(f"{name} in {directory} is damaged, it cannot be read: {short(error)}") from error
         time.sleep(_BETWEEN_READS)  # the run may have deleted it meanwhile, and has a later one
     raise CheckpointError(
         f"the run is writing in {directory}: {_READS} times, a checkpoint was gone before it was read. Try again when the run "
@@ -70,7 +72,7 @@ def _read_params(checkpointer, step, name):
 
 
 def _best(checkpointer) -> int:
-    """The step that is best by what the run was monitored by, the latest one of equals."""
+    """The step that is best by what the run was monitored by, the latest one of equals. Errors: ValueError."""
     checkpoints = sorted(checkpointer.checkpoints, key=lambda c: c.step)
     for checkpoint in reversed(checkpoints):
         try:
@@ -79,4 +81,4 @@ def _best(checkpointer) -> int:
             continue
         sign = 1 if direction == "max" else -1
         return max(checkpoints, key=lambda c: (sign * (c.metrics or {}).get(name, -sign * math.inf), c.step)).step
-    raise CheckpointError(f"none of the checkpoints {[c.step for c in checkpoints]} can be read")
+    raise ValueError(f"none of {[c.step for c in checkpoints]} can be read")

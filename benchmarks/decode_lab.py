@@ -13,6 +13,7 @@ import numpy as np
 from editmgt_jax.batching import in_batches
 from editmgt_jax.data.scenes.source import CATEGORIES
 from editmgt_jax.evaluation import metrics
+from editmgt_jax.evaluation.features import Lpips
 from editmgt_jax.evaluation.protocols import scenes
 from editmgt_jax.models.text import stack
 from editmgt_jax.pipeline import EditPipeline
@@ -72,11 +73,21 @@ class Lab:
 
     Args:
       model: directory, None is the default; split, count, objects, seed: which pairs.
+      lpips: weights that `editmgt convert lpips` wrote, for `lpips_inside`.
     """
 
     def __init__(
-        self, model, split: str, count: int, objects: str, seed: int, categories=CATEGORIES, batch_size: int = 35
+        self,
+        model,
+        split: str,
+        count: int,
+        objects: str,
+        seed: int,
+        categories=CATEGORIES,
+        batch_size: int = 35,
+        lpips: str | None = None,
     ):
+        self.lpips = None if lpips is None else Lpips(lpips)
         batch_size = min(batch_size, count)
         self.pipe = EditPipeline.from_pretrained(model)
         self.mgt, self.mask_id = self.pipe.model.mgt, self.pipe.mask_token_id
@@ -143,34 +154,42 @@ class Lab:
         temperature=None,
         schedule: str = "cosine",
         copy_bias: float = 0.0,
+        remask_steps: int = 0,
+        remask_guidance: float | None = None,
     ) -> Trace:
         """Decodes all pairs from hidden tokens.
 
         Args:
           order: (lab, Seen, Noise, temperature of the step, step) -> priority [n L], the highest is committed first; or with
             an attribute `accept`, bool [n L] of what to commit; None is the package's confidence.
+          remask_steps: how many of the steps remask; remask_guidance: their scale, by default that of the others.
           Others are the model's own if None.
         """
         own, order = self.pipe.settings(), order or confidence
         guidance = own.guidance_scale if guidance is None else guidance
         sampling_temperature = own.sampling_temperature if sampling_temperature is None else sampling_temperature
-        values = masking.decode_schedule(steps, schedule, own.temperature if temperature is None else temperature)
+        noise_of_order = own.temperature if temperature is None else temperature
+        values = masking.decode_schedule(steps, schedule, noise_of_order, remask_steps)
+        first = steps - remask_steps
         tokens = np.full_like(self.source, self.mask_id)
         history, seen, passes = [], [], np.zeros(len(self), int)
         for step in range(steps):
             draws = self.noise(step)
+            if step >= first:
+                tokens = np.where(decode.remasked(int(values.remasked[step]), self.grid), self.mask_id, tokens)
+                guidance = guidance if remask_guidance is None else remask_guidance
             hidden = tokens == self.mask_id
             passes += hidden.any(axis=1)
             said = self.look(tokens, guidance, sampling_temperature, draws.uniform, copy_bias)
             priority = np.where(hidden, order(self, said, draws, values.temperature[step], step), np.inf)
-            if hasattr(order, "accept") and step < steps - 1:
+            if hasattr(order, "accept") and step < first - 1:
                 stay = hidden & ~order.accept(self, said, priority, hidden)
             else:
                 stay = _least(priority, hidden, values.hidden_ratio[step])
             tokens = np.where(hidden & ~stay, said.candidate, tokens)
             history.append(tokens)
             seen.append(said)
-            if not (tokens == self.mask_id).any():
+            if not remask_steps and not (tokens == self.mask_id).any():
                 break
         return Trace(np.stack(history), seen, passes)
 
@@ -178,7 +197,7 @@ class Lab:
         """Figures of each pair from the ids of its edit [n L] -> {name: [n]}"""
         ids = tokens.reshape(-1, *self.grid)
         pictures = self.runner.decode(ids)
-        scores = scenes.score_edits(self.pairs, ids, pictures, self.encoded)
+        scores = scenes.score_edits(self.pairs, ids, pictures, self.encoded, self.lpips)
         scores["changed_inside"] = metrics.masked_mean((tokens != self.source).astype(float), self.inside)
         scores["right_changed"] = metrics.masked_mean((tokens == self.target).astype(float), self.changed)
         scores["edges"] = _edges(pictures, self.pairs.mask) / _edges(self.encoded.target, self.pairs.mask)

@@ -4,6 +4,7 @@
     python benchmarks/decode_steps.py --model runs/export --tables orders --categories add replace motion --pairs 84
     python benchmarks/decode_steps.py --tables --picture steps.png     the first `add` example, step by step
 
+remask    one step, and steps that remask after it or after four, at several guidance scales
 steps     success by category for several step counts, and how many pairs each loses and wins against one step
 commits   for each step: where it commits, and which share of that are copies of the source
 contexts  what the model says of hidden changed ids, by which others are known (random, or those the decode commits first)
@@ -31,7 +32,7 @@ from editmgt_jax import images
 from editmgt_jax.data.scenes.source import CATEGORIES
 from editmgt_jax.sampling import masking
 
-FIGURES = ("success", "recognised", "psnr_inside", "changed_inside", "changed_outside", "edges")
+FIGURES = ("success", "recognised", "psnr_inside", "changed_inside", "changed_outside", "edges", "gradient_share")
 RATES = (1.0, 0.75, 0.5, 0.25, 0.1)
 COPY_PENALTY = 3.0  # nats that `changes_first` takes off the confidence of a copy
 
@@ -54,25 +55,41 @@ def _print(title, columns, rows):
 def _decodes(lab, title, variants, keep):
     """Figures of several decodes: {name: (steps, order, settings)}."""
     present = [category for category in CATEGORIES if (lab.pairs.categories == category).any()]
-    print(f"\n{title}\n{'':30}" + "".join(f"{name:>16}" for name in ("passes", *FIGURES, *present)))
+    figures = FIGURES if lab.lpips is None else (*FIGURES, "lpips_inside")
+    print(f"\n{title}\n{'':30}" + "".join(f"{name:>16}" for name in ("passes", *figures, *present)))
     for name, (steps, order, settings) in variants.items():
         trace = lab.decode(steps, order, **settings)
         scores = lab.score(trace.tokens[-1])
         keep[name] = scores | {"tokens": trace.tokens, "passes": trace.passes}
-        values = [trace.passes.mean(), *(_mean(scores[figure]) for figure in FIGURES)]
+        values = [trace.passes.mean(), *(_mean(scores[figure]) for figure in figures)]
         values += [_mean(scores["success"], lab.pairs.categories == category) for category in present]
         print(f"{name:30}" + "".join(f"{value:16.3f}" for value in values), flush=True)
 
 
 def table_steps(lab, keep):
     _decodes(lab, "steps", {f"{n} steps": (n, None, {}) for n in (1, 2, 3, 4, 6, 12, 24)}, keep)
-    one = keep["1 steps"]["success"] > 0
-    rows = []
-    for name in [name for name in keep if name.endswith(" steps") and name != "1 steps"]:
-        more = keep[name]["success"] > 0
-        lost, won = int((one & ~more).sum()), int((~one & more).sum())
+    _against(keep, "1 steps")
+
+
+def _against(keep, one):
+    """Which pairs the other decodes lose and win against one of them."""
+    first, rows = keep[one]["success"] > 0, []
+    for name in [name for name in keep if name != one]:
+        other = keep[name]["success"] > 0
+        lost, won = int((first & ~other).sum()), int((~first & other).sum())
         rows.append((name, (lost, won, sign_test(lost, won))))
-    _print("against one step", ("lost", "won", "p, sign test"), rows)
+    _print(f"against {one}", ("lost", "won", "p, sign test"), rows)
+
+
+def table_remask(lab, keep):
+    variants = {"1 step": (1, None, {})}
+    for scale in (1.0, 1.5, 2.0, 2.5):
+        variants[f"1 + 2 at {scale:g}"] = 3, None, {"remask_steps": 2, "remask_guidance": scale}
+    variants["1 + 1 at 2"] = 2, None, {"remask_steps": 1, "remask_guidance": 2.0}
+    variants["1 + 4 at 2"] = 5, None, {"remask_steps": 4, "remask_guidance": 2.0}
+    variants |= {"3 steps": (3, None, {}), "4 + 2 at 2": (6, None, {"remask_steps": 2, "remask_guidance": 2.0})}
+    _decodes(lab, "remask: steps + those that remask, at a guidance scale", variants, keep)
+    _against(keep, "1 step")
 
 
 def sign_test(lost: int, won: int) -> float:
@@ -219,6 +236,7 @@ def table_orders(lab, keep):
 
 
 TABLES = {
+    "remask": table_remask,
     "steps": table_steps,
     "commits": table_commits,
     "contexts": table_contexts,
@@ -262,10 +280,19 @@ def main():
     parser.add_argument("--seed", type=int, default=2, help="of the scenes; training draws from 0 (default 2)")
     parser.add_argument("--categories", nargs="+", choices=CATEGORIES, default=CATEGORIES)
     parser.add_argument("--tables", nargs="*", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--lpips", help="weights that `editmgt convert lpips` wrote: adds lpips_inside")
     parser.add_argument("--save", help="folder for the ids and figures of every pair, an .npz for each table")
     parser.add_argument("--picture", help="where to draw the first `add` pair step by step")
     options = parser.parse_args()
-    lab = Lab(options.model, options.split, options.pairs, options.objects, options.seed, tuple(options.categories))
+    lab = Lab(
+        options.model,
+        options.split,
+        options.pairs,
+        options.objects,
+        options.seed,
+        tuple(options.categories),
+        lpips=options.lpips,
+    )
     for name in options.tables:
         keep = {}
         TABLES[name](lab, keep)

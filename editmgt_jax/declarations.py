@@ -39,7 +39,7 @@ class Setting:
     length   'one' value, 'several', or a 'pair' (first, last), for which one value may stand
     stated   a model's files state it even if it is the default; others are written where they differ from it
     metavar  of the command line
-    needs    (setting, value) without which it is not read
+    needs    (setting, value) without which it is not read; None is every value above 0
     """
 
     name: str
@@ -52,7 +52,7 @@ class Setting:
     length: Literal["one", "several", "pair"] = "one"
     stated: bool = False
     metavar: str | None = None
-    needs: tuple[str, str] | None = None
+    needs: tuple[str, str | None] | None = None
 
     @property
     def key(self) -> str | None:
@@ -144,6 +144,15 @@ def truth(name: str, value: Any) -> None:
 SETTINGS = (
     Setting("steps", int, integer(1, MAX_STEPS), "decoding steps", "schedule", "decode", 36, stated=True),
     Setting(
+        "remask_steps",
+        int,
+        integer(0, MAX_STEPS),
+        "how many of the steps, the last ones, each hide half of the tokens again and decide them anew; 0 is none",
+        "schedule",
+        "decode",
+        0,
+    ),
+    Setting(
         "sampler",
         str,
         None,
@@ -162,6 +171,16 @@ SETTINGS = (
         "decode",
         6.0,
         stated=True,
+    ),
+    Setting(
+        "remask_guidance_scale",
+        float,
+        number("the same as guidance_scale is neutral"),
+        "the guidance scale of steps that remask; the same if it is left out",
+        "traced",
+        "decode",
+        None,
+        needs=("remask_steps", None),
     ),
     Setting(
         "image_guidance_scale",

@@ -65,6 +65,18 @@ def test_a_recorded_step_is_the_decodes_attention(recorder, recorded, position, 
     assert found.std() > 1e-4
 
 
+@pytest.mark.parametrize("hold", ["released", "from_step"])
+def test_a_recorded_step_that_remasks_is_the_decodes_attention(model, tmp_path, hold):
+    settings = {"steps": STEPS, "remask_steps": 2, "layers": (0, 1, 2), "hold": hold, "hold_threshold": 0.5}
+    config = make_config(model, settings=tuple(settings.items()), rates=(), steps=(STEPS - 1,), seeds=(0,))
+    records = Records.open(record.record(config, tmp_path))
+    recorder = record.Recorder(config, EditPipeline.from_pretrained(model))
+    expected = decoded(recorder, 0, attention_step=STEPS - 1)
+    assert 0 < np.mean(expected.keep) < 1
+    found = records.maps(0, f"step {STEPS - 1}", "text_to_image", "mean", "all")
+    np.testing.assert_allclose(found, expected.attention, atol=1e-5)
+
+
 @pytest.mark.parametrize("signal", SIGNALS)
 def test_an_edit_reads_the_signal_of_its_settings(recorder, recorded, signal):
     found = decoded(recorder, 0, layers=(0, 2), attention_step=0, signal=signal)

@@ -22,6 +22,15 @@ def file(pipe, tmp_path_factory):
     return path
 
 
+def test_a_decode_that_remasks(pipe, tiny_model, tmp_path):
+    settings = {"steps": 3, "remask_steps": 2}
+    pipe.export_decode(tmp_path / "decode", (32, 32), **settings)
+    other = EditPipeline.from_pretrained(tiny_model, program=ExportedDecode(tmp_path / "decode"))
+    settings |= {"remask_guidance_scale": 1.5}
+    ours, theirs = (one(PICTURE, "make the car red", **settings) for one in (other, pipe))
+    np.testing.assert_array_equal(ours.token_ids, theirs.token_ids)
+
+
 def changed(file, tmp_path, **fields):
     """The file with other fields in its header."""
     magic, line, program = file.read_bytes().split(b"\n", 2)
@@ -66,6 +75,7 @@ def test_on_the_command_line(pipe, tiny_model, file, tmp_path, monkeypatch):
     "more, message",
     [
         ({"steps": 3}, "decodes 1 picture.s. of 8 x 8 tokens in 2 steps; got 1 picture.s. of 8 x 8 tokens in 3 steps"),
+        ({"remask_steps": 1}, "tokens in 2 steps; got 1 picture.s. of 8 x 8 tokens in 2 steps, some of which remask"),
         ({"guidance_scale": 1.0}, "for the settings guided True; got guided False"),
         ({"layers": (0, 1)}, r"for the settings layers \[2\]; got layers \[0, 1\]"),
     ],

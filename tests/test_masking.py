@@ -54,7 +54,9 @@ def test_temperature_is_linear(temperature, steps, expected):
 
 
 def test_schedule_is_host_arrays_one_row_per_step():
-    for leaf, dtype in zip(masking.decode_schedule(3), ("int32", "float32", "float32", "float32"), strict=True):
+    dtypes = ("int32", "float32", "float32", "float32", "int32")
+    assert masking.decode_schedule(3).remasked is None
+    for leaf, dtype in zip(masking.decode_schedule(3, remask_steps=1), dtypes, strict=True):
         assert isinstance(leaf, np.ndarray)
         assert (leaf.shape, leaf.dtype) == ((3,), dtype)
 
@@ -64,6 +66,8 @@ def test_schedule_is_host_arrays_one_row_per_step():
     [
         ({"steps": 0}, "at least one"),
         ({"steps": 2, "kind": "sine"}, "cosine, linear"),
+        ({"steps": 2, "remask_steps": 2}, "of 2 steps, 0 to 1 can remask, got 2"),
+        ({"steps": 2, "remask_steps": -1}, "got -1"),
     ],
 )
 def test_wrong_settings_are_named(arguments, message):

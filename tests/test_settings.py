@@ -182,7 +182,7 @@ def test_static_and_traced_parts_hold_every_setting_once():
         "mask_rate",
     )
     assert (float(knobs.image_guidance_scale), int(knobs.hold_step), float(knobs.copy_penalty)) == (3.0, 2, 3.0)
-    in_schedule = {"steps", "temperature"}
+    in_schedule = {"steps", "temperature", "remask_steps"}
     names = [*static._fields, *knobs._fields]
     assert {setting.name for setting in SETTINGS} - in_schedule == set(names) - {
         "schedule", "guided", "image_guided", "timestep_convention"

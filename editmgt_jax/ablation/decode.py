@@ -119,7 +119,7 @@ def parts_of(config: AblationConfig, every: Sequence[Variant], settings_of: Call
     groups: dict[tuple, list] = {}
     for variant in every:
         settings: Settings = settings_of(variant)
-        program = settings.static("released"), settings.steps, variant.intervention != NONE
+        program = settings.program, variant.intervention != NONE
         items = itertools.product([variant], range(config.decode.count), config.decode.seeds)
         groups.setdefault(program, []).extend(items)
     size, found = config.decode.batch_size * PART, []

@@ -26,7 +26,8 @@ from editmgt_jax.models.blocks import Probe
 from editmgt_jax.models.mgt import MGT
 from editmgt_jax.models.text import TextEncoder, TextStates, stack
 from editmgt_jax.pipeline import EditPipeline
-from editmgt_jax.sampling.masking import covered_tokens, decode_schedule, training_time
+from editmgt_jax.sampling.decode import remasked
+from editmgt_jax.sampling.masking import covered_tokens, training_time
 from editmgt_jax.training import processes
 from editmgt_jax.weights.fingerprints import fingerprint
 
@@ -180,10 +181,14 @@ class Recorder:
             chosen = dict(self.config.record.settings) | {"record": True}
             edit = jax.device_get(self.pipe.edit_tokens(source, text, keys=decode_keys(seed, numbers), **chosen))
             seen, passes = [*seen, *edit.step_tokens], edit.passes
-        schedule = decode_schedule(settings.steps, self.model.scheduler.masking_schedule, settings.temperature)
+        schedule = settings.schedule(self.model.scheduler.masking_schedule)
         for step in steps:
             taken = np.minimum(step, passes - 1)  # a decode that ended earlier: its last pass
             tokens = np.stack([seen[at][index] for index, at in enumerate(taken)])
+            if schedule.remasked is not None and schedule.remasked[step]:
+                again = remasked(int(schedule.remasked[step]), source.shape[1:]).reshape(source.shape[1:])
+                settled = edit.keep if settings.hold == "from_step" else False
+                tokens = np.where(again & ~settled, self.pipe.mask_token_id, tokens)
             released = self.model.scheduler.timestep_convention == "released"
             time = schedule.time[taken] if released else np.mean(tokens == self.pipe.mask_token_id, axis=(1, 2))
             yield tokens, time.astype(np.float32)

@@ -119,9 +119,10 @@ def check_read(chosen: Mapping[str, Any], settings: Any) -> None:
     for setting in SETTINGS:
         if setting.name in chosen and setting.needs is not None:
             other, value = setting.needs
-            if getattr(settings, other) != value:
+            given = getattr(settings, other)
+            if given != value if value is not None else not given:
                 flag, needed = (name.replace("_", "-") for name in (setting.name, other))
-                raise SettingsError(f"--{flag} is read with --{needed} {value} alone; it is {getattr(settings, other)}")
+                raise SettingsError(f"--{flag} is read with --{needed} {value or 'above 0'} alone; it is {given}")
 
 
 def dtype(text: str) -> str:

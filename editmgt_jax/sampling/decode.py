@@ -1,13 +1,15 @@
 """Parallel decoding of masked image tokens. Pure: no model, no text, no I/O.
 
 Every step proposes an id wherever one is hidden and hides some of the proposals again, fewer each time: the least sure, or
-those that come last in another order (`sampling.samplers`). The model is a callback,
+those that come last in another order (`sampling.samplers`). Steps that remask, if any, follow: each hides one half of what was decided
+and decides it anew, all at once, with the other half known. The model is a callback,
 `predict(tokens [B L], step of the schedule) -> Prediction`; guidance and region hold wrap that callback.
 
 Axes    B batch, L image tokens, C codebook, I steps
-Source  MaskGIT (section 3.2); released Scheduler.step
+Source  MaskGIT (section 3.2); released Scheduler.step; remasking after Mask-Predict, arXiv 1904.09324
 Differs known tokens score +inf (Q4); where nothing is hidden the tokens come back as they are (Q5); the starting share is
-        each sample's own (Q6); every sample draws from its own key, so that its result does not depend on its neighbours
+        each sample's own (Q6); every sample draws from its own key, so that its result does not depend on its neighbours; what
+        is remasked is a half of a fixed pattern, not the least sure
 Quirks  Q1, Q2, ... in every module: docs/quirks.md
 """
 
@@ -18,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from editmgt_jax.sampling.masking import Schedule, hidden_count
-from editmgt_jax.sampling.samplers import NOTHING_KNOWN, SAMPLERS, Context, Proposal, Sampler
+from editmgt_jax.sampling.samplers import NOTHING_KNOWN, SAMPLERS, Context, Proposal, Sampler, halton_ranks
 from editmgt_jax.shapes import Array, Bool, Float, Int, Key, Scalar, UInt32
 
 _WIDE, _BLOCK = 4096, 128  # codes beyond which ids are drawn by block, and the ids of one
@@ -47,6 +49,7 @@ class Noise(NamedTuple):
 class DecodeState(NamedTuple):
     tokens: jax.Array  # int32 [B L], mask_id where hidden
     start_ratio: jax.Array  # float32 [B]: share of L that the schedule's ratio 1 stands for
+    open: jax.Array | None = None  # bool [B L]: may be hidden again; None where no step remasks
 
 
 class Decoded(NamedTuple):
@@ -77,13 +80,18 @@ def decode(
                           that of the undivided logits, so it changes what is proposed and not how proposals are ranked
     sampler, context      an entry of `samplers.SAMPLERS`, and what it knows of the decode
 
-    Everything but shapes, `mask_id`, the sampler and the context's grid may be traced. Each position is written once; none
-    holds `mask_id` at the end. A sampler with a budget ends when nothing is hidden: the steps that are left call no model.
+    Everything but shapes, `mask_id`, the sampler and the context's grid may be traced. Each position is written once, before steps
+    that remask; none holds `mask_id` at the end. A sampler with a budget ends when nothing is hidden: the steps that are left
+    call no model.
+    Errors: ValueError for a schedule that remasks with such a sampler, or without the context's grid.
     """
     batch, length = tokens.shape
     noise = key if isinstance(key, Noise) else None
     keys = None if noise else sample_keys(key, batch)
-    state = DecodeState(tokens, jnp.sum(tokens == mask_id, axis=1).astype(jnp.float32) / length)
+    hidden, remasks = tokens == mask_id, schedule.remasked is not None
+    if remasks and (sampler.budget is not None or context.grid is None):
+        raise ValueError("remasking needs the grid of the tokens, and a sampler that takes every step of the schedule")
+    state = DecodeState(tokens, jnp.sum(hidden, axis=1).astype(jnp.float32) / length, hidden if remasks else None)
 
     def one_step(state, inputs):
         step, draws = inputs
@@ -129,7 +137,11 @@ def decode_step(
     context: Context = NOTHING_KNOWN,
 ) -> tuple[DecodeState, Prediction]:
     """One step of `decode`, with its draws given."""
-    # 1. The model's logits; guidance mixes them, region hold pins ids.
+    # 1. A step that remasks hides its half; then the model's logits: guidance mixes them, region hold pins ids.
+    if step.remasked is not None:
+        state = state._replace(
+            tokens=jnp.where(state.open & remasked(step.remasked, context.grid), mask_id, state.tokens)
+        )
     prediction = predict(state.tokens, step)
     logits = prediction.logits.astype(jnp.float32)
     if logits.shape[-1] > mask_id:
@@ -155,7 +167,13 @@ def decode_step(
         left = jnp.sum(hidden, axis=1, dtype=jnp.int32) - sampler.budget(proposal, context)
         count = jnp.where(step.hidden_ratio > 0, left, 0)
     # 5. The candidates that come first are committed.
-    return DecodeState(commit(state.tokens, candidate, priority, count, mask_id), state.start_ratio), prediction
+    return state._replace(tokens=commit(state.tokens, candidate, priority, count, mask_id)), prediction
+
+
+def remasked(half: int | Int[Array, ""], grid: tuple[int, int]) -> Bool[Array, " L"]:
+    """The positions that a step hides again: half 1 or 2 of the Halton order, each of which covers the grid evenly; none for 0."""
+    order = halton_ranks(grid)
+    return (2 * order // len(order) + 1) == half
 
 
 def _of_samples(value):
@@ -207,7 +225,8 @@ def settle(
     written = hidden & (pinned != FREE) & jnp.reshape(jnp.asarray(settled), (-1, 1))
     count, left = jnp.sum(hidden, axis=1), jnp.sum(hidden & ~written, axis=1)  # [B]
     share = left.astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
-    return DecodeState(jnp.where(written, pinned, state.tokens), state.start_ratio * share)
+    left_open = None if state.open is None else state.open & ~written
+    return DecodeState(jnp.where(written, pinned, state.tokens), state.start_ratio * share, left_open)
 
 
 def choose(drawn: Int[Array, "B L"], pinned: Int[Array, "B L"] | None) -> Int[Array, "B L"]:

@@ -140,8 +140,21 @@ def guided_model(variables: Mapping[str, Any], request: Request, mgt: MGT, stati
 
     if copies == 1:
         return predict
-    scales = knobs.guidance_scale, knobs.image_guidance_scale if image_guided else None
-    return decode.with_guidance(predict, *(per_sample(scale, 3) if scale is not None else None for scale in scales))
+
+    def guided(tokens, step):
+        scale, image_scale = (per_sample(scale, 3) for scale in _scales(knobs, step))
+        return decode.with_guidance(predict, scale, image_scale if image_guided else None)(tokens, step)
+
+    return guided
+
+
+def _scales(knobs, step):
+    """The guidance scales of text and image at a step: one that remasks has a text scale of its own, and lets the image count as much."""
+    if step.remasked is None:
+        return knobs.guidance_scale, knobs.image_guidance_scale
+    chosen = jnp.where(step.remasked > 0, knobs.remask_guidance_scale, knobs.guidance_scale)
+    scale = jnp.maximum(chosen, 1.0)  # up to 1 is the plain weight, and another step may be guided
+    return scale, knobs.image_guidance_scale + (scale - knobs.guidance_scale)
 
 
 def condition_inputs(request: Request, copies: int) -> tuple:

@@ -40,7 +40,7 @@ class Header:
       jax: version that exported it; calling_convention: of jax.export; exported, expires: dates, YYYY-MM-DD. jax promises that its
         versions run the program until it expires; later ones may.
       model: fields of the transformer; static: the static settings; inputs: [shape, type] of the flat inputs, weights first.
-      weights: how many of the inputs are weights; batch, grid, steps: B, [H, W], I.
+      weights: how many of the inputs are weights; batch, grid, steps: B, [H, W], I; remasks: whether some of the steps remask.
     """
 
     jax: str
@@ -55,6 +55,7 @@ class Header:
     grid: list[int]
     steps: int
     inputs: list[list]
+    remasks: bool = False
 
 
 def export_decode(
@@ -165,7 +166,7 @@ class ExportedDecode:
             if names:
                 ours, theirs = (", ".join(f"{name} {x.get(name)}" for name in names) for x in (ours, theirs))
                 raise UserError(f"{self.path} {words} {ours}; got {theirs}: export a program for these")
-        sizes = ("batch", "grid", "steps")
+        sizes = ("batch", "grid", "steps", "remasks")
         if any(header[name] != asked[name] for name in sizes):
             ours, theirs = (_size(x) for x in (header, asked))
             raise UserError(f"{self.path} decodes {ours}; got {theirs}: export a program for these")
@@ -176,7 +177,8 @@ class ExportedDecode:
 
 
 def _size(x) -> str:
-    return f"{x['batch']} picture(s) of {x['grid'][1]} x {x['grid'][0]} tokens in {x['steps']} steps"
+    remasks = ", some of which remask" if x["remasks"] else ""
+    return f"{x['batch']} picture(s) of {x['grid'][1]} x {x['grid'][0]} tokens in {x['steps']} steps{remasks}"
 
 
 def _described(leaves, request, mgt, static) -> dict:
@@ -190,6 +192,7 @@ def _described(leaves, request, mgt, static) -> dict:
         "batch": batch,
         "grid": grid,
         "steps": len(request.step_weights),
+        "remasks": request.knobs.schedule.remasked is not None,
         "inputs": [[list(np.shape(x)), str(x.dtype)] for x in leaves],
     }
 

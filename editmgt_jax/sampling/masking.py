@@ -1,7 +1,7 @@
 """Mask rates and schedules: how many image tokens are hidden, in training and at each decoding step.
 
 Axes    B batch, L image tokens, I decoding steps
-Source  MaskGIT (section 3); released Scheduler.step and trainer
+Source  MaskGIT (section 3); released Scheduler.step and trainer; remasking steps: Mask-Predict, arXiv 1904.09324
 Differs the last ratio of a decode is exactly 0, where float32 cos(pi / 2) is negative, so decoding has no last-step branch;
         the masks of a training batch depend on each sample's index, not on the batch around it
 """
@@ -28,6 +28,7 @@ def _cosine(t):
 
 # From progress in [0, 1] (float32) to the share of tokens that is hidden, 1 at the start and 0 at the end.
 CURVES: dict[str, Callable] = {"cosine": _cosine, "linear": lambda t: 1 - t}
+_HALF_HIDDEN_AT = {"cosine": 2 / 3, "linear": 1 / 2}  # progress
 
 
 class Schedule(NamedTuple):
@@ -39,6 +40,9 @@ class Schedule(NamedTuple):
         np.ndarray
     )  # float32 [I]: share of the tokens to fill that is still hidden after the step; the last is 0
     temperature: np.ndarray  # float32 [I]: scale of the Gumbel noise on the confidence
+    remasked: np.ndarray | None = (
+        None  # int32 [I]: the half of the tokens, 1 or 2, that the step hides again first, or 0
+    )
 
 
 def hidden_curve(t: Float[Array, "*shape"], kind: str) -> Float[Array, "*shape"]:
@@ -64,23 +68,43 @@ def decode_schedule(
     steps: int,
     kind: str = "cosine",
     temperature: float | tuple[float, float] = (2.0, 0.0),
+    remask_steps: int = 0,
 ) -> Schedule:
-    """The schedule of a decode of `steps` steps.
+    """The schedule of a decode of `steps` steps, of which the last `remask_steps` decide tokens anew.
 
-    temperature  of the confidence: (first, last), linear over the steps; one number means (number, 0.01), as released
+    temperature   of the confidence: (first, last), linear over the steps; one number means (number, 0.01), as released
+    remask_steps  of the steps, fewer than these. Each hides one half of the tokens again, in turns, and decides it with the other half
+                  known; those before them are a schedule of so many steps
     """
     if steps < 1:
         raise ValueError(f"a decode needs at least one step, got {steps}")
+    if not 0 <= remask_steps < steps:
+        raise ValueError(f"of {steps} steps, 0 to {steps - 1} can remask, got {remask_steps}")
     first, last = temperature if isinstance(temperature, (tuple, list)) else (temperature, 0.01)
 
-    number = np.arange(steps, dtype=np.int32)
-    ratio = hidden_curve(((number + 1) / steps).astype(np.float32), kind)
+    number = np.arange(steps - remask_steps, dtype=np.int32)
+    ratio = hidden_curve(((number + 1) / len(number)).astype(np.float32), kind)
     ratio[-1] = 0.0
-    return Schedule(
+    schedule = Schedule(
         number=number,
         time=number[::-1].astype(np.float32),
         hidden_ratio=ratio,
-        temperature=_linear(first, last, steps),
+        temperature=_linear(first, last, len(number)),
+    )
+    return _with_remasking(schedule, remask_steps, kind) if remask_steps else schedule
+
+
+def _with_remasking(schedule: Schedule, count: int, kind: str) -> Schedule:
+    """The schedule and `count` steps that remask. Released models are told that half of the tokens are hidden: the time at which they are."""
+    steps = len(schedule.number)
+    time = max(steps * (1 - _HALF_HIDDEN_AT[kind]) - 1, 0)
+    more = np.arange(count)
+    return Schedule(
+        number=np.arange(steps + count, dtype=np.int32),
+        time=np.append(schedule.time, np.full(count, time, np.float32)),
+        hidden_ratio=np.append(schedule.hidden_ratio, np.zeros(count, np.float32)),
+        temperature=np.append(schedule.temperature, np.full(count, schedule.temperature[-1])),
+        remasked=np.append(np.zeros(steps, np.int32), (more % 2 + 1).astype(np.int32)),
     )
 
 

@@ -19,7 +19,7 @@ from editmgt_jax.declarations import SETTINGS, SettingsError, check_choice, chec
 from editmgt_jax.models.attention.signals import SIGNALS
 from editmgt_jax.sampling.decode import HOLDS
 from editmgt_jax.sampling.localize import FILTERS
-from editmgt_jax.sampling.masking import decode_schedule
+from editmgt_jax.sampling.masking import Schedule, decode_schedule
 from editmgt_jax.sampling.samplers import SAMPLERS
 
 __all__ = ["CHOICES", "Knobs", "StaticSettings", "Settings", "SettingsError", "check_integer", "released_layers"]
@@ -30,6 +30,7 @@ _TRACED = [setting for setting in SETTINGS if setting.part == "traced"]
 _SHARED = (
     *(setting.name for setting in _STATIC),
     "steps",
+    "remask_steps",
     "guided",
     "image_guided",
 )  # by samples that are decoded together
@@ -79,7 +80,10 @@ class Settings(_Values):
         unknown = sorted(chosen.keys() - defaults.keys())
         if unknown:
             raise TypeError(f"unknown settings {unknown}; an edit has {sorted(defaults)}")
-        values = defaults | {name: value for name, value in chosen.items() if value is not None}
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        values = defaults | chosen
+        if "remask_steps" not in chosen:
+            values["remask_steps"] = _remask_steps(defaults["remask_steps"], values["steps"], values["sampler"])
         for setting in SETTINGS:
             if setting.length != "one" and isinstance(values[setting.name], (list, range, np.ndarray)):
                 values[setting.name] = tuple(np.asarray(values[setting.name]).tolist())
@@ -95,13 +99,22 @@ class Settings(_Values):
                 check_choice(setting.name, value, CHOICES[setting.name])
             else:
                 setting.rule(setting.name, value)
-        if self.hold == "from_step" and self.hold_step >= self.steps:
-            raise SettingsError(f"hold_step must be below the {self.steps} steps, got {self.hold_step}")
+        if self.remask_steps >= self.steps:
+            raise SettingsError(f"remask_steps must be below the {self.steps} steps, got {self.remask_steps}")
+        if self.remask_steps and SAMPLERS[self.sampler].budget is not None:
+            raise SettingsError(
+                f"remask_steps needs a sampler that takes every step, and {self.sampler} ends early: choose another, or 0 remask_steps"
+            )
+        first = self.steps - self.remask_steps
+        if self.hold == "from_step" and self.hold_step >= first:
+            before = " before those that remask" if self.remask_steps else ""
+            raise SettingsError(f"hold_step must be below the {first} steps{before}, got {self.hold_step}")
 
     @property
     def guided(self) -> bool:
         """Whether a pass with the negative prompt runs."""
-        return self.guidance_scale > 1
+        remasking = self.remask_guidance_scale if self.remask_steps else None
+        return self.guidance_scale > 1 or (remasking or 0) > 1
 
     @property
     def image_guided(self) -> bool:
@@ -120,16 +133,26 @@ class Settings(_Values):
             **values, timestep_convention=timestep_convention, guided=self.guided, image_guided=self.image_guided
         )
 
+    def schedule(self, masking_schedule: str) -> Schedule:
+        """The steps, on the host."""
+        return decode_schedule(self.steps, masking_schedule, self.temperature, self.remask_steps)
+
     def knobs(self, masking_schedule: str) -> Knobs:
         """The traced part, on the device."""
-        schedule = decode_schedule(self.steps, masking_schedule, self.temperature)
         values = {setting.name: getattr(self, setting.name) for setting in _TRACED}
-        if self.image_guidance_scale is None:
-            values["image_guidance_scale"] = self.guidance_scale
+        for name in ("image_guidance_scale", "remask_guidance_scale"):
+            values[name] = self.guidance_scale if values[name] is None else values[name]
         return Knobs(
-            jax.device_put(schedule),
+            jax.device_put(self.schedule(masking_schedule)),
             **jax.device_put({one.name: np.asarray(values[one.name], _DTYPES[one.kind]) for one in _TRACED}),
         )
+
+
+def _remask_steps(own: int, steps: Any, sampler: Any) -> int:
+    """A model's own number, as far as it goes with steps and sampler, which a caller may have chosen and nobody checked yet."""
+    if sampler in SAMPLERS and SAMPLERS[sampler].budget is not None:
+        return 0
+    return max(0, min(own, steps - 1)) if is_integer(steps) else own
 
 
 def side_by_side(several: Sequence[Settings], masking_schedule: str) -> Knobs:

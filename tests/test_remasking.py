@@ -216,8 +216,8 @@ def test_a_model_s_own_number_goes_as_far_as_the_steps_that_were_asked_for(chose
 @pytest.mark.parametrize(
     "chosen, message",
     [
-        ({"remask_steps": 3}, "remask_steps must be below the 3 steps, got 3"),
-        ({"steps": 1, "remask_steps": 1}, "remask_steps must be below the 1 steps, got 1"),
+        ({"remask_steps": 3}, "remask_steps must be fewer than the 3 steps, of which they are the last; got 3"),
+        ({"steps": 1, "remask_steps": 1}, "remask_steps must be fewer than the 1 steps"),
         ({"remask_steps": -1}, "remask_steps must be an integer of at least 0"),
         ({"remask_guidance_scale": -1.0}, "remask_guidance_scale must be a number at least 0"),
         ({"sampler": "entropy", "remask_steps": 1}, "entropy ends early: choose another, or 0 remask_steps"),

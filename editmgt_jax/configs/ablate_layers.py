@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     """The keys and defaults of `editmgt_jax/ablation/config.py`, and how the study differs."""
     config = ConfigDict(starting_values(), type_safe=False)
     config.examples.update(count=96, split="heldout", objects="rich")
-    config.record.update(rates=(1.0, 0.75, 0.5, 0.25), steps=(0,), seeds=(0, 1, 2))
+    config.record.update(rates=(1.0, 0.75, 0.5, 0.25), steps=(0,), seeds=(0, 1, 2), settings=dict(steps=1))
     config.score.update(
         sets=("subsets",),
         signals=(

@@ -100,7 +100,9 @@ class Settings(_Values):
             else:
                 setting.rule(setting.name, value)
         if self.remask_steps >= self.steps:
-            raise SettingsError(f"remask_steps must be below the {self.steps} steps, got {self.remask_steps}")
+            raise SettingsError(
+                f"remask_steps must be fewer than the {self.steps} steps, of which they are the last; got {self.remask_steps}"
+            )
         if self.remask_steps and SAMPLERS[self.sampler].budget is not None:
             raise SettingsError(
                 f"remask_steps needs a sampler that takes every step, and {self.sampler} ends early: choose another, or 0 remask_steps"

@@ -224,6 +224,7 @@ def test_a_model_s_own_number_goes_as_far_as_the_steps_that_were_asked_for(chose
         ({"hold": "from_step", "hold_step": 1}, "hold_step must be below the 1 steps before those that remask, got 1"),
         ({"steps": "3"}, "steps must be an integer"),
         ({"sampler": "halten"}, "sampler must be one of"),
+        ({"sampler": ["halton"]}, "sampler must be one of"),
     ],
     ids=str,
 )

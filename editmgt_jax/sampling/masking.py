@@ -40,9 +40,7 @@ class Schedule(NamedTuple):
         np.ndarray
     )  # float32 [I]: share of the tokens to fill that is still hidden after the step; the last is 0
     temperature: np.ndarray  # float32 [I]: scale of the Gumbel noise on the confidence
-    remasked: np.ndarray | None = (
-        None  # int32 [I]: the half of the tokens, 1 or 2, that the step hides again first, or 0
-    )
+    remasked: np.ndarray | None = None  # int32 [I]: half 1 or 2 of the tokens, which the step hides again first, or 0
 
 
 def hidden_curve(t: Float[Array, "*shape"], kind: str) -> Float[Array, "*shape"]:

@@ -152,7 +152,7 @@ class Settings(_Values):
 
 def _remask_steps(own: int, steps: Any, sampler: Any) -> int:
     """A model's own number, as far as it goes with steps and sampler, which a caller may have chosen and nobody checked yet."""
-    if sampler in SAMPLERS and SAMPLERS[sampler].budget is not None:
+    if isinstance(sampler, str) and sampler in SAMPLERS and SAMPLERS[sampler].budget is not None:
         return 0
     return max(0, min(own, steps - 1)) if is_integer(steps) else own
 

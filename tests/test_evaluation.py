@@ -42,6 +42,21 @@ def test_measures_by_hand():
     assert metrics.share_changed(ids, other, top) == pytest.approx(0.5)
 
 
+def test_colours_are_compared_wherever_they_lie():
+    """Stripes of the other phase: each pixel is as in the source, or further from the target than the source's."""
+    source, target = np.full((4, 6, 3), 0.4), np.full((4, 6, 3), 0.4)
+    target[:, ::2] = 1.0
+    shifted, where = np.roll(target, 1, axis=1), np.ones((4, 6), bool)
+    assert not metrics.nearer_to_target(shifted[None], source[None], target[None], where[None])
+    assert metrics.nearer_in_colours(shifted, source, target, where)
+    assert not metrics.nearer_in_colours(source, source, target, where)
+    few = source.copy()
+    few[0, 0] = 1.0  # one pixel in place of twelve
+    assert not metrics.nearer_in_colours(few, source, target, where)
+    where[:, ::2] = False  # where the target is as the source: nothing is nearer
+    assert not metrics.nearer_in_colours(target, source, target, where)
+
+
 def test_gradient_energy_by_hand():
     pixels = np.zeros((2, 3, 3, 3))
     pixels[0, 1, 1] = 0.5

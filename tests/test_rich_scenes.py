@@ -258,12 +258,19 @@ def test_greys_are_grey_and_as_light_as_their_name(name, low, high):
     assert scenes.name_colour(painted) is None
 
 
-def test_success_of_a_pattern_is_to_be_nearer_to_it():
+def test_success_of_a_pattern_is_to_have_its_colours():
     pairs = protocol.Pairs(64, "train", 60, "rich", categories=("colour",))
-    unnamed = np.array([facts["colour"] is None for facts in pairs.facts])
-    assert unnamed.any() and not unnamed.all()
+    unnamed, patterned = (
+        np.array(some)
+        for some in zip(*((facts["colour"] is None, facts["kind"] == "pattern") for facts in pairs.facts), strict=True)
+    )
+    assert 0 < patterned.sum() < unnamed.sum() < len(pairs) and unnamed[patterned].all()
     assert protocol.succeeded(pairs, pairs.target, pairs.source, pairs.target).all()
     assert not protocol.succeeded(pairs, pairs.source, pairs.source, pairs.target).any()
+    shuffled, dice = np.array(pairs.target), np.random.default_rng(0)
+    for picture, mask in zip(shuffled, pairs.mask, strict=True):
+        picture[mask] = dice.permutation(picture[mask])
+    assert protocol.succeeded(pairs, shuffled, pairs.source, pairs.target)[patterned].all()
 
 
 def test_choices_are_declared_once():

@@ -46,6 +46,16 @@ def nearer_to_target(edited: np.ndarray, source: np.ndarray, target: np.ndarray,
     return distance(target) < distance(source)
 
 
+def nearer_in_colours(edited: np.ndarray, source: np.ndarray, target: np.ndarray, where: np.ndarray) -> bool:
+    """Whether the colours of the region [Y X] of one picture [Y X 3] are nearer to the target's than to the source's, wherever they lie.
+
+    The distance is the squared error of the sorted values of each channel: that of the best assignment of pixels to pixels (the
+    squared Wasserstein distance of order 2), channel by channel.
+    """
+    ours, before, wanted = (np.sort(picture[where], axis=0) for picture in (edited, source, target))
+    return bool(np.square(ours - wanted).sum() < np.square(ours - before).sum())
+
+
 def nearest(edited: np.ndarray, candidates: np.ndarray, where: np.ndarray) -> int:
     """Which of the candidates [n Y X 3] one picture [Y X 3] is nearest to (squared error) inside the mask. -> int"""
     return int(np.argmin((np.square(candidates - edited) * where[..., None]).sum(axis=(1, 2, 3))))

@@ -217,7 +217,7 @@ def _localised(job: Job, pairs, free, figures) -> np.ndarray:
 class Scenes(Protocol):
     """What evaluations side by side ask of the protocol. Its examples are drawn, not read."""
 
-    name, version, examples = "scenes", "3", None
+    name, version, examples = "scenes", "4", None
     title = "procedural scenes with known targets, without (free) and with region hold (held)"
     reference = "this package"
     directions = DIRECTIONS | {"success": 1, "recognised": 1, "psnr_inside": 1, "psnr_outside": 1, "gradient_share": 1} | {

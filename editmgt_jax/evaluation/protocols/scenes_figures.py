@@ -3,8 +3,10 @@
 Success is measured, by category:
 
     colour      the measured colour name of the decoded pixels in the true mask is the one asked for
+    pattern     a kind of colour: in the true mask, the colours of the decoded result are nearer to those of the VQ-decoded target than
+                to those of the VQ-decoded source, wherever they lie; the instruction does not say where a stripe begins
     others      in the true mask, the decoded result is nearer (squared error) to the VQ-decoded target than to the
-                VQ-decoded source; so too for patterns, black, white and gray, which have no measured name
+                VQ-decoded source; so too for black, white and gray, which have no measured name
 
 `recognised` (add and replace) is stricter: the result is nearer to the true target than to what the target would be with
 any of nine other objects in place of the new one; a guess is right once in ten.
@@ -36,10 +38,11 @@ def succeeded(pairs: Pairs, edited: np.ndarray, source: np.ndarray, target: np.n
     """Success of each pair; pictures are VQ-decoded, float [n Y X 3]. -> bool [n]"""
     success = metrics.nearer_to_target(edited, source, target, pairs.mask)
     for index in np.flatnonzero(pairs.categories == "colour"):
-        if pairs.facts[index]["colour"] is None:
-            continue
-        pixels = np.round(edited[index][pairs.mask[index]] * 255).astype(np.uint8)
-        success[index] = name_colour(pixels) == pairs.facts[index]["colour"]
+        facts, mask = pairs.facts[index], pairs.mask[index]
+        if facts.get("kind") == "pattern":
+            success[index] = metrics.nearer_in_colours(edited[index], source[index], target[index], mask)
+        elif facts["colour"] is not None:
+            success[index] = name_colour(np.round(edited[index][mask] * 255).astype(np.uint8)) == facts["colour"]
     return success
 
 

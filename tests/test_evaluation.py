@@ -82,6 +82,16 @@ def test_the_target_succeeds_and_the_source_fails(pairs):
     assert not scenes_figures.succeeded(pairs, pairs.source, pairs.source, pairs.target).any()
 
 
+def test_a_sharp_edit_beside_the_place_succeeds_when_smoothed():
+    """A small bright square for another one three pixels away, in a wide region."""
+    one = types.SimpleNamespace(mask=np.ones((1, 64, 64), bool), categories=np.array(["add"]))
+    source, target, edited = (np.zeros((1, 64, 64, 3)) for _ in range(3))
+    target[:, 20:22, 20:22] = edited[:, 20:22, 23:25] = 1
+    assert not scenes_figures.succeeded(one, edited, source, target)
+    assert scenes_figures.succeeded(one, edited, source, target, 1 / 16)
+    assert not scenes_figures.succeeded(one, source, source, target, 1 / 16)
+
+
 def test_a_colour_edit_must_have_the_colour_that_was_asked_for(pairs):
     index = np.flatnonzero(pairs.categories == "colour")[0]
     wrong = {"blue": (1, 0, 0)}.get(pairs.facts[index]["colour"], (0, 0, 1))

@@ -220,7 +220,7 @@ class Scenes(Protocol):
     name, version, examples = "scenes", "4", None
     title = "procedural scenes with known targets, without (free) and with region hold (held)"
     reference = "this package"
-    directions = DIRECTIONS | {"success": 1, "recognised": 1, "psnr_inside": 1, "psnr_outside": 1, "gradient_share": 1} | {
+    directions = DIRECTIONS | {"success": 1, "success_smoothed": 1, "recognised": 1, "psnr_inside": 1, "psnr_outside": 1, "gradient_share": 1} | {
         name: -1 for name in ("l1_inside", "l1_outside", "lpips_inside", "changed_outside", "passes")
     } | {"iou_consolidated": 1, "iou_single_layer": 1}  # fmt: skip
 

@@ -8,6 +8,9 @@ Success is measured, by category:
     others      in the true mask, the decoded result is nearer (squared error) to the VQ-decoded target than to the
                 VQ-decoded source; so too for black, white and gray, which have no measured name
 
+`success_smoothed` is that of pictures smoothed by a Gaussian of 1/32 of their side, the size of a token of the default model: whether the edit
+happened, whatever its details. Pixel by pixel a blur between the possibilities beats a sharp thing in another pose.
+
 `recognised` (add and replace) is stricter: the result is nearer to the true target than to what the target would be with
 any of nine other objects in place of the new one; a guess is right once in ten.
 
@@ -22,6 +25,7 @@ Axes    n pairs; Y X pixels; H W tokens
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 from editmgt_jax import images
 from editmgt_jax.data.scenes.source import name_colour
@@ -32,11 +36,20 @@ from editmgt_jax.evaluation.protocol import Traces
 from editmgt_jax.evaluation.protocols.scenes_pairs import Encoded, Pairs
 
 DISTRACTORS = 9
+SMOOTHED = 1 / 32  # of the side
 
 
-def succeeded(pairs: Pairs, edited: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Success of each pair; pictures are VQ-decoded, float [n Y X 3]. -> bool [n]"""
-    success = metrics.nearer_to_target(edited, source, target, pairs.mask)
+def succeeded(
+    pairs: Pairs, edited: np.ndarray, source: np.ndarray, target: np.ndarray, smoothed: float = 0.0
+) -> np.ndarray:
+    """Success of each pair; pictures are VQ-decoded, float [n Y X 3]. -> bool [n]
+
+    Args:
+      smoothed: standard deviation of the Gaussian, as a share of the side, but for colours.
+    """
+    sigma = smoothed * edited.shape[1]
+    seen = [gaussian_filter(each, (0, sigma, sigma, 0)) if sigma else each for each in (edited, source, target)]
+    success = metrics.nearer_to_target(*seen, pairs.mask)
     for index in np.flatnonzero(pairs.categories == "colour"):
         facts, mask = pairs.facts[index], pairs.mask[index]
         if facts.get("kind") == "pattern":
@@ -78,6 +91,7 @@ def score_edits(
     perceptual = {"lpips_inside": lpips_inside(pairs, edited, lpips)} if lpips else {}
     return perceptual | {
         "success": succeeded(pairs, edited, encoded.source, encoded.target).astype(float),
+        "success_smoothed": succeeded(pairs, edited, encoded.source, encoded.target, SMOOTHED).astype(float),
         "recognised": recognised(pairs, edited),
         "l1_inside": metrics.l1(edited, pairs.target, pairs.mask),
         "l1_outside": metrics.l1(edited, pairs.target, ~pairs.mask),

@@ -32,7 +32,16 @@ from editmgt_jax import images
 from editmgt_jax.data.scenes.source import CATEGORIES
 from editmgt_jax.sampling import masking
 
-FIGURES = ("success", "recognised", "psnr_inside", "changed_inside", "changed_outside", "edges", "gradient_share")
+FIGURES = (
+    "success",
+    "success_smoothed",
+    "recognised",
+    "psnr_inside",
+    "changed_inside",
+    "changed_outside",
+    "edges",
+    "gradient_share",
+)
 RATES = (1.0, 0.75, 0.5, 0.25, 0.1)
 COPY_PENALTY = 3.0  # nats that `changes_first` takes off the confidence of a copy
 
@@ -73,12 +82,13 @@ def table_steps(lab, keep):
 
 def _against(keep, one):
     """Which pairs the other decodes lose and win against one of them."""
-    first, rows = keep[one]["success"] > 0, []
-    for name in [name for name in keep if name != one]:
-        other = keep[name]["success"] > 0
-        lost, won = int((first & ~other).sum()), int((~first & other).sum())
-        rows.append((name, (lost, won, sign_test(lost, won))))
-    _print(f"against {one}", ("lost", "won", "p, sign test"), rows)
+    for figure in ("success", "success_smoothed"):
+        first, rows = keep[one][figure] > 0, []
+        for name in [name for name in keep if name != one]:
+            other = keep[name][figure] > 0
+            lost, won = int((first & ~other).sum()), int((~first & other).sum())
+            rows.append((name, (lost, won, sign_test(lost, won))))
+        _print(f"{figure} against {one}", ("lost", "won", "p, sign test"), rows)
 
 
 def table_remask(lab, keep):

@@ -65,9 +65,10 @@ def test_a_recorded_step_is_the_decodes_attention(recorder, recorded, position, 
     assert found.std() > 1e-4
 
 
-@pytest.mark.parametrize("hold", ["released", "from_step"])
-def test_a_recorded_step_that_remasks_is_the_decodes_attention(model, tmp_path, hold):
+@pytest.mark.parametrize("hold, hold_step", [("released", 0), ("from_step", 0), ("from_step", 1)])
+def test_a_recorded_step_that_remasks_is_the_decodes_attention(model, tmp_path, hold, hold_step):
     settings = {"steps": STEPS, "remask_steps": 2, "layers": (0, 1, 2), "hold": hold, "hold_threshold": 0.5}
+    settings |= {"hold_step": hold_step} if hold_step else {}
     config = make_config(model, settings=tuple(settings.items()), rates=(), steps=(STEPS - 1,), seeds=(0,))
     records = Records.open(record.record(config, tmp_path))
     recorder = record.Recorder(config, EditPipeline.from_pretrained(model))

@@ -233,8 +233,13 @@ def test_wrong_settings_are_named(chosen, message):
         of_model(**chosen)
 
 
+def test_guidance_that_a_caller_switches_off_is_off_in_every_step():
+    assert not of_model(guidance_scale=1.0).guided and of_model(guidance_scale=3.0).remask_guidance_scale == 2.0
+
+
 def test_steps_that_remask_may_be_the_only_guided_ones():
-    assert of_model(guidance_scale=1.0).guided and not of_model(guidance_scale=1.0, remask_steps=0).guided
+    scales = dict(guidance_scale=1.0, remask_guidance_scale=2.0)
+    assert of_model(**scales).guided and not of_model(remask_steps=0, **scales).guided
 
 
 # ---- elsewhere

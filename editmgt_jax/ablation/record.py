@@ -187,7 +187,9 @@ class Recorder:
             tokens = np.stack([seen[at][index] for index, at in enumerate(taken)])
             if schedule.remasked is not None and schedule.remasked[step]:
                 again = remasked(int(schedule.remasked[step]), source.shape[1:]).reshape(source.shape[1:])
-                settled = edit.keep if settings.hold == "from_step" else False
+                settled = settings.hold == "from_step" and edit.keep & (
+                    seen[settings.hold_step] == self.pipe.mask_token_id
+                )
                 tokens = np.where(again & ~settled, self.pipe.mask_token_id, tokens)
             released = self.model.scheduler.timestep_convention == "released"
             time = schedule.time[taken] if released else np.mean(tokens == self.pipe.mask_token_id, axis=(1, 2))

@@ -84,6 +84,9 @@ class Settings(_Values):
         values = defaults | chosen
         if "remask_steps" not in chosen:
             values["remask_steps"] = _remask_steps(defaults["remask_steps"], values["steps"], values["sampler"])
+        scale = chosen.get("guidance_scale")
+        if "remask_guidance_scale" not in chosen and isinstance(scale, (int, float)) and scale <= 1:
+            values["remask_guidance_scale"] = None  # off is off in every step
         for setting in SETTINGS:
             if setting.length != "one" and isinstance(values[setting.name], (list, range, np.ndarray)):
                 values[setting.name] = tuple(np.asarray(values[setting.name]).tolist())

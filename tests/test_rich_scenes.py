@@ -258,6 +258,11 @@ def test_greys_are_grey_and_as_light_as_their_name(name, low, high):
     assert scenes.name_colour(painted) is None
 
 
+@pytest.mark.parametrize("count", [1, 57, 1000])
+def test_pure_red_is_red(count):
+    assert scenes.name_colour(np.full((count, 3), (255, 0, 0), np.uint8)) == "red"
+
+
 def test_success_of_a_pattern_is_to_have_its_colours():
     pairs = protocol.Pairs(64, "train", 60, "rich", categories=("colour",))
     unnamed, patterned = (

@@ -27,6 +27,7 @@ from editmgt_jax.ablation.score import write_table
 from editmgt_jax.batching import in_batches
 from editmgt_jax.errors import UserError
 from editmgt_jax.evaluation import metrics
+from editmgt_jax.evaluation.protocols.scenes import Scenes
 from editmgt_jax.evaluation.protocols.scenes_figures import succeeded
 from editmgt_jax.files import write_json
 from editmgt_jax.models.blocks import Interventions
@@ -88,7 +89,7 @@ def _path(folder, part) -> Path:
 def _begin(folder, config, every, weights) -> None:
     """An empty folder, or the one that the same decodes were begun in."""
     values = config.to_dict()
-    facts = [values[name] for name in ("examples", "record", "decode")] + [weights]
+    facts = [values[name] for name in ("examples", "record", "decode")] + [weights, Scenes.version]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     marker = folder / DONE_BY
     if folder.exists() and (not marker.is_file() or json.loads(marker.read_text())["digest"] != digest):

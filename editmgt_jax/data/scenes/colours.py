@@ -94,7 +94,7 @@ def name_colour(rgb_pixels: np.ndarray, weights: np.ndarray | None = None) -> st
     if main is None:
         return None
     hue, saturation, value, _ = main
-    name = next(name for bound, name in _UPPER_BOUNDS if hue < bound)
+    name = next(name for bound, name in _UPPER_BOUNDS if hue % 360 < bound)  # a mean may round to 360
     if name in ("red", "orange") and value < 0.64:
         return "brown"
     if name == "red" and saturation < 0.55:

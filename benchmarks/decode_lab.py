@@ -176,7 +176,7 @@ class Lab:
         for step in range(steps):
             draws = self.noise(step)
             if step >= first:
-                tokens = np.where(decode.remasked(int(values.remasked[step]), self.grid), self.mask_id, tokens)
+                tokens = np.where(decode.half_of_grid(int(values.remasked[step]), self.grid), self.mask_id, tokens)
                 guidance = guidance if remask_guidance is None else remask_guidance
             hidden = tokens == self.mask_id
             passes += hidden.any(axis=1)

@@ -168,7 +168,9 @@ def test_a_mask_and_neighbours(pipe):
     settings = dict(steps=4, remask_steps=2, remask_guidance_scale=1.5, hold_threshold=0.4, hold="released")
     found = edit(pipe, ids, keys, start, **settings)
     np.testing.assert_array_equal(found.tokens[start != MASK_ID], ids[start != MASK_ID])
-    np.testing.assert_array_equal(found.tokens[found.keep], ids[found.keep])
+    last = (found.step_relevance[-1] < 0.4) & (start == MASK_ID) & dec.half_of_grid(2, (8, 8)).reshape(8, 8)
+    assert last.any()
+    np.testing.assert_array_equal(found.tokens[last], ids[last])
     other = edit(pipe, ids[[1, 1]], keys, start[[1, 1]], **settings)
     np.testing.assert_array_equal(found.tokens[1], other.tokens[1])
 
@@ -234,7 +236,8 @@ def test_wrong_settings_are_named(chosen, message):
 
 
 def test_guidance_that_a_caller_switches_off_is_off_in_every_step():
-    assert not of_model(guidance_scale=1.0).guided and of_model(guidance_scale=3.0).remask_guidance_scale == 2.0
+    assert not of_model(guidance_scale=1.0).guided and not of_model(guidance_scale=np.float32(1)).guided
+    assert of_model(guidance_scale=3.0).remask_guidance_scale == 2.0
 
 
 def test_steps_that_remask_may_be_the_only_guided_ones():

@@ -26,7 +26,7 @@ from editmgt_jax.models.blocks import Probe
 from editmgt_jax.models.mgt import MGT
 from editmgt_jax.models.text import TextEncoder, TextStates, stack
 from editmgt_jax.pipeline import EditPipeline
-from editmgt_jax.sampling.decode import remasked
+from editmgt_jax.sampling.decode import half_of_grid
 from editmgt_jax.sampling.masking import covered_tokens, training_time
 from editmgt_jax.training import processes
 from editmgt_jax.weights.fingerprints import fingerprint
@@ -186,11 +186,10 @@ class Recorder:
             taken = np.minimum(step, passes - 1)  # a decode that ended earlier: its last pass
             tokens = np.stack([seen[at][index] for index, at in enumerate(taken)])
             if schedule.remasked is not None and schedule.remasked[step]:
-                again = remasked(int(schedule.remasked[step]), source.shape[1:]).reshape(source.shape[1:])
-                settled = settings.hold == "from_step" and edit.keep & (
-                    seen[settings.hold_step] == self.pipe.mask_token_id
-                )
-                tokens = np.where(again & ~settled, self.pipe.mask_token_id, tokens)
+                again = half_of_grid(int(schedule.remasked[step]), source.shape[1:]).reshape(source.shape[1:])
+                if settings.hold == "from_step":  # what it settled is not hidden again
+                    again = again & ~(edit.keep & (seen[settings.hold_step] == self.pipe.mask_token_id))
+                tokens = np.where(again, self.pipe.mask_token_id, tokens)
             released = self.model.scheduler.timestep_convention == "released"
             time = schedule.time[taken] if released else np.mean(tokens == self.pipe.mask_token_id, axis=(1, 2))
             yield tokens, time.astype(np.float32)

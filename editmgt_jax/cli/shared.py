@@ -120,7 +120,8 @@ def check_read(chosen: Mapping[str, Any], settings: Any) -> None:
         if setting.name in chosen and setting.needs is not None:
             other, value = setting.needs
             given = getattr(settings, other)
-            if given != value if value is not None else not given:
+            is_read = given == value if value is not None else given > 0
+            if not is_read:
                 flag, needed = (name.replace("_", "-") for name in (setting.name, other))
                 raise SettingsError(f"--{flag} is read with --{needed} {value or 'above 0'} alone; it is {given}")
 

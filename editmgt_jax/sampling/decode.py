@@ -140,7 +140,7 @@ def decode_step(
     # 1. A step that remasks hides its half; then the model's logits: guidance mixes them, region hold pins ids.
     if step.remasked is not None:
         state = state._replace(
-            tokens=jnp.where(state.open & remasked(step.remasked, context.grid), mask_id, state.tokens)
+            tokens=jnp.where(state.open & half_of_grid(step.remasked, context.grid), mask_id, state.tokens)
         )
     prediction = predict(state.tokens, step)
     logits = prediction.logits.astype(jnp.float32)
@@ -170,7 +170,7 @@ def decode_step(
     return state._replace(tokens=commit(state.tokens, candidate, priority, count, mask_id)), prediction
 
 
-def remasked(half: int | Int[Array, ""], grid: tuple[int, int]) -> Bool[Array, " L"]:
+def half_of_grid(half: int | Int[Array, ""], grid: tuple[int, int]) -> Bool[Array, " L"]:
     """The positions that a step hides again: half 1 or 2 of the Halton order, each of which covers the grid evenly; none for 0."""
     order = halton_ranks(grid)
     return (2 * order // len(order) + 1) == half

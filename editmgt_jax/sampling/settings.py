@@ -7,6 +7,7 @@ Source  a model's own operating point is in its `scheduler/scheduler_config.json
 
 import collections
 import dataclasses
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,7 +86,7 @@ class Settings(_Values):
         if "remask_steps" not in chosen:
             values["remask_steps"] = _remask_steps(defaults["remask_steps"], values["steps"], values["sampler"])
         scale = chosen.get("guidance_scale")
-        if "remask_guidance_scale" not in chosen and isinstance(scale, (int, float)) and scale <= 1:
+        if "remask_guidance_scale" not in chosen and isinstance(scale, numbers.Real) and scale <= 1:
             values["remask_guidance_scale"] = None  # off is off in every step
         for setting in SETTINGS:
             if setting.length != "one" and isinstance(values[setting.name], (list, range, np.ndarray)):

@@ -37,6 +37,14 @@ SWEPT = {
             {"hold_step": 1, "reference_strength": 0.0, "image_guidance_scale": 3.0},
         ],
     ),
+    "remasking": (
+        {"hold": "released", "remask_steps": 2},
+        [
+            {"guidance_scale": 2.0, "remask_guidance_scale": 5.0},
+            {"guidance_scale": 4.0},
+            {"guidance_scale": 3.0, "remask_guidance_scale": 1.0},
+        ],
+    ),
 }
 
 

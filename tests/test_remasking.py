@@ -11,6 +11,7 @@ from test_sampled_edits import INSTRUCTION, MASK_ID, captured, edit, first_logit
 
 from editmgt_jax.cli.shared import check_read
 from editmgt_jax.declarations import SettingsError
+from editmgt_jax.errors import UserError
 from editmgt_jax.models.traces import traces
 from editmgt_jax.sampling import decode as dec
 from editmgt_jax.sampling.masking import CURVES, decode_schedule, hidden_curve
@@ -207,12 +208,24 @@ def of_model(**chosen):
         ({"steps": 1}, 1, 0),
         ({"sampler": "entropy", "steps": 12}, 12, 0),
         ({"remask_steps": 0}, 3, 0),
+        ({"hold": "from_step"}, 3, 2),
+        ({"hold": "from_step", "hold_step": 1}, 3, 1),
+        ({"hold": "from_step", "hold_step": 2}, 3, 0),
+        ({"hold_step": 2}, 3, 2),
     ],
     ids=str,
 )
 def test_a_model_s_own_number_goes_as_far_as_the_steps_that_were_asked_for(chosen, steps, remasked):
     settings = of_model(**chosen)
     assert (settings.steps, settings.remask_steps, settings.remask_guidance_scale) == (steps, remasked, 2.0)
+
+
+def test_a_model_cannot_state_more_of_them_than_steps():
+    stated = dict(default_steps=2, default_remask_steps=2)
+    with pytest.raises(
+        UserError, match="default_remask_steps must be fewer than the 2 default_steps, of which .*; got 2"
+    ):
+        dataclasses.replace(tiny.SCHEDULER_CONFIG, **stated)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +236,12 @@ def test_a_model_s_own_number_goes_as_far_as_the_steps_that_were_asked_for(chose
         ({"remask_steps": -1}, "remask_steps must be an integer of at least 0"),
         ({"remask_guidance_scale": -1.0}, "remask_guidance_scale must be a number at least 0"),
         ({"sampler": "entropy", "remask_steps": 1}, "entropy ends early: choose another, or 0 remask_steps"),
-        ({"hold": "from_step", "hold_step": 1}, "hold_step must be below the 1 steps before those that remask, got 1"),
+        (
+            {"hold": "from_step", "hold_step": 1, "remask_steps": 2},
+            "hold_step must be below the 1 steps before those that remask, got 1: choose an earlier one",
+        ),
+        ({"hold": "from_step", "hold_step": 3}, "hold_step must be below the 3 steps, got 3: choose an earlier one"),
+        ({"hold": "from_step", "hold_step": -1}, "hold_step must be an integer of at least 0"),
         ({"steps": "3"}, "steps must be an integer"),
         ({"sampler": "halten"}, "sampler must be one of"),
         ({"sampler": ["halton"]}, "sampler must be one of"),

@@ -52,6 +52,11 @@ class SchedulerConfig(_ModelDefaults, JSONConfig):
         for setting in _OF_MODELS:
             if setting.rule and getattr(self, setting.key) != setting.default:
                 setting.rule(setting.key, getattr(self, setting.key))
+        require(
+            self.default_remask_steps < self.default_steps,
+            f"default_remask_steps must be fewer than the {self.default_steps} default_steps, of which they are the last",
+            self.default_remask_steps,
+        )
 
     def to_dict(self) -> dict:
         """All keys; a setting that files need not state only where it is not the default."""

@@ -4,6 +4,7 @@
     python benchmarks/decode_steps.py --model runs/export --tables orders --categories add replace motion --pairs 84
     python benchmarks/decode_steps.py --tables --picture steps.png     the first `add` example, step by step
 
+default   one step, the default model's three, of which two remask, four, twelve, and the sampler entropy
 remask    one step, and steps that remask after it or after four, at several guidance scales
 steps     success by category for several step counts, and how many pairs each loses and wins against one step
 commits   for each step: where it commits, and which share of that are copies of the source
@@ -99,6 +100,14 @@ def table_remask(lab, keep):
     variants["1 + 4 at 2"] = 5, None, {"remask_steps": 4, "remask_guidance": 2.0}
     variants |= {"3 steps": (3, None, {}), "4 + 2 at 2": (6, None, {"remask_steps": 2, "remask_guidance": 2.0})}
     _decodes(lab, "remask: steps + those that remask, at a guidance scale", variants, keep)
+    _against(keep, "1 step")
+
+
+def table_default(lab, keep):
+    variants = {"1 step": (1, None, {}), "1 + 2 at 2": (3, None, {"remask_steps": 2, "remask_guidance": 2.0})}
+    variants |= {f"{steps} steps": (steps, None, {}) for steps in (4, 12)}
+    variants["entropy, 240 nats"] = 12, entropy_bound(240.0), {}
+    _decodes(lab, "default: steps + those that remask, at a guidance scale", variants, keep)
     _against(keep, "1 step")
 
 
@@ -246,6 +255,7 @@ def table_orders(lab, keep):
 
 
 TABLES = {
+    "default": table_default,
     "remask": table_remask,
     "steps": table_steps,
     "commits": table_commits,

@@ -63,6 +63,7 @@ NEEDS = {
     "pytest": "these are the tests",
     "ruff": ".ci/run runs it",
     "lpips": "a network",
+    "runs/one_step": "two evaluations that need a network",
 }
 # Run nightly: beginning of a command -> what is added to it there, so that it does little.
 SMALL_RUN = "--config.steps=2 --config.batch_size=8 --config.eval_batches=1 --config.sample_edits=0"

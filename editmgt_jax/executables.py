@@ -86,8 +86,13 @@ def find(function: Callable, *args: Any, **static: Any) -> Callable | None:
 def build(function: Callable, *args: Any, **static: Any) -> tuple[Callable, bool]:
     """Compiles a call that `is_kept`, and keeps it. -> (executable, whether it could be written)"""
     name = _name(function, args, static)
+
+    def anew(*args):  # another function: what jit keeps in memory for this one may have been read from jax's cache, too
+        return function(*args, **static)
+
+    anew.__name__ = function.__name__
     with _without_cache():
-        executable = function.lower(*args, **static).compile()
+        executable = jax.jit(anew).lower(*args).compile()
     _remember(name, executable)
     try:
         content = pickle.dumps(serialize_executable.serialize(executable))

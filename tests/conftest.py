@@ -19,6 +19,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+# The commands that tests run leave the user's cache of programs alone.
+if "EDITMGT_CACHE" not in os.environ:
+    os.environ["EDITMGT_CACHE"] = tempfile.mkdtemp(prefix="editmgt-tests-")
+    atexit.register(shutil.rmtree, os.environ["EDITMGT_CACHE"], ignore_errors=True)
+
 import jax  # noqa: E402  (the flags come first)
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402

@@ -74,8 +74,9 @@ def test_of_many_programs_those_last_used_are_kept(folder, monkeypatch):
     assert executables.find(program, inputs(4), power=2) is not None and len(executables._ready) == 2  # from the folder
 
 
-def test_what_jax_has_in_its_own_cache_can_be_kept(folder, tmp_path, monkeypatch):
-    """An executable that was read from that cache cannot be written again: it must be compiled."""
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_what_jax_has_in_its_own_cache_can_be_kept(in_memory, folder, tmp_path):
+    """An executable that was read from that cache, even by an earlier call of this process, cannot be written again: it must be compiled."""
     options = {"dir": str(tmp_path / "jax")}
     before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_compilation_cache_dir", options["dir"])
@@ -89,9 +90,11 @@ def test_what_jax_has_in_its_own_cache_can_be_kept(folder, tmp_path, monkeypatch
                 expected = plain(program(inputs(), power=3))
             heard.append(executables.CACHE_HIT in events)
         assert heard == [False, True] and list((tmp_path / "jax").iterdir())
-        for _ in range(2):
+        if not in_memory:
             forget()
-            assert plain(executables.run(program, inputs(), power=3)) == expected
+        assert plain(executables.run(program, inputs(), power=3)) == expected and len(list(folder.iterdir())) == 1
+        forget()
+        assert plain(executables.run(program, inputs(), power=3)) == expected and not traced
     finally:
         jax.config.update("jax_compilation_cache_dir", before[0])
         jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])

@@ -1,15 +1,16 @@
 """Recipes: the note in a result repeats its edit, and nothing else."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from test_pipeline import INSTRUCTION, picture
 
 from editmgt_jax import cli, images
-from editmgt_jax.pipeline import recipes
-from editmgt_jax.weights.fingerprints import fingerprint
+from editmgt_jax.pipeline import EditPipeline, recipes
 
 CALL = {"seed": 5, "query": "car", "hold_threshold": 0.2, "guidance_scale": 3.0, "negative_prompt": "a tree"}
 
@@ -24,7 +25,7 @@ def made(pipe, tmp_path_factory):
     mask[:20, 3:] = True
     call = {"image": image, "instruction": INSTRUCTION, "mask": mask} | CALL
     result = pipe(**call)
-    recipe = recipes.recipe_of(call, result, fingerprint(pipe.model.mgt_variables))
+    recipe = recipes.recipe_of(call, result, pipe.model.fingerprint())
     recipes.write_recipe(result.images[0], recipe, folder / "result.png")
     return folder, result
 
@@ -81,9 +82,12 @@ def test_damaged_recipes(made, tmp_path, change):
         recipes.read_recipe(tmp_path / "bad.png")
 
 
-def test_other_weights_are_another_model(made, pipe):
+@pytest.mark.parametrize("part", ["mgt_params", "vq_params"])
+def test_other_weights_are_another_model(made, pipe, part):
     folder, _ = made
-    recipe = recipes.read_recipe(folder / "result.png")
-    other = recipes.Recipe(recipe.call, recipe.image, "0" * 16)
+    recipe, image = recipes.read_recipe(folder / "result.png"), images.load(folder / "in.png", keep_profile=True)
+    recipe.check(pipe, image)
+    changed = jax.tree.map(lambda leaf: leaf + 1, getattr(pipe.model, part))
+    other = EditPipeline(dataclasses.replace(pipe.model, **{part: changed}))
     with pytest.raises(recipes.RecipeError, match="other weights"):
-        other.check(pipe, images.load(folder / "in.png", keep_profile=True))
+        recipe.check(other, image)

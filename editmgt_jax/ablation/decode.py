@@ -22,7 +22,7 @@ import numpy as np
 
 from editmgt_jax.ablation.config import AblationConfig
 from editmgt_jax.ablation.examples import ExampleSource, model_folder
-from editmgt_jax.ablation.record import decode_keys, fingerprint
+from editmgt_jax.ablation.record import decode_keys
 from editmgt_jax.ablation.score import write_table
 from editmgt_jax.batching import in_batches
 from editmgt_jax.errors import UserError
@@ -74,7 +74,7 @@ def decode(config: AblationConfig, workdir: Path, progress: Callable[[Iterable],
     parts = parts_of(config, every, decoder.settings_of)
     with processes.first_then_others():
         if processes.is_first():
-            _begin(folder, config, every, decoder.fingerprint)
+            _begin(folder, config, every, decoder)
     mine = [part for part in parts if part.number % processes.count() == processes.number()]
     for part in progress([part for part in mine if not _path(folder, part).exists()]):
         write_table(_path(folder, part), decoder.run(part))
@@ -86,10 +86,11 @@ def _path(folder, part) -> Path:
     return folder / f"part-{part.number:05d}.parquet"
 
 
-def _begin(folder, config, every, weights) -> None:
+def _begin(folder, config, every, decoder) -> None:
     """An empty folder, or the one that the same decodes were begun in."""
     values = config.to_dict()
-    facts = [values[name] for name in ("examples", "record", "decode")] + [weights, Scenes.version]
+    facts = [values[name] for name in ("examples", "record", "decode")]
+    facts += [vars(decoder.settings_of(every[0])), decoder.pipe.model.fingerprint(), Scenes.version]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     marker = folder / DONE_BY
     if folder.exists() and (not marker.is_file() or json.loads(marker.read_text())["digest"] != digest):
@@ -137,7 +138,6 @@ class Decoder:
         self.config = config
         self.pipe = EditPipeline.from_pretrained(model_folder(config.model), batch_size=config.decode.batch_size)
         self.num_blocks = self.pipe.model.mgt.config.num_blocks
-        self.fingerprint = fingerprint(self.pipe.model.mgt_variables)
         self.source = ExampleSource(config.examples, self.pipe.model.scheduler.native_size)
         self._encoded: dict[int, tuple] = {}
 

@@ -29,7 +29,6 @@ from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.sampling.decode import half_of_grid
 from editmgt_jax.sampling.masking import covered_tokens, training_time
 from editmgt_jax.training import processes
-from editmgt_jax.weights.fingerprints import fingerprint
 
 RATE, STEP = "rate", "step"
 ROOM = 64 << 20  # bytes of attention in float32 that one forward pass may return
@@ -124,7 +123,7 @@ class Recorder:
             raise RecordError(f"record.steps must be below the {self.settings.steps} steps of the decode; got {bad}")
         return Manifest(
             model=self.config.model or "default",
-            fingerprint=fingerprint(self.model.mgt_variables),
+            fingerprint=self.model.fingerprint(),
             examples=self.config.examples.count,
             seeds=record.seeds,
             moments=(*(f"{RATE} {rate}" for rate in record.rates), *(f"{STEP} {step}" for step in record.steps)),

@@ -54,7 +54,7 @@ class SchedulerConfig(_ModelDefaults, JSONConfig):
                 setting.rule(setting.key, getattr(self, setting.key))
         require(
             self.default_remask_steps < self.default_steps,
-            f"default_remask_steps must be fewer than the {self.default_steps} default_steps, of which they are the last",
+            f"default_remask_steps must be fewer than the {self.default_steps} default_steps, of which they are the last: state both",
             self.default_remask_steps,
         )
 

@@ -18,7 +18,6 @@ from editmgt_jax.evaluation.examples import Example
 from editmgt_jax.evaluation.protocol import Traces
 from editmgt_jax.files import replacing
 from editmgt_jax.pipeline import EditPipeline
-from editmgt_jax.weights.fingerprints import fingerprint
 
 VARIANTS = ("free", "free+composite", "held", "held+composite")
 
@@ -42,7 +41,7 @@ class Editor:
 
     def __init__(self, pipe: EditPipeline, seed: int, settings: dict[str, Any], hold_threshold: float | None = None):
         self.pipe, self.seed, self.chosen, self.hold_threshold = pipe, seed, settings, hold_threshold
-        self.weights = fingerprint((pipe.model.mgt_variables, pipe.model.vq_params))
+        self.weights = pipe.model.fingerprint()
         if hold_threshold is not None:
             pipe.settings(hold_threshold=hold_threshold)  # what is wrong with it is found before the work
         self.settings = {name: value for name, value in vars(pipe.settings(**settings)).items() if name != "record"}

@@ -21,7 +21,6 @@ from editmgt_jax.errors import UserError
 from editmgt_jax.images import ImageError
 from editmgt_jax.pipeline.pictures import EditPipeline
 from editmgt_jax.sampling.results import Result
-from editmgt_jax.weights.fingerprints import fingerprint
 
 KEY = "editmgt"  # of the note in a PNG
 _CALL = {"instruction": str, "query": str | None, "negative_prompt": str | None, "seed": int, "composite": bool}
@@ -38,7 +37,7 @@ class Recipe:
 
     call: dict[str, Any]  # keyword arguments of `EditPipeline.__call__` but the image
     image: str  # hash of the input picture
-    weights: str  # fingerprint of the transformer's
+    weights: str  # the model's `fingerprint`
 
     def to_json(self) -> str:
         """The note."""
@@ -51,7 +50,7 @@ class Recipe:
         """Errors: RecipeError for another input picture, or another model."""
         if picture_hash(image) != self.image:
             raise RecipeError("a recipe repeats the edit of one picture; the image is another one: its pixels differ")
-        if fingerprint(pipe.model.mgt_variables) != self.weights:
+        if pipe.model.fingerprint() != self.weights:
             raise RecipeError(
                 "a recipe repeats the edit of one model; this one has other weights, or other types of them"
             )

@@ -84,7 +84,7 @@ class Settings(_Values):
         chosen = {name: value for name, value in chosen.items() if value is not None}
         values = defaults | chosen
         if "remask_steps" not in chosen:
-            values["remask_steps"] = _remask_steps(defaults["remask_steps"], values)
+            values["remask_steps"] = _remask_steps(defaults["remask_steps"], values["steps"], values["sampler"])
         scale = chosen.get("guidance_scale")
         if "remask_guidance_scale" not in chosen and isinstance(scale, numbers.Real) and scale <= 1:
             values["remask_guidance_scale"] = None  # off is off in every step
@@ -114,9 +114,9 @@ class Settings(_Values):
             )
         first = self.steps - self.remask_steps
         if self.hold == "from_step" and self.hold_step >= first:
-            before = " before those that remask" if self.remask_steps else ""
+            before, fewer = (" before those that remask", ", or fewer remask_steps") if self.remask_steps else ("", "")
             raise SettingsError(
-                f"hold_step must be below the {first} steps{before}, got {self.hold_step}: choose an earlier one"
+                f"hold_step must be below the {first} steps{before}, got {self.hold_step}: choose an earlier one{fewer}"
             )
 
     @property
@@ -157,18 +157,11 @@ class Settings(_Values):
         )
 
 
-def _remask_steps(own: int, values: dict[str, Any]) -> int:
-    """A model's own number, as far as it goes with settings that a caller may have chosen and nobody checked yet.
-
-    A sampler that ends early has none; at least one step, and the one that holds for good, comes before those that remask.
-    """
-    sampler, steps, hold_step = values["sampler"], values["steps"], values["hold_step"]
+def _remask_steps(own: int, steps: Any, sampler: Any) -> int:
+    """A model's own number, as far as it goes with steps and sampler, which a caller may have chosen and nobody checked yet."""
     if isinstance(sampler, str) and sampler in SAMPLERS and SAMPLERS[sampler].budget is not None:
         return 0
-    if not is_integer(steps):
-        return own
-    holding = values["hold"] == "from_step" and is_integer(hold_step) and hold_step >= 0
-    return max(0, min(own, steps - (hold_step + 1 if holding else 1)))
+    return max(0, min(own, steps - 1)) if is_integer(steps) else own
 
 
 def side_by_side(several: Sequence[Settings], masking_schedule: str) -> Knobs:

@@ -26,7 +26,6 @@ from editmgt_jax.serving.engine import Work
 from editmgt_jax.serving.errors import ApiError, bad
 from editmgt_jax.serving.requests import check_header, read_edit
 from editmgt_jax.serving.session import HELD, Edited, Session, brushed, region
-from editmgt_jax.weights.fingerprints import fingerprint
 
 EXAMPLES = (
     ("chick.png", "make the chick pink"),
@@ -58,7 +57,7 @@ class Page:
 
     def __init__(self, server: Server, folder: str | Path):
         self._server = server
-        self._weights = fingerprint(server.engine.pipe.model.mgt_variables)
+        self._weights = server.engine.pipe.model.fingerprint()
         os.environ["GRADIO_TEMP_DIR"] = str(folder)  # gradio reads it for each of the components
         with gr.Blocks(title="editmgt", analytics_enabled=False, delete_cache=(IDLE, IDLE)) as blocks:
             view = _lay_out(server.engine.pipe.settings(), Session(folder))

@@ -28,6 +28,7 @@ from editmgt_jax.weights import lora as adapters
 from editmgt_jax.weights.components import COMPONENTS, MGT_FOLDERS, abstract_params, make_module, text_components
 from editmgt_jax.weights.conversion import check_weights, load_params
 from editmgt_jax.weights.files import check_variant
+from editmgt_jax.weights.fingerprints import fingerprint
 from editmgt_jax.weights.hub import HubOptions, check_options, fetch
 
 DEFAULT_MODEL = Path(__file__).parents[1] / "assets" / "default"
@@ -63,6 +64,10 @@ class LoadedModel:
     def mgt_variables(self) -> dict:
         """What the transformer is applied with."""
         return {"params": self.mgt_params} | ({} if self.lora_params is None else {"lora": self.lora_params})
+
+    def fingerprint(self) -> str:
+        """16 letters that tell the weights of transformer and image tokenizer from others."""
+        return fingerprint((self.mgt_variables, self.vq_params))
 
     @property
     def unit(self) -> int:

@@ -29,7 +29,6 @@ from editmgt_jax.evaluation.protocols.scenes_run import Part, begun, joined, wor
 from editmgt_jax.files import write_json
 from editmgt_jax.pipeline import EditPipeline
 from editmgt_jax.sampling.settings import Settings
-from editmgt_jax.weights.fingerprints import fingerprint
 
 # Categories whose edit is a region; the mask of a style edit is the whole picture, of a background edit most of it.
 LOCAL = ("add", "remove", "replace", "colour", "motion")
@@ -105,7 +104,7 @@ def evaluate(
     if process[1] > 1 and workdir is None:
         raise UserError("several processes evaluate scenes in one work directory: name it with --workdir")
     measure = None if lpips is None else Lpips(str(lpips))
-    edited = {"model": str(name), "weights": fingerprint((pipe.model.mgt_variables, pipe.model.vq_params))}
+    edited = {"model": str(name), "weights": pipe.model.fingerprint()}
     edited |= {"seeds": list(seeds), "size": size, "settings": _told(resolved) | settings}
     models = {} if measure is None else {"lpips": f"{measure.where} ({measure.variant})"}
     with begun(Scenes, workdir, edited, split, objects, count, models, process) as (identity, store):

@@ -66,17 +66,18 @@ def planted(folder, strength, seed, examples=40):
     )  # fmt: skip
 
 
-def test_a_planted_set_is_found_in_95_of_100_draws(tmp_path):
+@pytest.mark.parametrize("draws", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_planted_set_is_found_in_95_of_100_draws(tmp_path, draws):
     """Blocks 2 and 3 of 6 show the truth in noise; all 63 subsets compete."""
     found = 0
     every = sets.named_sets(("subsets",), 6, (0,))
     entries = [{"blocks": list(one.blocks)} for one in every]
-    for draw in range(100):
+    for draw in range(draws):
         records = planted(tmp_path / str(draw), (0, 0, 2.0, 2.0, 0, 0), draw, examples=80)
         values = search.objective_of(scoring.Scorer(records, VIEW), every, "ap", "selected")
         best = search.Candidates(entries, values).chosen_by(lambda entry: True)
         found += entries[best]["blocks"] == [2, 3]
-    assert found >= 95
+    assert found >= 0.95 * draws
 
 
 @pytest.mark.parametrize("candidates", [2, 12])

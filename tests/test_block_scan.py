@@ -42,7 +42,7 @@ def _gradients(params, remat, attention, dtype, place=lambda x: x, batch=BATCH, 
 
 @pytest.fixture(scope="module")
 def params():
-    return init_mgt(MGT(CONFIG), jax.random.key(0))
+    return jax.jit(partial(init_mgt, MGT(CONFIG)))(jax.random.key(0))
 
 
 def _assert_close(found, expected, share):
@@ -71,7 +71,11 @@ def test_gradients_of_what_kernels_wrote(params, on_tpu, text, grid):
 
 @pytest.mark.parametrize(
     "sizes, batch",
-    [({"fsdp": 2, "tensor": 2}, 4), ({"fsdp": 2, "context": 2}, 4), ({"fsdp": 2, "tensor": 2}, 3)],
+    [
+        ({"fsdp": 2, "tensor": 2}, 4),
+        ({"fsdp": 2, "context": 2}, 4),
+        pytest.param({"fsdp": 2, "tensor": 2}, 3, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_gradients_on_a_mesh(params, on_tpu, sizes, batch):

@@ -46,7 +46,7 @@ def test_lpips_of_masked_pictures(tmp_path):
     from editmgt_jax.weights import lpips as files
 
     module = LPIPS("alexnet")
-    params = module.init(jax.random.key(0), *jnp.zeros((2, 1, 64, 64, 3)))["params"]
+    params = jax.jit(module.init)(jax.random.key(0), *jnp.zeros((2, 1, 64, 64, 3)))["params"]
     files.save(params, tmp_path / "alexnet.safetensors")
     data = made.pie(tmp_path / "data", count=2)
     shutil.copytree(data / "annotation_images", tmp_path / "outputs")
@@ -58,7 +58,7 @@ def test_lpips_of_masked_pictures(tmp_path):
     outside = np.ones((512, 512, 1), np.float32)
     outside[100:200] = 0
     pair = [jnp.asarray(x / 255 * outside, jnp.float32)[None] for x in (before, after)]
-    expected = float(module.apply({"params": params}, *pair)[0])
+    expected = float(jax.jit(module.apply)({"params": params}, *pair)[0])
     table = found["results"]["all"]["0_random"]
     assert table["lpips_unedit_part_no_border"]["mean"] == pytest.approx(expected, rel=1e-4)
     assert found["models"]["lpips"].endswith("(alexnet)")

@@ -222,7 +222,7 @@ def test_the_copy_friendly_start_copies_the_source():
     )  # fmt: skip
     model = MGT(config)
     codebook = jax.random.normal(jax.random.key(0), (32, 6)) * jnp.array([[3.0, 1, 1, 0.5, 0.2, 1]])
-    params = copy_friendly(init_mgt(model, jax.random.key(1)), config, codebook, jax.random.key(2))
+    params = copy_friendly(jax.jit(partial(init_mgt, model))(jax.random.key(1)), config, codebook, jax.random.key(2))
     source = jax.random.randint(jax.random.key(3), (2, 8, 12), 0, 32)
     hidden = jnp.where(jax.random.uniform(jax.random.key(4), source.shape) < 0.8, config.mask_token_id, source)
 

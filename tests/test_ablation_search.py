@@ -67,7 +67,7 @@ def planted(folder, strength, seed, examples=40):
 
 
 @pytest.mark.parametrize("draws", [20, pytest.param(100, marks=pytest.mark.slow)])
-def test_a_planted_set_is_found_in_95_of_100_draws(tmp_path, draws):
+def test_a_planted_set_is_found_in_95_percent_of_draws(tmp_path, draws):
     """Blocks 2 and 3 of 6 show the truth in noise; all 63 subsets compete."""
     found = 0
     every = sets.named_sets(("subsets",), 6, (0,))

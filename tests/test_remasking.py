@@ -237,6 +237,7 @@ def test_a_model_cannot_state_more_of_them_than_steps():
             "below the 1 steps before those that remask, got 1: choose an earlier one, or fewer remask_steps",
         ),
         ({"hold": "from_step", "hold_step": 3, "remask_steps": 0}, "below the 3 steps, got 3: choose an earlier one$"),
+        ({"hold": "from_step", "hold_step": -1}, "hold_step must be an integer of at least 0"),
         ({"steps": "3"}, "steps must be an integer"),
         ({"sampler": "halten"}, "sampler must be one of"),
         ({"sampler": ["halton"]}, "sampler must be one of"),

@@ -7,11 +7,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import xla_flags
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile far more than they compute: unoptimised programs take a third off their time. XLA_FLAGS can say otherwise.
-for _flag, _value in (("--xla_force_host_platform_device_count", 8), ("--xla_backend_optimization_level", 0)):
-    if _flag not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
+os.environ["XLA_FLAGS"] = xla_flags.added(os.environ.get("XLA_FLAGS", ""), xla_force_host_platform_device_count=8)
 
 # Programs that several tests, and the processes that they start, compile alike are compiled once.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

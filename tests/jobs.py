@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import tiny
 import tokens
+import xla_flags
 from small_runs import frozen_config
 
 from editmgt_jax.training.runs import run_params
@@ -53,7 +54,7 @@ def parameters(run, average: bool, step: int) -> dict:
 
 
 def environment(devices: int, number: int | None = None, count: int = 1, port: int = 0) -> dict:
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"  # compiles sooner
+    flags = xla_flags.added("", xla_force_host_platform_device_count=devices)
     importable = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     found = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": importable}
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:

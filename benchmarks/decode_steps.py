@@ -4,7 +4,7 @@
     python benchmarks/decode_steps.py --model runs/export --tables orders --categories add replace motion --pairs 84
     python benchmarks/decode_steps.py --tables --picture steps.png     the first `add` example, step by step
 
-default   one step, the default model's three, of which two remask, four, twelve, and the sampler entropy
+default   one step, the default model's two, of which one remasks, three, of which two do, four, twelve, and the sampler entropy
 remask    one step, and steps that remask after it or after four, at several guidance scales
 steps     success by category for several step counts, and how many pairs each loses and wins against one step
 commits   for each step: where it commits, and which share of that are copies of the source
@@ -83,7 +83,7 @@ def table_steps(lab, keep):
 
 def _against(keep, one):
     """Which pairs the other decodes lose and win against one of them."""
-    for figure in ("success", "success_smoothed"):
+    for figure in ("success", "success_smoothed", "recognised"):
         first, rows = keep[one][figure] > 0, []
         for name in [name for name in keep if name != one]:
             other = keep[name][figure] > 0
@@ -96,7 +96,8 @@ def table_remask(lab, keep):
     variants = {"1 step": (1, None, {})}
     for scale in (1.0, 1.5, 2.0, 2.5):
         variants[f"1 + 2 at {scale:g}"] = 3, None, {"remask_steps": 2, "remask_guidance": scale}
-    variants["1 + 1 at 2"] = 2, None, {"remask_steps": 1, "remask_guidance": 2.0}
+    for scale in (2.0, 2.5, 3.0):
+        variants[f"1 + 1 at {scale:g}"] = 2, None, {"remask_steps": 1, "remask_guidance": scale}
     variants["1 + 4 at 2"] = 5, None, {"remask_steps": 4, "remask_guidance": 2.0}
     variants |= {"3 steps": (3, None, {}), "4 + 2 at 2": (6, None, {"remask_steps": 2, "remask_guidance": 2.0})}
     _decodes(lab, "remask: steps + those that remask, at a guidance scale", variants, keep)
@@ -104,11 +105,14 @@ def table_remask(lab, keep):
 
 
 def table_default(lab, keep):
-    variants = {"1 step": (1, None, {}), "1 + 2 at 2": (3, None, {"remask_steps": 2, "remask_guidance": 2.0})}
+    variants = {"1 step": (1, None, {})}
+    for more in (1, 2):
+        variants[f"1 + {more} at 2"] = 1 + more, None, {"remask_steps": more, "remask_guidance": 2.0}
     variants |= {f"{steps} steps": (steps, None, {}) for steps in (4, 12)}
     variants["entropy, 240 nats"] = 12, entropy_bound(240.0), {}
     _decodes(lab, "default: steps + those that remask, at a guidance scale", variants, keep)
-    _against(keep, "1 step")
+    for one in ("1 step", "1 + 1 at 2"):
+        _against(keep, one)
 
 
 def sign_test(lost: int, won: int) -> float:

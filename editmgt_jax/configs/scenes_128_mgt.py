@@ -41,8 +41,8 @@ def get_config() -> ConfigDict:
     )
     config.model.text.update(hidden_size=256, projection_dim=256, num_attention_heads=4, max_position_embeddings=32)
     config.model.scheduler.update(  # chosen on pairs of the training split
-        default_steps=3,
-        default_remask_steps=2,
+        default_steps=2,
+        default_remask_steps=1,
         default_remask_guidance_scale=2.0,
         default_hold_threshold=0.0,
         default_layers=(2, 3, 4, 6),

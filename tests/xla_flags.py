@@ -1,9 +1,9 @@
-"""How tests compile: they do so far more than they compute, and programs that are compiled quickly halve their time. Imports no jax."""
+"""How tests compile: they do so far more than they compute, and programs that are compiled quickly take up to half off their time. Imports no jax."""
 
 from importlib.metadata import version
 
 QUICK = {"--xla_backend_optimization_level": "0", "--xla_cpu_parallel_codegen_split_count": "1"}
-if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones have no other emitters than these
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # jaxlib 0.12 has no such flag
     QUICK["--xla_cpu_use_fusion_emitters"] = "false"
 
 
